@@ -1,0 +1,63 @@
+# What one does with a checkout. "make" alone lists it all.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+LOCAL := $(or $(LETHE_LOCAL_DIR),.local)
+BIN := $(or $(CARGO_TARGET_DIR),target)/release
+LOCKED := $(if $(filter true,$(CI)),--locked)
+WITH_ENV := source "$(LOCAL)/env"
+
+.PHONY: help build servers up down test lint demo clean-local
+
+help: ## List these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+build: ## Build everything in release
+	cargo build --release --workspace $(LOCKED)
+
+servers: ## Start private PostgreSQL and RabbitMQ, write .local/env, migrate
+	deploy/local/servers install
+	deploy/local/servers start
+	cargo build --release --bin lethe $(LOCKED)
+	$(WITH_ENV); "$(BIN)/lethe" migrate
+
+up: build servers ## Start servers and one of each worker; ERASURE_EXECUTOR=3 starts three
+	deploy/local/fleet up
+
+down: ## Stop workers and servers
+	deploy/local/fleet down
+	deploy/local/servers stop
+
+test: ## Run all tests, against real servers and real binaries
+	deploy/local/servers install
+	deploy/local/servers start
+	cargo build --workspace --bins $(LOCKED)
+	$(WITH_ENV); \
+	if cargo nextest --version >/dev/null 2>&1; then \
+		cargo nextest run --workspace $(LOCKED) && \
+		cargo test --doc --workspace $(LOCKED); \
+	else \
+		cargo test --workspace $(LOCKED); \
+	fi
+
+lint: ## Check formatting, clippy, shell scripts, licences
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	@if command -v shellcheck >/dev/null; then \
+		grep -rlE '^(#!/.*sh$$|# shellcheck shell=)' deploy .ci | xargs shellcheck -x && echo "shellcheck: fine"; \
+	else \
+		echo "shellcheck is not installed: shell scripts left out"; \
+	fi
+	@if cargo deny --version >/dev/null 2>&1; then \
+		cargo deny check bans licenses sources; \
+	else \
+		echo "cargo-deny is not installed: licences and sources left out"; \
+	fi
+
+demo: ## The whole life of some thousand requests, from nothing
+	deploy/local/with-servers bash -euc 'cargo build --release --workspace $(LOCKED); exec "$(BIN)/lethe" demo'
+
+clean-local: ## Stop everything and remove .local
+	deploy/local/fleet down
+	deploy/local/servers clean

@@ -1,0 +1,113 @@
+# shellcheck shell=bash
+# The private PostgreSQL: TCP on 127.0.0.1, no Unix socket (their paths have a limit of 107 bytes).
+
+postgresql_folder() { printf '%s/postgresql/data' "$STATE_DIR"; }
+
+# As the servers' user: nobody else may look into PostgreSQL's folder.
+postgresql_pid() { as_server sed -n 1p "$(postgresql_folder)/postmaster.pid" 2>/dev/null || true; }
+
+postgresql_running() {
+    [[ -d $(postgresql_folder) ]] && is_ours "$(postgresql_pid)" "$(postgresql_folder)"
+}
+
+psql_postgres() {
+    PGPASSWORD=$POSTGRESQL_PASSWORD PGCONNECT_TIMEOUT=3 "$(postgresql_bin)/psql" -X -q -A -t \
+        -v ON_ERROR_STOP=1 -h 127.0.0.1 -p "$POSTGRESQL_PORT" -U lethe -d postgres "$@"
+}
+
+postgresql_answers() { psql_postgres -c 'SELECT 1' >/dev/null 2>&1; }
+
+postgresql_start() {
+    ! postgresql_running || return 0
+    ports_free POSTGRESQL_PORT
+    as_server test -f "$(postgresql_folder)/PG_VERSION" || postgresql_create
+    postgresql_configure
+    postgresql_spawn
+}
+
+postgresql_spawn() {
+    spawn "$LOG_DIR/postgresql.log" "${AS_SERVER[@]}" "$(postgresql_bin)/postgres" -D "$(postgresql_folder)"
+    POSTGRESQL_SPAWNED=$SPAWNED
+}
+
+# Made aside and then moved, so that an interrupted initdb leaves nothing half made.
+postgresql_create() {
+    local folder=$STATE_DIR/postgresql
+    say "creating the PostgreSQL database folder"
+    as_server rm -rf "$folder/new"
+    for_server "$folder/password" <<<"$POSTGRESQL_PASSWORD"
+    as_server "$(postgresql_bin)/initdb" -D "$folder/new" --username=lethe --auth=scram-sha-256 \
+        --pwfile="$folder/password" --encoding=UTF8 --locale="$(utf8_locale)" --no-instructions \
+        >>"$LOG_DIR/postgresql.log" 2>&1 ||
+        die_with_log "$LOG_DIR/postgresql.log" "initdb failed"
+    as_server rm -f "$folder/password"
+    as_server tee -a "$folder/new/postgresql.conf" >/dev/null <<<"include 'lethe.conf'"
+    as_server mv "$folder/new" "$(postgresql_folder)"
+}
+
+utf8_locale() {
+    if locale -a 2>/dev/null | grep -qiE '^C\.utf-?8$'; then
+        printf 'C.UTF-8'
+    else
+        printf 'C'
+    fi
+}
+
+# Durability (fsync, synchronous_commit, full_page_writes) stays at its safe defaults: the tests
+# kill servers and count on it.
+postgresql_configure() {
+    for_server "$(postgresql_folder)/lethe.conf" <<CONF
+listen_addresses = '127.0.0.1'
+port = $POSTGRESQL_PORT
+unix_socket_directories = ''
+max_connections = 400
+shared_buffers = '256MB'
+timezone = 'UTC'
+log_timezone = 'UTC'
+logging_collector = off
+log_destination = 'stderr'
+log_line_prefix = '%m [%p] %q%u@%d '
+cluster_name = 'lethe-local'
+CONF
+}
+
+# After a kill -9 the remains of the last server refuse a new one for a moment: it is tried again.
+postgresql_answers_or_again() {
+    postgresql_answers && return
+    if [[ -n ${POSTGRESQL_SPAWNED:-} ]] && ! kill -0 "$POSTGRESQL_SPAWNED" 2>/dev/null; then
+        ((POSTGRESQL_TRIES++ < 10)) || die_with_log "$LOG_DIR/postgresql.log" "PostgreSQL did not start"
+        sleep 0.5
+        postgresql_spawn
+    fi
+    return 1
+}
+
+postgresql_await() {
+    POSTGRESQL_TRIES=1
+    wait_until 60 postgresql_answers_or_again ||
+        die_with_log "$LOG_DIR/postgresql.log" "PostgreSQL does not answer"
+    [[ $(psql_postgres -c "SELECT count(*) FROM pg_database WHERE datname = 'lethe'") == 1 ]] ||
+        psql_postgres -c 'CREATE DATABASE lethe'
+}
+
+postgresql_stop() {
+    if ! postgresql_running; then
+        say "postgresql  not running"
+        return
+    fi
+    as_server "$(postgresql_bin)/pg_ctl" stop -s -D "$(postgresql_folder)" -m fast -t 60 ||
+        die_with_log "$LOG_DIR/postgresql.log" "PostgreSQL did not stop"
+    say "postgresql  stopped"
+}
+
+postgresql_status() {
+    if postgresql_running && postgresql_answers; then
+        say "postgresql  running  127.0.0.1:$POSTGRESQL_PORT  pid $(postgresql_pid)"
+    elif postgresql_running; then
+        say "postgresql  does not answer  pid $(postgresql_pid)  see $LOG_DIR/postgresql.log"
+        return 1
+    else
+        say "postgresql  stopped"
+        return 1
+    fi
+}

@@ -1,0 +1,264 @@
+//! Consuming in groups: gather deliveries, hand them over, acknowledge what came of them. The one place that
+//! acknowledges (DESIGN rule 8).
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use lapin::message::Delivery;
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use tokio_util::sync::CancellationToken;
+
+use super::publisher::{Outgoing, Publisher};
+use super::topology::{Queue, dead_letters_of};
+use super::{Broker, BrokerError};
+use crate::backoff::Reconnect;
+use crate::health::Health;
+
+/// A delivered message.
+#[derive(Clone, Debug, Default)]
+pub struct Message {
+    /// As it was published.
+    pub routing_key: String,
+    /// The body.
+    pub body: Vec<u8>,
+    /// The property `user_id`, which the broker has verified.
+    pub user_id: Option<String>,
+    /// Where an answer goes.
+    pub reply_to: Option<String>,
+    /// What an answer carries.
+    pub correlation_id: Option<String>,
+    /// The header `controller-id`.
+    pub controller_id: Option<String>,
+    /// The property `content_type`.
+    pub content_type: Option<String>,
+}
+
+impl From<&mut Delivery> for Message {
+    fn from(delivery: &mut Delivery) -> Self {
+        let properties = &delivery.properties;
+        let text = |value: &Option<lapin::types::ShortString>| value.as_ref().map(|text| text.as_str().to_owned());
+        let header = properties.headers().as_ref().and_then(|table| match table.inner().get("controller-id") {
+            Some(AMQPValue::LongString(text)) => std::str::from_utf8(text.as_bytes()).ok().map(str::to_owned),
+            Some(AMQPValue::ShortString(text)) => Some(text.as_str().to_owned()),
+            _ => None,
+        });
+        Self {
+            routing_key: delivery.routing_key.as_str().to_owned(),
+            user_id: text(properties.user_id()),
+            reply_to: text(properties.reply_to()),
+            correlation_id: text(properties.correlation_id()),
+            content_type: text(properties.content_type()),
+            controller_id: header,
+            body: std::mem::take(&mut delivery.data),
+        }
+    }
+}
+
+/// What became of a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Whatever it asked for is durable, or needs nothing: acknowledge.
+    Done,
+    /// Nothing happened; deliver it again after a while.
+    RetryAfter(Duration),
+    /// It can never succeed: keep it in `<queue>.dead` with the reason, then acknowledge.
+    DeadLetter {
+        /// A short class, for the header `error-code`.
+        code: String,
+        /// A sentence without values, for the header `error-message`.
+        reason: String,
+    },
+}
+
+impl Outcome {
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::RetryAfter(_) => "retry",
+            Self::DeadLetter { .. } => "dead_letter",
+        }
+    }
+}
+
+/// Handles groups of messages.
+pub trait GroupHandler: Send + Sync {
+    /// One outcome for each message, in order. Must not panic; must not lose an outcome.
+    fn handle(&self, group: &[Message]) -> impl Future<Output = Vec<Outcome>> + Send;
+}
+
+/// How deliveries are gathered into groups.
+#[derive(Clone, Copy, Debug)]
+pub struct Gather {
+    /// Messages of a group at most.
+    pub messages: usize,
+    /// Bytes of a group at most; a single message may be larger.
+    pub bytes: usize,
+    /// How long to wait for more after the first.
+    pub linger: Duration,
+}
+
+impl Gather {
+    /// One message at a time.
+    pub const SINGLE: Self = Self { messages: 1, bytes: usize::MAX, linger: Duration::ZERO };
+}
+
+/// A supervised consumer of one queue.
+#[derive(Debug)]
+pub struct Consumer<H> {
+    /// Where.
+    pub broker: Broker,
+    /// What.
+    pub queue: Queue,
+    /// Unacknowledged deliveries at most.
+    pub prefetch: u16,
+    /// How groups are made.
+    pub gather: Gather,
+    /// Who handles them.
+    pub handler: Arc<H>,
+    /// For dead letters.
+    pub publisher: Arc<Publisher>,
+    /// Told whether the consumer is connected.
+    pub health: Health,
+}
+
+impl<H: GroupHandler> Consumer<H> {
+    /// Consumes until `shutdown`; connects again whenever the connection, the channel or the consumer ends. The group
+    /// in hand is finished; deliveries that were not begun go back to the queue.
+    pub async fn run(&self, shutdown: CancellationToken) {
+        let mut reconnect = Reconnect::default();
+        while !shutdown.is_cancelled() {
+            let connected = self.health.component(self.queue.name);
+            match self.consume(&shutdown, || {
+                connected.set(true);
+                tracing::info!(queue = self.queue.name, "consuming");
+            })
+            .await
+            {
+                Ok(()) => break,
+                Err(error) => {
+                    if connected.set(false) {
+                        reconnect = Reconnect::default();
+                    }
+                    if reconnect.is_first() {
+                        tracing::warn!(queue = self.queue.name, %error, "consuming has stopped; trying again until it works");
+                    }
+                    tokio::select! {
+                        () = reconnect.wait() => {}
+                        () = shutdown.cancelled() => break,
+                    }
+                }
+            }
+        }
+    }
+
+    async fn consume(&self, shutdown: &CancellationToken, started: impl FnOnce()) -> Result<(), BrokerError> {
+        let (connection, channel) = tokio::select! {
+            connected = self.broker.connect() => connected?,
+            () = shutdown.cancelled() => return Ok(()),
+        };
+        channel.basic_qos(self.prefetch, BasicQosOptions::default()).await?;
+        let mut deliveries = channel
+            .basic_consume(self.queue.name.into(), "".into(), BasicConsumeOptions::default(), FieldTable::default())
+            .await?;
+        started();
+        loop {
+            let first = tokio::select! {
+                first = deliveries.next() => first,
+                () = shutdown.cancelled() => {
+                    // Closing gives back what was not begun.
+                    let _ = connection.close(200, "shutting down".into()).await;
+                    return Ok(());
+                }
+            };
+            // The stream ends when the broker cancels the consumer, for instance because the queue was deleted.
+            let Some(first) = first else { return Err(BrokerError::ConsumerCancelled) };
+            let mut group = vec![first?];
+            self.gather_more(&mut group, &mut deliveries).await?;
+            self.handle(group, shutdown).await?;
+        }
+    }
+
+    async fn gather_more(
+        &self,
+        group: &mut Vec<Delivery>,
+        deliveries: &mut lapin::Consumer,
+    ) -> Result<(), BrokerError> {
+        let deadline = tokio::time::Instant::now() + self.gather.linger;
+        let mut bytes: usize = group.iter().map(|delivery| delivery.data.len()).sum();
+        while group.len() < self.gather.messages && bytes < self.gather.bytes {
+            match tokio::time::timeout_at(deadline, deliveries.next()).await {
+                Ok(Some(delivery)) => {
+                    let delivery = delivery?;
+                    bytes += delivery.data.len();
+                    group.push(delivery);
+                }
+                Ok(None) | Err(_) => break,
+            }
+        }
+        Ok(())
+    }
+
+    async fn handle(&self, mut group: Vec<Delivery>, shutdown: &CancellationToken) -> Result<(), BrokerError> {
+        let started = Instant::now();
+        let messages: Vec<Message> = group.iter_mut().map(Message::from).collect();
+        let outcomes = self.handler.handle(&messages).await;
+        metrics::histogram!("lethe_group_size", "queue" => self.queue.name).record(messages.len() as f64);
+        metrics::histogram!("lethe_handling_seconds", "queue" => self.queue.name).record(started.elapsed().as_secs_f64());
+        for outcome in &outcomes {
+            metrics::counter!("lethe_deliveries_total", "queue" => self.queue.name, "outcome" => outcome.name()).increment(1);
+        }
+        let dead: Vec<Outgoing> = messages.iter().zip(&outcomes).filter_map(|(message, outcome)| self.dead_letter(message, outcome)).collect();
+        self.publisher.publish(&dead).await?;
+        self.acknowledge(&group, &outcomes, shutdown).await
+    }
+
+    fn dead_letter(&self, message: &Message, outcome: &Outcome) -> Option<Outgoing> {
+        let Outcome::DeadLetter { code, reason } = outcome else { return None };
+        tracing::warn!(queue = self.queue.name, code, "a message was set aside");
+        let mut letter = Outgoing::to_queue(dead_letters_of(self.queue.name), message.body.clone())
+            .header("error-code", code.clone())
+            .header("error-message", reason.clone())
+            .header("routing-key", message.routing_key.clone());
+        letter.content_type.clone_from(&message.content_type);
+        if let Some(controller_id) = &message.controller_id {
+            letter = letter.header("controller-id", controller_id.clone());
+        }
+        Some(letter)
+    }
+
+    async fn acknowledge(
+        &self,
+        group: &[Delivery],
+        outcomes: &[Outcome],
+        shutdown: &CancellationToken,
+    ) -> Result<(), BrokerError> {
+        let Some(last) = group.last() else { return Ok(()) };
+        let wait = outcomes.iter().filter_map(|outcome| match outcome {
+            Outcome::RetryAfter(wait) => Some(*wait),
+            _ => None,
+        });
+        let Some(wait) = wait.max() else {
+            // We are alone on this channel and work on one group at a time: the last tag covers them all.
+            last.acker.ack(BasicAckOptions { multiple: true }).await?;
+            return Ok(());
+        };
+        for (delivery, outcome) in group.iter().zip(outcomes) {
+            if !matches!(outcome, Outcome::RetryAfter(_)) {
+                delivery.acker.ack(BasicAckOptions { multiple: false }).await?;
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = shutdown.cancelled() => {}
+        }
+        for (delivery, outcome) in group.iter().zip(outcomes) {
+            if matches!(outcome, Outcome::RetryAfter(_)) {
+                delivery.acker.nack(BasicNackOptions { multiple: false, requeue: true }).await?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,11 @@
+//! RabbitMQ: the topology, supervised connections, consuming in groups, publishing with confirms.
+
+pub mod connection;
+pub mod consumer;
+pub mod publisher;
+pub mod topology;
+pub mod wake;
+
+pub use connection::{Broker, BrokerError};
+pub use consumer::{Consumer, Gather, GroupHandler, Message, Outcome};
+pub use publisher::{Outgoing, Publisher};

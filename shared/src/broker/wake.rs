@@ -1,0 +1,52 @@
+//! Wake-ups: messages that name a row and nothing else. They are published after the commit and may be lost; the
+//! scheduler finds the rows again.
+
+use serde::{Deserialize, Serialize};
+
+use super::topology::{ACCESS_COMPILATION, CALLBACK_DELIVERY, ERASURE_EXECUTION};
+use super::{Outgoing, Publisher};
+use crate::db::slices::Stage;
+use crate::request::{EndpointId, SliceId};
+
+/// Names a slice.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct SliceWakeUp {
+    /// Which one.
+    pub slice_id: SliceId,
+}
+
+/// Names an endpoint.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct EndpointWakeUp {
+    /// Which one.
+    pub endpoint_id: EndpointId,
+}
+
+/// The queue of a stage.
+#[must_use]
+pub const fn queue_of(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Erasure => ERASURE_EXECUTION.name,
+        Stage::Compilation => ACCESS_COMPILATION.name,
+    }
+}
+
+/// Wakes whoever erases or compiles these slices.
+pub async fn slices(publisher: &Publisher, stage: Stage, ids: impl IntoIterator<Item = SliceId>) {
+    let body = |slice_id| serde_json::to_vec(&SliceWakeUp { slice_id }).unwrap_or_default();
+    send(publisher, ids.into_iter().map(|id| Outgoing::to_queue(queue_of(stage), body(id))).collect()).await;
+}
+
+/// Wakes whoever delivers to these endpoints.
+pub async fn endpoints(publisher: &Publisher, ids: impl IntoIterator<Item = EndpointId>) {
+    let body = |endpoint_id| serde_json::to_vec(&EndpointWakeUp { endpoint_id }).unwrap_or_default();
+    let messages = ids.into_iter().map(|id| Outgoing::to_queue(CALLBACK_DELIVERY.name, body(id))).collect();
+    send(publisher, messages).await;
+}
+
+async fn send(publisher: &Publisher, messages: Vec<Outgoing>) {
+    if let Err(error) = publisher.publish(&messages).await {
+        metrics::counter!("lethe_wake_ups_lost_total").increment(messages.len() as u64);
+        tracing::debug!(%error, wake_ups = messages.len(), "wake-ups were not published; the scheduler finds the rows again");
+    }
+}

@@ -1,0 +1,31 @@
+//! Configuration from the environment (contract 2): options, secrets, durations.
+//!
+//! Everything is read and checked before anything connects; what is wrong ends the process with exit code 64 and a
+//! sentence that says what to fix.
+
+mod duration;
+mod options;
+mod secret;
+
+pub use duration::{HumanDuration, InvalidDuration};
+pub use options::{
+    CalendarOptions, CommonOptions, IntakeOptions, KeyOptions, LogFormat, ResultOptions, SigningOptions, parse_backoff,
+};
+pub use secret::{SecretError, secret};
+
+/// The configuration is wrong. The message says which setting, and what to do.
+#[derive(Debug, thiserror::Error)]
+#[error("{setting}: {problem}")]
+pub struct ConfigError {
+    /// The environment variable.
+    pub setting: &'static str,
+    /// What is wrong, and what would be right.
+    pub problem: String,
+}
+
+impl ConfigError {
+    /// `setting` is wrong because of `problem`.
+    pub fn new(setting: &'static str, problem: impl ToString) -> Self {
+        Self { setting, problem: problem.to_string() }
+    }
+}

@@ -1,0 +1,370 @@
+//! Callbacks: claiming those of an endpoint, recording what came of them, and the breaker.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+use super::intake::open_request;
+use super::pool::Session;
+use super::{Db, DbError, statements};
+use crate::backoff::BackoffPolicy;
+use crate::callback::signature::{Algorithm, algorithm_named};
+use crate::crypto::Keys;
+use crate::opendsr::SubjectRequest;
+use crate::request::{CallbackId, ControllerId, EndpointId, RequestStatus};
+
+statements! {
+    CLAIM = "
+        SELECT c.callback_id, c.url_no, c.request_status, c.expected_completion_time, c.attempt, c.started_at,
+               r.controller_id, r.subject_request_id, r.sealed_request, k.signature_algorithm,
+               s.result_id, s.token_salt, s.lines, r.status
+          FROM lethe.claim_callbacks($1, $2, $3, $4, $5) c
+          JOIN lethe.requests r USING (request_key)
+          JOIN lethe.controllers k USING (controller_id)
+          LEFT JOIN lethe.results s USING (request_key)
+         ORDER BY c.callback_id";
+    /// Only the holder of the lease records. In the order of the key, as everyone who locks several callbacks.
+    FINISH = "
+        UPDATE lethe.callbacks c
+           SET state = q.state, lease_token = NULL, lease_expires_at = NULL,
+               retrying_for = c.retrying_for + make_interval(secs => q.used),
+               next_attempt_at = lethe.now() + make_interval(secs => q.delay),
+               finished_at = CASE WHEN q.state = 'ready' THEN NULL ELSE lethe.now() END
+          FROM (SELECT u.* FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::float8[], $5::float8[])
+                       AS u (callback_id, token, state, used, delay)
+                  JOIN lethe.callbacks l USING (callback_id) ORDER BY l.callback_id FOR UPDATE OF l) q
+         WHERE c.callback_id = q.callback_id AND c.lease_token = q.token
+        RETURNING c.callback_id, c.state, c.endpoint_id";
+    /// How long each of these has been retried; the give-up looks at time used, not at time held back.
+    RETRIED = "
+        SELECT callback_id, extract(epoch FROM retrying_for)::float8 FROM lethe.callbacks WHERE callback_id = ANY ($1)";
+    LOG_ATTEMPTS = "
+        INSERT INTO lethe.callback_attempts (callback_id, attempt, started_at, duration, status_code, error_class)
+        SELECT callback_id, attempt, started_at, make_interval(secs => seconds), status_code, error_class
+          FROM unnest($1::uuid[], $2::int[], $3::timestamptz[], $4::float8[], $5::smallint[], $6::text[])
+               AS q (callback_id, attempt, started_at, seconds, status_code, error_class)
+        ON CONFLICT DO NOTHING";
+    RELEASE_SUCCESSORS = "SELECT lethe.release_successors($1)";
+    CLOSE_BREAKERS = "
+        UPDATE lethe.endpoints SET consecutive_failures = 0, open_until = NULL
+         WHERE endpoint_id = ANY ($1) AND (consecutive_failures > 0 OR open_until IS NOT NULL)";
+    COUNT_FAILURES = "
+        UPDATE lethe.endpoints e SET consecutive_failures = e.consecutive_failures + q.failures
+          FROM unnest($1::bigint[], $2::int[]) AS q (endpoint_id, failures)
+         WHERE e.endpoint_id = q.endpoint_id
+        RETURNING e.endpoint_id, e.consecutive_failures";
+    OPEN_BREAKER = "
+        UPDATE lethe.endpoints SET open_until = lethe.now() + make_interval(secs => $2) WHERE endpoint_id = $1";
+    LIST = "
+        SELECT c.callback_id, r.controller_id, r.subject_request_id, c.request_status, c.state, c.attempts,
+               c.next_attempt_at, e.scheme || '://' || e.host || ':' || e.port, a.status_code, a.error_class, c.created_at,
+               c.finished_at
+          FROM lethe.callbacks c
+          JOIN lethe.requests r USING (request_key)
+          JOIN lethe.endpoints e USING (endpoint_id)
+          LEFT JOIN lethe.callback_attempts a ON a.callback_id = c.callback_id AND a.attempt = c.attempts
+         WHERE ($1::text IS NULL OR r.controller_id = $1) AND ($2::text IS NULL OR c.state = $2)
+           AND ($3::uuid IS NULL OR r.subject_request_id = $3)
+         ORDER BY c.created_at DESC, c.callback_id LIMIT $4";
+}
+
+/// A callback in our hand.
+#[derive(Clone, Debug)]
+pub struct ClaimedCallback {
+    /// The same on every attempt.
+    pub callback_id: CallbackId,
+    /// The endpoint it goes to.
+    pub endpoint_id: EndpointId,
+    /// From 1.
+    pub attempt: i32,
+    /// When this attempt began.
+    pub started_at: Timestamp,
+    /// Whose request it is about.
+    pub controller_id: ControllerId,
+    /// How it is signed.
+    pub algorithm: Algorithm,
+    /// The status that it reports.
+    pub status: RequestStatus,
+    /// What was promised when the status was reached.
+    pub expected_completion_time: Timestamp,
+    /// The request that it is about.
+    pub request: SubjectRequest,
+    /// The URL, out of the request.
+    pub url: String,
+    /// The result, where the request is completed: its id, the salt of its token, and its lines.
+    pub result: Option<(Uuid, Vec<u8>, i64)>,
+    token: Uuid,
+}
+
+/// Limits of an endpoint.
+#[derive(Clone, Copy, Debug)]
+pub struct EndpointLimits {
+    /// Deliveries in flight at most, over all couriers.
+    pub in_flight: i32,
+    /// How long a claim is ours; longer than a delivery can take.
+    pub lease: Duration,
+}
+
+/// Claims up to `wanted` due callbacks of an endpoint, as its limit and its breaker allow.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn claim(
+    session: &Session,
+    keys: &Keys,
+    endpoint_id: EndpointId,
+    limits: EndpointLimits,
+    wanted: i32,
+) -> Result<Vec<ClaimedCallback>, DbError> {
+    let token = Uuid::new_v4();
+    let rows = session
+        .query(CLAIM, &[&endpoint_id, &token, &limits.lease.as_secs_f64(), &limits.in_flight, &wanted])
+        .await?;
+    rows.iter().map(|row| read_claimed(row, keys, endpoint_id, token)).collect()
+}
+
+fn read_claimed(row: &Row, keys: &Keys, endpoint_id: EndpointId, token: Uuid) -> Result<ClaimedCallback, DbError> {
+    let unexpected = || DbError::Unexpected { place: "callbacks" };
+    let controller_id: ControllerId = row.get::<_, &str>(6).parse().map_err(|_| unexpected())?;
+    let sealed: Option<&[u8]> = row.get(8);
+    let request = open_request(keys, &controller_id, row.get(7), sealed.ok_or_else(unexpected)?)?;
+    let url_no = usize::try_from(row.get::<_, i16>(1)).map_err(|_| unexpected())?;
+    let status: RequestStatus = row.get::<_, &str>(2).parse().map_err(|_| unexpected())?;
+    let result = row.get::<_, Option<Uuid>>(10).filter(|_| status == RequestStatus::Completed);
+    Ok(ClaimedCallback {
+        callback_id: row.get(0),
+        endpoint_id,
+        attempt: row.get(4),
+        started_at: row.get(5),
+        controller_id,
+        algorithm: algorithm_named(row.get(9)),
+        status,
+        expected_completion_time: row.get(3),
+        url: request.status_callback_urls.get(url_no).ok_or_else(unexpected)?.clone(),
+        request,
+        result: result.map(|id| (id, row.get(11), row.get(12))),
+        token,
+    })
+}
+
+/// What came of an attempt.
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    /// How long it took.
+    pub duration: Duration,
+    /// The status of the answer, where there was one.
+    pub status_code: Option<u16>,
+    /// Why it failed; `None` for a delivered one.
+    pub error_class: Option<&'static str>,
+    /// The endpoint itself is in trouble, not only this callback: it counts for the breaker.
+    pub endpoint_trouble: bool,
+    /// What the answer asked for.
+    pub retry_after: Option<Duration>,
+}
+
+/// How failures are treated.
+#[derive(Clone, Copy, Debug)]
+pub struct RetryPolicy {
+    /// The wait after each failure.
+    pub backoff: BackoffPolicy,
+    /// Time used by attempts and waits after which a callback is exhausted.
+    pub give_up: Duration,
+    /// Consecutive failures of an endpoint that open its breaker.
+    pub breaker_threshold: i32,
+    /// The waits between the probes of an open breaker.
+    pub probe: BackoffPolicy,
+}
+
+/// What the recording of a group led to.
+#[derive(Debug, Default)]
+pub struct RecordedAttempts {
+    /// Callbacks by the state they are in now; one that is missing was no longer ours.
+    pub states: BTreeMap<&'static str, usize>,
+    /// Breakers that were opened.
+    pub breakers_opened: usize,
+}
+
+/// Records a group of attempts in one transaction: states, log, successors, breakers. `jitter` in `0.0..1.0`.
+///
+/// # Errors
+/// [`DbError`]: then nothing is recorded, the leases run out, and the callbacks are sent once more.
+pub async fn record(
+    db: &Db,
+    policy: &RetryPolicy,
+    group: &[(ClaimedCallback, Attempt)],
+    jitter: impl Fn() -> f64,
+) -> Result<RecordedAttempts, DbError> {
+    let randoms: Vec<f64> = group.iter().map(|_| jitter()).collect();
+    let probe_jitter = jitter();
+    super::retrying(|| record_once(db, policy, group, &randoms, probe_jitter)).await
+}
+
+async fn record_once(
+    db: &Db,
+    policy: &RetryPolicy,
+    group: &[(ClaimedCallback, Attempt)],
+    randoms: &[f64],
+    probe_jitter: f64,
+) -> Result<RecordedAttempts, DbError> {
+    let tx = db.begin("record_attempts").await?;
+    let ids: Vec<CallbackId> = group.iter().map(|(claimed, _)| claimed.callback_id).collect();
+    let tokens: Vec<Uuid> = group.iter().map(|(claimed, _)| claimed.token).collect();
+    let retried: BTreeMap<CallbackId, f64> = if group.iter().any(|(_, attempt)| attempt.error_class.is_some()) {
+        tx.query(RETRIED, &[&ids]).await?.iter().map(|row| (row.get(0), row.get(1))).collect()
+    } else {
+        BTreeMap::new()
+    };
+    let (mut states, mut used, mut delays) = (Vec::new(), Vec::new(), Vec::new());
+    for ((claimed, attempt), random) in group.iter().zip(randoms) {
+        let spent = attempt.duration.as_secs_f64();
+        if attempt.error_class.is_none() {
+            states.push("delivered");
+            used.push(spent);
+            delays.push(0.0);
+            continue;
+        }
+        let failures = u32::try_from(claimed.attempt).unwrap_or(1);
+        let delay = policy.backoff.delay_after(failures, *random, attempt.retry_after).as_secs_f64();
+        let total = retried.get(&claimed.callback_id).copied().unwrap_or(0.0) + spent + delay;
+        states.push(if total > policy.give_up.as_secs_f64() { "exhausted" } else { "ready" });
+        used.push(spent + delay);
+        delays.push(delay);
+    }
+    let rows = tx.query(FINISH, &[&ids, &tokens, &states, &used, &delays]).await?;
+    let mut recorded = RecordedAttempts::default();
+    let mut ended: Vec<CallbackId> = Vec::new();
+    let mut ours: BTreeSet<CallbackId> = BTreeSet::new();
+    for row in &rows {
+        let state = match row.get::<_, &str>(1) {
+            "delivered" => "delivered",
+            "exhausted" => "exhausted",
+            _ => "ready",
+        };
+        *recorded.states.entry(state).or_default() += 1;
+        ours.insert(row.get(0));
+        if state != "ready" {
+            ended.push(row.get(0));
+        }
+    }
+    // What is no longer ours was sent all the same: the log tells of every attempt.
+    log_attempts(&tx, group).await?;
+    if !ended.is_empty() {
+        tx.query(RELEASE_SUCCESSORS, &[&ended]).await?;
+    }
+    recorded.breakers_opened = move_breakers(&tx, policy, group, &ours, probe_jitter).await?;
+    tx.commit().await?;
+    Ok(recorded)
+}
+
+async fn log_attempts(session: &Session, group: &[(ClaimedCallback, Attempt)]) -> Result<(), DbError> {
+    let ids: Vec<CallbackId> = group.iter().map(|(claimed, _)| claimed.callback_id).collect();
+    let numbers: Vec<i32> = group.iter().map(|(claimed, _)| claimed.attempt).collect();
+    let started: Vec<Timestamp> = group.iter().map(|(claimed, _)| claimed.started_at).collect();
+    let seconds: Vec<f64> = group.iter().map(|(_, attempt)| attempt.duration.as_secs_f64()).collect();
+    let codes: Vec<Option<i16>> =
+        group.iter().map(|(_, attempt)| attempt.status_code.and_then(|code| i16::try_from(code).ok())).collect();
+    let classes: Vec<Option<&str>> = group.iter().map(|(_, attempt)| attempt.error_class).collect();
+    session.execute(LOG_ATTEMPTS, &[&ids, &numbers, &started, &seconds, &codes, &classes]).await?;
+    Ok(())
+}
+
+async fn move_breakers(
+    session: &Session,
+    policy: &RetryPolicy,
+    group: &[(ClaimedCallback, Attempt)],
+    ours: &BTreeSet<CallbackId>,
+    jitter: f64,
+) -> Result<usize, DbError> {
+    let answered: BTreeSet<EndpointId> = group
+        .iter()
+        .filter(|(claimed, attempt)| !attempt.endpoint_trouble && ours.contains(&claimed.callback_id))
+        .map(|(claimed, _)| claimed.endpoint_id)
+        .collect();
+    let mut troubled: BTreeMap<EndpointId, i32> = BTreeMap::new();
+    for (claimed, attempt) in group {
+        if attempt.endpoint_trouble && !answered.contains(&claimed.endpoint_id) {
+            *troubled.entry(claimed.endpoint_id).or_default() += 1;
+        }
+    }
+    if !answered.is_empty() {
+        let answered: Vec<EndpointId> = answered.into_iter().collect();
+        session.execute(CLOSE_BREAKERS, &[&answered]).await?;
+    }
+    if troubled.is_empty() {
+        return Ok(0);
+    }
+    let (endpoints, failures): (Vec<EndpointId>, Vec<i32>) = troubled.into_iter().unzip();
+    let mut opened = 0;
+    for row in session.query(COUNT_FAILURES, &[&endpoints, &failures]).await? {
+        let (endpoint, failures): (EndpointId, i32) = (row.get(0), row.get(1));
+        if failures >= policy.breaker_threshold {
+            let probes = u32::try_from(failures - policy.breaker_threshold).unwrap_or(0) + 1;
+            session.execute(OPEN_BREAKER, &[&endpoint, &policy.probe.delay(probes, jitter).as_secs_f64()]).await?;
+            opened += 1;
+        }
+    }
+    Ok(opened)
+}
+
+/// A callback as operators see it. No path: only the endpoint.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct CallbackRow {
+    /// The same on every attempt.
+    pub callback_id: CallbackId,
+    /// Whose request it is about.
+    pub controller_id: String,
+    /// Which request.
+    pub subject_request_id: crate::request::SubjectRequestId,
+    /// The status that it reports.
+    pub request_status: String,
+    /// `waiting`, `ready`, `delivered` or `exhausted`.
+    pub state: String,
+    /// Attempts so far.
+    pub attempts: i32,
+    /// When it is due.
+    pub next_attempt_at: Timestamp,
+    /// Scheme, host and port.
+    pub endpoint: String,
+    /// The answer to the last attempt.
+    pub last_status_code: Option<i16>,
+    /// Why the last attempt failed.
+    pub last_error_class: Option<String>,
+    /// When the status was reached.
+    pub created_at: Timestamp,
+    /// When it was delivered or exhausted.
+    pub finished_at: Option<Timestamp>,
+}
+
+/// The latest callbacks, latest first.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn list(
+    session: &Session,
+    controller_id: Option<&ControllerId>,
+    state: Option<&str>,
+    request: Option<crate::request::SubjectRequestId>,
+    limit: i64,
+) -> Result<Vec<CallbackRow>, DbError> {
+    let rows = session.query(LIST, &[&controller_id, &state, &request, &limit]).await?;
+    Ok(rows
+        .iter()
+        .map(|row| CallbackRow {
+            callback_id: row.get(0),
+            controller_id: row.get(1),
+            subject_request_id: row.get(2),
+            request_status: row.get(3),
+            state: row.get(4),
+            attempts: row.get(5),
+            next_attempt_at: row.get(6),
+            endpoint: row.get(7),
+            last_status_code: row.get(8),
+            last_error_class: row.get(9),
+            created_at: row.get(10),
+            finished_at: row.get(11),
+        })
+        .collect())
+}

@@ -1,0 +1,98 @@
+//! Endpoints: where callbacks go. Each has one limit of deliveries in flight and one breaker over all couriers.
+
+use std::collections::HashMap;
+use std::sync::{PoisonError, RwLock};
+
+use super::pool::Session;
+use super::{DbError, statements};
+use crate::callback::address::Origin;
+use crate::request::{ControllerId, EndpointId};
+
+statements! {
+    /// In the order of the key, so that two intakes that meet cannot wait for each other.
+    ADD = "
+        INSERT INTO lethe.endpoints (controller_id, scheme, host, port)
+        SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::int[]) ORDER BY 1, 2, 3, 4
+        ON CONFLICT DO NOTHING";
+    FIND = "
+        SELECT e.endpoint_id, e.controller_id, e.scheme, e.host, e.port
+          FROM lethe.endpoints e
+          JOIN unnest($1::text[], $2::text[], $3::text[], $4::int[]) AS q (controller_id, scheme, host, port)
+         USING (controller_id, scheme, host, port)";
+    /// Endpoints with something due that no courier has in hand and whose breaker lets at least a probe through.
+    NUDGE = "
+        UPDATE lethe.endpoints SET last_nudged_at = lethe.now()
+         WHERE endpoint_id IN (
+            SELECT e.endpoint_id FROM lethe.endpoints e
+             WHERE e.last_nudged_at < lethe.now() - make_interval(secs => $1)
+               AND (e.open_until IS NULL OR e.open_until <= lethe.now())
+               AND EXISTS (
+                   SELECT FROM lethe.callbacks c
+                    WHERE c.endpoint_id = e.endpoint_id AND c.state = 'ready' AND c.next_attempt_at <= lethe.now()
+                      AND (c.lease_expires_at IS NULL OR c.lease_expires_at <= lethe.now()))
+             ORDER BY e.last_nudged_at LIMIT $2 FOR UPDATE SKIP LOCKED)
+        RETURNING endpoint_id";
+}
+
+type Key = (ControllerId, Origin);
+
+/// Remembers the ids of endpoints, which never change.
+#[derive(Debug, Default)]
+pub struct EndpointCache(RwLock<HashMap<Key, EndpointId>>);
+
+/// More than these would be a memory leak rather than a cache.
+const CACHE_LIMIT: usize = 100_000;
+
+impl EndpointCache {
+    /// The ids of the given endpoints; adds those that are new. Not part of the caller's transaction: an endpoint
+    /// without callbacks harms nobody, and a lock on its key would hold up other intakes.
+    ///
+    /// # Errors
+    /// [`DbError`].
+    pub async fn resolve(&self, session: &Session, wanted: &[Key]) -> Result<HashMap<Key, EndpointId>, DbError> {
+        let mut known = HashMap::with_capacity(wanted.len());
+        let mut missing: Vec<&Key> = Vec::new();
+        {
+            let cache = self.0.read().unwrap_or_else(PoisonError::into_inner);
+            for key in wanted {
+                match cache.get(key) {
+                    Some(id) => drop(known.insert(key.clone(), *id)),
+                    None => missing.push(key),
+                }
+            }
+        }
+        if missing.is_empty() {
+            return Ok(known);
+        }
+        missing.sort();
+        missing.dedup();
+        let controllers: Vec<&str> = missing.iter().map(|(controller, _)| controller.as_str()).collect();
+        let schemes: Vec<&str> = missing.iter().map(|(_, origin)| origin.scheme.as_str()).collect();
+        let hosts: Vec<&str> = missing.iter().map(|(_, origin)| origin.host.as_str()).collect();
+        let ports: Vec<i32> = missing.iter().map(|(_, origin)| origin.port.into()).collect();
+        session.execute(ADD, &[&controllers, &schemes, &hosts, &ports]).await?;
+        let rows = session.query(FIND, &[&controllers, &schemes, &hosts, &ports]).await?;
+        let unexpected = || DbError::Unexpected { place: "endpoints" };
+        let mut cache = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if cache.len() + rows.len() > CACHE_LIMIT {
+            cache.clear();
+        }
+        for row in rows {
+            let port: i32 = row.get(4);
+            let origin =
+                Origin { scheme: row.get(2), host: row.get(3), port: port.try_into().map_err(|_| unexpected())? };
+            let key = (row.get::<_, &str>(1).parse().map_err(|_| unexpected())?, origin);
+            cache.insert(key.clone(), row.get(0));
+            known.insert(key, row.get(0));
+        }
+        Ok(known)
+    }
+}
+
+/// Endpoints that are due and untouched, at most `limit`, none twice within `pause_seconds`.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn nudge(session: &Session, pause_seconds: f64, limit: i64) -> Result<Vec<EndpointId>, DbError> {
+    Ok(session.query(NUDGE, &[&pause_seconds, &limit]).await?.iter().map(|row| row.get(0)).collect())
+}

@@ -1,0 +1,127 @@
+//! Errors of the database, and what they mean for the work at hand.
+
+use tokio_postgres::error::SqlState;
+
+use crate::crypto::CryptoError;
+use crate::disposition::Disposition;
+use crate::request::calendar::{CalendarExhausted, InvalidSchedule};
+
+/// A statement, a transaction, or the way to the server failed.
+#[derive(Debug, thiserror::Error)]
+pub enum DbError {
+    /// No connection could be had from the pool.
+    #[error("no connection to PostgreSQL: {source}")]
+    Pool {
+        /// What the pool said.
+        #[from]
+        source: deadpool_postgres::PoolError,
+    },
+    /// The server refused or the connection broke.
+    #[error("{}", describe(source))]
+    Postgres {
+        /// What the driver said.
+        #[from]
+        source: tokio_postgres::Error,
+    },
+    /// The epoch of this leader is over; another one leads.
+    #[error("the leadership was lost")]
+    LeadershipLost,
+    /// The lease of this holder is over; another one holds the work.
+    #[error("the lease was lost")]
+    LeaseLost,
+    /// No scheduler has stored a calendar yet.
+    #[error("there is no calendar yet: start the scheduler, which stores it")]
+    NoCalendar,
+    /// The calendar in the database has no next tick.
+    #[error(transparent)]
+    CalendarExhausted(#[from] CalendarExhausted),
+    /// A schedule in the database cannot be read.
+    #[error("the calendar in the database cannot be read: {0}")]
+    InvalidSchedule(#[from] InvalidSchedule),
+    /// Something sealed could not be opened, or sealed.
+    #[error(transparent)]
+    Crypto(#[from] CryptoError),
+    /// A row holds what this version of the code does not know.
+    #[error("unexpected content in {place}")]
+    Unexpected {
+        /// Table and column.
+        place: &'static str,
+    },
+    /// The schema is not the one that this version of the code needs.
+    #[error("the schema is at version {found}, this version needs {needed}: run `lethe migrate` of the same release")]
+    SchemaVersion {
+        /// Version in the database; 0 for none.
+        found: i32,
+        /// Version that the code was built with.
+        needed: i32,
+    },
+    /// A migration failed.
+    #[error("migration failed: {source}")]
+    Migration {
+        /// What refinery said.
+        #[from]
+        source: refinery::Error,
+    },
+    /// `DATABASE_URL` cannot be used.
+    #[error("{0}")]
+    Url(String),
+}
+
+/// Server errors by code and message only: the detail of a violated constraint quotes values.
+fn describe(error: &tokio_postgres::Error) -> String {
+    match error.as_db_error() {
+        Some(error) => format!("PostgreSQL said {}: {}", error.code().code(), error.message()),
+        None => format!("PostgreSQL: {error}"),
+    }
+}
+
+impl DbError {
+    /// The SQLSTATE, where the server gave one.
+    #[must_use]
+    pub fn code(&self) -> Option<&SqlState> {
+        match self {
+            Self::Postgres { source } => source.code(),
+            _ => None,
+        }
+    }
+
+    /// A short class for metrics, receipts and logs; never a value.
+    #[must_use]
+    pub fn class(&self) -> String {
+        match (self, self.code()) {
+            (_, Some(code)) => format!("sqlstate_{}", code.code()),
+            (Self::LeaseLost, _) => "lease_lost".to_owned(),
+            (Self::LeadershipLost, _) => "leadership_lost".to_owned(),
+            (Self::Crypto(_), _) => "sealed_data".to_owned(),
+            (Self::Pool { .. } | Self::Postgres { .. }, None) => "connection".to_owned(),
+            _ => "configuration".to_owned(),
+        }
+    }
+
+    /// Two transactions were in each other's way; the same one can be run again at once.
+    #[must_use]
+    pub fn is_conflict(&self) -> bool {
+        self.code().is_some_and(|code| {
+            *code == SqlState::T_R_SERIALIZATION_FAILURE || *code == SqlState::T_R_DEADLOCK_DETECTED
+        })
+    }
+
+    /// What it means for the work at hand.
+    #[must_use]
+    pub fn disposition(&self) -> Disposition {
+        match (self, self.code()) {
+            (Self::Postgres { .. }, Some(code)) => match code.code().get(..2) {
+                // Connection, roll-back, resources, state of an object, operator intervention, system.
+                Some("08" | "40" | "53" | "55" | "57" | "58") => Disposition::Transient,
+                // Data exception, integrity, program limit.
+                Some("22" | "23" | "54") => Disposition::Poison,
+                _ => Disposition::Permanent,
+            },
+            (Self::Crypto(CryptoError::Unopenable), _) => Disposition::Poison,
+            (Self::Pool { .. } | Self::Postgres { .. } | Self::NoCalendar, None) => Disposition::Transient,
+            (Self::LeaseLost | Self::LeadershipLost, _) => Disposition::Transient,
+            _ => Disposition::Permanent,
+        }
+    }
+}
+

@@ -1,0 +1,102 @@
+//! Matching: which profiles of a controller carry any of the identities of a request (contract 4).
+
+use std::collections::BTreeSet;
+
+use futures_util::TryStreamExt;
+use tokio_postgres::types::ToSql;
+
+use super::pool::Session;
+use super::{DbError, statements};
+use crate::opendsr::Identity;
+use crate::request::{ControllerId, Mpid};
+
+statements! {
+    /// One probe of one index per identity, whatever the size: the lateral query with its limit leaves the planner
+    /// no other way, and the partition is found by the controller at run time.
+    MATCH = "
+        SELECT q.ord, found.mpid
+          FROM unnest($1::int[], $2::text[], $3::text[], $4::text[], $5::text[])
+               AS q (ord, controller_id, identity_type, format, value)
+         CROSS JOIN LATERAL (
+            (SELECT p.mpid FROM subject_data.profile_identities p
+              WHERE q.format = 'raw' AND p.controller_id = q.controller_id AND p.identity_type = q.identity_type
+                AND p.sha256 = lethe.identity_sha256(q.identity_type, q.value) LIMIT $6)
+            UNION ALL
+            (SELECT p.mpid FROM subject_data.profile_identities p
+              WHERE q.format = 'sha256' AND p.controller_id = q.controller_id AND p.identity_type = q.identity_type
+                AND p.sha256 = decode(q.value, 'hex') LIMIT $6)
+            UNION ALL
+            (SELECT p.mpid FROM subject_data.profile_identities p
+              WHERE q.format = 'sha1' AND p.controller_id = q.controller_id AND p.identity_type = q.identity_type
+                AND p.sha1 = decode(q.value, 'hex') LIMIT $6)
+            UNION ALL
+            (SELECT p.mpid FROM subject_data.profile_identities p
+              WHERE q.format = 'md5' AND p.controller_id = q.controller_id AND p.identity_type = q.identity_type
+                AND p.md5 = decode(q.value, 'hex') LIMIT $6)) found";
+}
+
+/// What is looked for: the identities of one request.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// Whose profiles.
+    pub controller_id: &'a ControllerId,
+    /// Which identities.
+    pub identities: &'a [Identity],
+    /// The profiles that the request names itself; they do not count for the cap.
+    pub named: &'a [Mpid],
+    /// How many other profiles may match; `None` for an approved request.
+    pub cap: Option<u32>,
+}
+
+/// What was found for one request.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Matched {
+    /// The matching profiles, without those that the request names itself. Incomplete where the cap is exceeded.
+    pub mpids: BTreeSet<Mpid>,
+    /// More profiles match than the cap allows.
+    pub over_cap: bool,
+}
+
+/// Finds the profiles of each wanted request, in the order of `wanted`. Rows are streamed, and those of a request
+/// that is over its cap are dropped, so that memory stays bounded whatever matches.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn find(session: &Session, wanted: &[Wanted<'_>]) -> Result<Vec<Matched>, DbError> {
+    let mut found = vec![Matched::default(); wanted.len()];
+    let total = wanted.iter().map(|one| one.identities.len()).sum();
+    if total == 0 {
+        return Ok(found);
+    }
+    let mut ords: Vec<i32> = Vec::with_capacity(total);
+    let (mut controllers, mut types, mut formats, mut values) =
+        (Vec::with_capacity(total), Vec::with_capacity(total), Vec::with_capacity(total), Vec::with_capacity(total));
+    for (ord, one) in (0..).zip(wanted) {
+        for identity in one.identities {
+            ords.push(ord);
+            controllers.push(one.controller_id.as_str());
+            types.push(identity.identity_type.as_str());
+            formats.push(identity.format.as_str());
+            values.push(identity.value.as_str());
+        }
+    }
+    // One more than the cap and the named ones can explain shows that it is exceeded.
+    let limit_of = |one: &Wanted<'_>| one.cap.map_or(i64::MAX, |cap| i64::from(cap) + 1 + i64::try_from(one.named.len()).unwrap_or(0));
+    let limit: i64 = wanted.iter().map(limit_of).max().unwrap_or(0);
+    let statement = session.prepared(MATCH).await?;
+    let params: [&(dyn ToSql + Sync); 6] = [&ords, &controllers, &types, &formats, &values, &limit];
+    let rows = session.raw().query_raw(&statement, params).await?;
+    futures_util::pin_mut!(rows);
+    while let Some(row) = rows.try_next().await? {
+        let (ord, mpid): (i32, Mpid) = (row.get(0), row.get(1));
+        let unexpected = || DbError::Unexpected { place: "profile_identities" };
+        let index = usize::try_from(ord).map_err(|_| unexpected())?;
+        let (one, matched) = (wanted.get(index).ok_or_else(unexpected)?, found.get_mut(index).ok_or_else(unexpected)?);
+        if matched.over_cap || one.named.contains(&mpid) {
+            continue;
+        }
+        matched.mpids.insert(mpid);
+        matched.over_cap = one.cap.is_some_and(|cap| matched.mpids.len() > cap as usize);
+    }
+    Ok(found)
+}

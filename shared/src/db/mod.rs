@@ -1,0 +1,57 @@
+//! PostgreSQL: the pool, transactions, migrations, and one module for each aggregate with its typed functions.
+
+mod error;
+mod pool;
+mod tls;
+
+pub mod batches;
+pub mod calendar;
+pub mod callbacks;
+pub mod controllers;
+pub mod endpoints;
+pub mod intake;
+pub mod leader;
+pub mod matching;
+pub mod migrate;
+pub mod overview;
+pub mod release;
+pub mod requests;
+pub mod results;
+pub mod slices;
+
+pub use error::DbError;
+pub use pool::{Db, Tx, retrying};
+
+/// Declares the statements of a module, each by a name, and lists them for the test that prepares them all.
+macro_rules! statements {
+    ($($(#[$doc:meta])* $name:ident = $sql:expr;)+) => {
+        $($(#[$doc])* pub(crate) const $name: &str = $sql;)+
+
+        /// Every statement of this module, by name.
+        pub const STATEMENTS: &[(&str, &str)] = &[$((stringify!($name), $name)),+];
+    };
+}
+pub(crate) use statements;
+
+/// Every statement of every module: a test prepares them on a migrated database.
+#[must_use]
+pub fn all_statements() -> Vec<(&'static str, &'static str)> {
+    [
+        batches::STATEMENTS,
+        calendar::STATEMENTS,
+        callbacks::STATEMENTS,
+        controllers::STATEMENTS,
+        endpoints::STATEMENTS,
+        intake::STATEMENTS,
+        leader::STATEMENTS,
+        matching::STATEMENTS,
+        overview::STATEMENTS,
+        release::STATEMENTS,
+        requests::STATEMENTS,
+        results::STATEMENTS,
+        slices::STATEMENTS,
+        crate::stores::postgres::STATEMENTS,
+        crate::stores::import::STATEMENTS,
+    ]
+    .concat()
+}

@@ -1,0 +1,230 @@
+//! The pool and transactions. Each transaction has a static name, which labels its metrics.
+
+use std::future::Future;
+use std::ops::Deref;
+use std::time::{Duration, Instant};
+
+use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime, Timeouts};
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Row, Statement};
+
+use super::{DbError, tls};
+
+/// A pool of sessions. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Db {
+    pool: Pool,
+}
+
+/// How long a statement, a wait for a lock and an idle transaction may take.
+const SESSION: &str = "-c statement_timeout=60s -c lock_timeout=10s -c idle_in_transaction_session_timeout=60s -c TimeZone=UTC";
+
+impl Db {
+    /// A pool for `url`. Connects only when it is asked for the first session.
+    ///
+    /// # Errors
+    /// [`DbError::Url`] where `url` cannot be used.
+    pub fn new(url: &str, connections: u16, application: &str) -> Result<Self, DbError> {
+        let (mut config, connector) = tls::parse(url)?;
+        if config.get_application_name().is_none() {
+            config.application_name(application);
+        }
+        let options = config.get_options().map_or_else(|| SESSION.to_owned(), |given| format!("{SESSION} {given}"));
+        config.options(options);
+        config.connect_timeout(Duration::from_secs(10));
+        config.keepalives_idle(Duration::from_secs(30));
+        config.tcp_user_timeout(Duration::from_secs(30));
+        let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
+        let manager = Manager::from_config(config, connector, recycling);
+        let timeouts = Timeouts {
+            wait: Some(Duration::from_secs(30)),
+            create: Some(Duration::from_secs(15)),
+            recycle: Some(Duration::from_secs(5)),
+        };
+        let pool = Pool::builder(manager)
+            .max_size(connections.into())
+            .timeouts(timeouts)
+            .runtime(Runtime::Tokio1)
+            .build()
+            .map_err(|error| DbError::Url(format!("the pool cannot be built: {error}")))?;
+        Ok(Self { pool })
+    }
+
+    /// A session for single statements.
+    ///
+    /// # Errors
+    /// [`DbError::Pool`] where none can be had.
+    pub async fn session(&self) -> Result<Session, DbError> {
+        Ok(Session(self.pool.get().await?))
+    }
+
+    /// Begins a transaction.
+    ///
+    /// # Errors
+    /// [`DbError`] where no session can be had.
+    pub async fn begin(&self, name: &'static str) -> Result<Tx, DbError> {
+        self.begin_with(name, "BEGIN").await
+    }
+
+    /// Begins a transaction that sees one state of the database and writes nothing.
+    ///
+    /// # Errors
+    /// [`DbError`] where no session can be had.
+    pub async fn begin_snapshot(&self, name: &'static str) -> Result<Tx, DbError> {
+        self.begin_with(name, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await
+    }
+
+    async fn begin_with(&self, name: &'static str, begin: &str) -> Result<Tx, DbError> {
+        let started = Instant::now();
+        // The guard stands before the first statement: should this future be dropped while `BEGIN` is under way,
+        // the session does not go back into the pool.
+        let tx = Tx { session: Some(self.session().await?), name, started };
+        tx.batch_execute(begin).await?;
+        Ok(tx)
+    }
+
+    /// Whether the server answers.
+    ///
+    /// # Errors
+    /// [`DbError`] where it does not.
+    pub async fn ping(&self) -> Result<(), DbError> {
+        self.session().await?.batch_execute("SELECT 1").await?;
+        Ok(())
+    }
+}
+
+/// A session of the pool. Statements are prepared once per session.
+#[derive(Debug)]
+pub struct Session(Object);
+
+impl Session {
+    /// Runs a statement and returns its rows.
+    ///
+    /// # Errors
+    /// [`DbError::Postgres`].
+    pub async fn query(&self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, DbError> {
+        let statement = self.prepared(sql).await?;
+        Ok(self.0.query(&statement, params).await?)
+    }
+
+    /// Runs a statement that returns at most one row.
+    ///
+    /// # Errors
+    /// [`DbError::Postgres`].
+    pub async fn query_opt(&self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<Option<Row>, DbError> {
+        let statement = self.prepared(sql).await?;
+        Ok(self.0.query_opt(&statement, params).await?)
+    }
+
+    /// Runs a statement that returns exactly one row.
+    ///
+    /// # Errors
+    /// [`DbError::Postgres`].
+    pub async fn query_one(&self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<Row, DbError> {
+        let statement = self.prepared(sql).await?;
+        Ok(self.0.query_one(&statement, params).await?)
+    }
+
+    /// Runs a statement and returns the number of rows it changed.
+    ///
+    /// # Errors
+    /// [`DbError::Postgres`].
+    pub async fn execute(&self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<u64, DbError> {
+        let statement = self.prepared(sql).await?;
+        Ok(self.0.execute(&statement, params).await?)
+    }
+
+    /// Prepares a statement, once for each session.
+    ///
+    /// # Errors
+    /// [`DbError::Postgres`].
+    pub async fn prepared(&self, sql: &str) -> Result<Statement, DbError> {
+        Ok(self.0.prepare_cached(sql).await?)
+    }
+
+    /// Runs statements without parameters.
+    ///
+    /// # Errors
+    /// [`DbError::Postgres`].
+    pub async fn batch_execute(&self, sql: &str) -> Result<(), DbError> {
+        Ok(self.0.batch_execute(sql).await?)
+    }
+
+    /// The driver's own client, for streams.
+    #[must_use]
+    pub fn client(&mut self) -> &mut tokio_postgres::Client {
+        &mut self.0
+    }
+
+    /// The driver's own client, shared.
+    #[must_use]
+    pub fn raw(&self) -> &tokio_postgres::Client {
+        &self.0
+    }
+}
+
+/// A transaction. Without [`Tx::commit`] it never happened: the session is then closed rather than given back, so
+/// that nobody inherits an open transaction.
+#[derive(Debug)]
+pub struct Tx {
+    session: Option<Session>,
+    name: &'static str,
+    started: Instant,
+}
+
+impl Tx {
+    /// Commits.
+    ///
+    /// # Errors
+    /// [`DbError::Postgres`]; after a broken connection it is not known whether the commit took place.
+    pub async fn commit(mut self) -> Result<(), DbError> {
+        self.batch_execute("COMMIT").await?;
+        // Only now may the session go back.
+        drop(self.session.take());
+        metrics::histogram!("lethe_transaction_seconds", "transaction" => self.name)
+            .record(self.started.elapsed().as_secs_f64());
+        Ok(())
+    }
+
+    /// Gives the transaction up and keeps the session.
+    pub async fn rollback(mut self) {
+        if self.batch_execute("ROLLBACK").await.is_ok() {
+            drop(self.session.take());
+        }
+    }
+}
+
+impl Deref for Tx {
+    type Target = Session;
+    #[expect(clippy::expect_used, reason = "only commit, rollback and drop take the session, and each of them ends the value")]
+    fn deref(&self) -> &Session {
+        self.session.as_ref().expect("a transaction has its session until it ends")
+    }
+}
+
+impl Drop for Tx {
+    fn drop(&mut self) {
+        if let Some(Session(object)) = self.session.take() {
+            metrics::counter!("lethe_transactions_abandoned_total", "transaction" => self.name).increment(1);
+            drop(Object::take(object));
+        }
+    }
+}
+
+/// Runs `work` again at once when two transactions were in each other's way (40001, 40P01), a few times.
+///
+/// # Errors
+/// The last error of `work`.
+pub async fn retrying<T, F, Fut>(mut work: F) -> Result<T, DbError>
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<T, DbError>>,
+{
+    let mut left = 5;
+    loop {
+        match work().await {
+            Err(error) if error.is_conflict() && left > 0 => left -= 1,
+            result => return result,
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! Release: a due batch becomes slices, step by step (DESIGN rule 6). Each step is one transaction: match once more,
+//! apply the cap, set `in_progress`, write slices and callbacks. A batch of any size can be resumed at every step.
+
+use std::collections::BTreeSet;
+
+use super::batches::PENDING;
+use super::intake::{INSERT_MPIDS, open_request};
+use super::matching::{self, Matched, Wanted};
+use super::requests::ADD_CALLBACKS;
+use super::pool::Session;
+use super::{Db, DbError, Tx, leader, statements};
+use crate::crypto::Keys;
+use crate::opendsr::SubjectRequest;
+use crate::request::{BatchId, ControllerId, EndpointId, Lane, Mpid, RequestKey, RequestStatus, SliceId};
+
+statements! {
+    /// Locks in the order of the key, as cancellations do.
+    TAKE = "
+        SELECT request_key, controller_id, subject_request_id, sealed_request, approval FROM (
+            SELECT request_key FROM lethe.requests WHERE batch_id = $1 AND status = 'pending'
+             ORDER BY controller_id, request_key LIMIT $2) chosen
+          JOIN lethe.requests r USING (request_key)
+         WHERE r.status = 'pending' AND r.batch_id = $1
+         ORDER BY request_key FOR UPDATE OF r";
+    KNOWN_MPIDS = "
+        SELECT request_key, mpid FROM lethe.request_mpids WHERE request_key = ANY ($1)";
+    /// Back to the operator: visible, cancellable, in no batch.
+    HOLD_BACK = "
+        UPDATE lethe.requests SET approval = 'needed', batch_id = NULL WHERE request_key = ANY ($1) AND status = 'pending'";
+    ADD_SLICE = "
+        INSERT INTO lethe.slices (batch_id, controller_id, stage, request_count, mpid_count)
+        VALUES ($1, $2, $3, $4, $5) RETURNING slice_id";
+    BEGIN_PROGRESS = "
+        UPDATE lethe.requests r
+           SET status = 'in_progress', in_progress_at = lethe.now(), slice_id = q.slice_id
+          FROM unnest($1::bigint[], $2::bigint[]) AS q (request_key, slice_id)
+         WHERE r.request_key = q.request_key AND r.status = 'pending'";
+    FINISH = "
+        UPDATE lethe.batches SET state = 'released', released_at = lethe.now()
+         WHERE batch_id = $1 AND state = 'closed'
+           AND NOT EXISTS (SELECT FROM lethe.requests r WHERE r.batch_id = $1 AND r.status = 'pending')";
+}
+
+/// Bounds of a slice and of a step.
+#[derive(Clone, Copy, Debug)]
+pub struct SliceLimits {
+    /// Requests taken in one step, that is in one transaction.
+    pub step: u32,
+    /// Requests of a slice at most.
+    pub requests: usize,
+    /// Profiles of a slice at most; a request with more is a slice of its own.
+    pub mpids: usize,
+}
+
+impl Default for SliceLimits {
+    fn default() -> Self {
+        Self { step: 500, requests: 250, mpids: 2_000 }
+    }
+}
+
+/// A step of a release.
+#[derive(Debug, Default)]
+pub struct Step {
+    /// Slices to work on.
+    pub slices: Vec<SliceId>,
+    /// Endpoints that have callbacks now.
+    pub endpoints: BTreeSet<EndpointId>,
+    /// Requests that were released.
+    pub released: usize,
+    /// Requests that match too many profiles and wait for an operator now.
+    pub held_back: usize,
+    /// Nothing of the batch is left to release.
+    pub finished: bool,
+}
+
+struct Candidate {
+    key: RequestKey,
+    controller_id: ControllerId,
+    request: SubjectRequest,
+    approved: bool,
+}
+
+fn read_candidates(rows: &[tokio_postgres::Row], keys: &Keys) -> Result<Vec<Candidate>, DbError> {
+    rows.iter()
+        .map(|row| {
+            let unexpected = || DbError::Unexpected { place: "requests" };
+            let controller_id: ControllerId = row.get::<_, &str>(1).parse().map_err(|_| unexpected())?;
+            let sealed: Option<&[u8]> = row.get(3);
+            let request = open_request(keys, &controller_id, row.get(2), sealed.ok_or_else(unexpected)?)?;
+            Ok(Candidate { key: row.get(0), controller_id, request, approved: row.get::<_, &str>(4) == "approved" })
+        })
+        .collect()
+}
+
+async fn match_again(session: &Session, candidates: &[Candidate], cap: u32) -> Result<Vec<Matched>, DbError> {
+    let wanted: Vec<Wanted<'_>> = candidates
+        .iter()
+        .map(|one| Wanted {
+            controller_id: &one.controller_id,
+            identities: &one.request.identities,
+            named: &one.request.mpids,
+            cap: (!one.approved).then_some(cap),
+        })
+        .collect();
+    matching::find(session, &wanted).await
+}
+
+/// Releases the next requests of a batch under the leader's `epoch`.
+///
+/// # Errors
+/// [`DbError::LeadershipLost`]; [`DbError::Crypto`] where a request was sealed under another master key. After an
+/// error nothing of this step took place.
+pub async fn step(
+    db: &Db,
+    keys: &Keys,
+    epoch: i64,
+    batch: (BatchId, Lane),
+    cap: u32,
+    limits: SliceLimits,
+) -> Result<Step, DbError> {
+    let (batch_id, lane) = batch;
+    let tx = db.begin("release_slices").await?;
+    leader::assert(&tx, epoch).await?;
+    let rows = tx.query(TAKE, &[&batch_id, &i64::from(limits.step)]).await?;
+    let mut candidates = read_candidates(&rows, keys)?;
+    if candidates.is_empty() {
+        let finished = tx.execute(FINISH, &[&batch_id]).await? == 1;
+        tx.commit().await?;
+        return Ok(Step { finished, ..Step::default() });
+    }
+    candidates.sort_by(|a, b| (&a.controller_id, a.key).cmp(&(&b.controller_id, b.key)));
+    let mut matched = match_again(&tx, &candidates, cap).await?;
+    join_known(&tx, &candidates, &mut matched, cap).await?;
+
+    let mut step = Step::default();
+    let held: Vec<RequestKey> =
+        candidates.iter().zip(&matched).filter(|(_, found)| found.over_cap).map(|(one, _)| one.key).collect();
+    if !held.is_empty() {
+        tx.execute(HOLD_BACK, &[&held]).await?;
+        step.held_back = held.len();
+    }
+    let ready: Vec<(&Candidate, &Matched)> =
+        candidates.iter().zip(&matched).filter(|(_, found)| !found.over_cap).collect();
+    let (mut keys_of_slices, mut slice_ids) = (Vec::new(), Vec::new());
+    let stage = if lane == Lane::Access { "compilation" } else { "erasure" };
+    for members in cut(&ready, lane, limits) {
+        let Some((first, _)) = members.first() else { continue };
+        let mpids: usize = members.iter().map(|(one, found)| found.mpids.len() + one.request.mpids.len()).sum();
+        let count = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
+        let params: [&(dyn tokio_postgres::types::ToSql + Sync); 5] =
+            [&batch_id, &first.controller_id, &stage, &count(members.len()), &count(mpids)];
+        let slice: SliceId = tx.query_one(ADD_SLICE, &params).await?.get(0);
+        step.slices.push(slice);
+        for (one, _) in members {
+            keys_of_slices.push(one.key);
+            slice_ids.push(slice);
+        }
+    }
+    if !keys_of_slices.is_empty() {
+        insert_mpids(&tx, &ready).await?;
+        let released = tx.execute(BEGIN_PROGRESS, &[&keys_of_slices, &slice_ids]).await?;
+        step.released = usize::try_from(released).unwrap_or(0);
+        let status = RequestStatus::InProgress;
+        let rows = tx.query(ADD_CALLBACKS, &[&keys_of_slices, &status.as_str(), &status.sequence()]).await?;
+        step.endpoints = rows.iter().map(|row| row.get(0)).collect();
+    }
+    tx.commit().await?;
+    Ok(step)
+}
+
+/// The union with what was matched at receipt; data that has gone meanwhile still counts, since a store beside the
+/// built-in one may hold it. The cap counts the union.
+async fn join_known(tx: &Tx, candidates: &[Candidate], matched: &mut [Matched], cap: u32) -> Result<(), DbError> {
+    let keys: Vec<RequestKey> = candidates.iter().map(|one| one.key).collect();
+    let index: std::collections::HashMap<RequestKey, usize> = keys.iter().enumerate().map(|(i, key)| (*key, i)).collect();
+    for row in tx.query(KNOWN_MPIDS, &[&keys]).await? {
+        let (key, mpid): (RequestKey, Mpid) = (row.get(0), row.get(1));
+        let place = index.get(&key).and_then(|i| candidates.get(*i).zip(matched.get_mut(*i)));
+        let Some((one, found)) = place else { continue };
+        if !one.request.mpids.contains(&mpid) {
+            found.mpids.insert(mpid);
+            found.over_cap |= !one.approved && found.mpids.len() > cap as usize;
+        }
+    }
+    Ok(())
+}
+
+/// Cuts requests, sorted by controller, into slices: of one controller each, bounded in requests and in profiles.
+/// A compilation is one request.
+fn cut<'a, 'b>(
+    ready: &'b [(&'a Candidate, &'a Matched)],
+    lane: Lane,
+    limits: SliceLimits,
+) -> Vec<&'b [(&'a Candidate, &'a Matched)]> {
+    let most = if lane == Lane::Access { 1 } else { limits.requests };
+    let mut slices = Vec::new();
+    let mut begin = 0;
+    let mut mpids = 0;
+    for (index, (one, found)) in ready.iter().enumerate() {
+        let size = found.mpids.len() + one.request.mpids.len();
+        let full = index - begin >= most || mpids + size > limits.mpids;
+        if index > begin && (full || ready[begin].0.controller_id != one.controller_id) {
+            slices.push(&ready[begin..index]);
+            begin = index;
+            mpids = 0;
+        }
+        mpids += size;
+    }
+    if begin < ready.len() {
+        slices.push(&ready[begin..]);
+    }
+    slices
+}
+
+async fn insert_mpids(tx: &Tx, ready: &[(&Candidate, &Matched)]) -> Result<(), DbError> {
+    let (mut keys, mut mpids) = (Vec::new(), Vec::new());
+    for (one, found) in ready {
+        for mpid in &found.mpids {
+            keys.push(one.key);
+            mpids.push(*mpid);
+        }
+    }
+    // Those known from the receipt keep their source.
+    let sources = vec!["release"; mpids.len()];
+    tx.execute(INSERT_MPIDS, &[&keys, &mpids, &sources]).await?;
+    Ok(())
+}
+
+/// What a batch that has not run yet would be executed on, exact as of the caller's snapshot.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// Requests that would be released.
+    pub requests: usize,
+    /// Requests that would be held back for an operator.
+    pub held_back: usize,
+    /// Profiles, by controller; a profile that two requests match is there once.
+    pub mpids: std::collections::BTreeMap<ControllerId, BTreeSet<Mpid>>,
+}
+
+/// Plans a batch without changing anything: the same matching and the same cap as [`step`].
+///
+/// # Errors
+/// [`DbError`].
+pub async fn plan(tx: &Tx, keys: &Keys, batch_id: BatchId, cap: u32) -> Result<Plan, DbError> {
+    let mut plan = Plan::default();
+    let mut after = RequestKey(0);
+    loop {
+        let rows = tx.query(PENDING, &[&batch_id, &after, &500_i64]).await?;
+        let candidates = read_candidates(&rows, keys)?;
+        let Some(last) = candidates.last() else { return Ok(plan) };
+        after = last.key;
+        let mut matched = match_again(tx, &candidates, cap).await?;
+        join_known(tx, &candidates, &mut matched, cap).await?;
+        for (one, found) in candidates.iter().zip(matched) {
+            if found.over_cap {
+                plan.held_back += 1;
+            } else {
+                plan.requests += 1;
+                let all = plan.mpids.entry(one.controller_id.clone()).or_default();
+                all.extend(found.mpids);
+                all.extend(&one.request.mpids);
+            }
+        }
+    }
+}

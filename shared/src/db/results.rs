@@ -1,0 +1,110 @@
+//! Result files: their records, and their expiry.
+
+use jiff::Timestamp;
+use jiff::civil::Date;
+use uuid::Uuid;
+
+use super::pool::Session;
+use super::slices::{self, Claimed, Finished};
+use super::{Db, DbError, leader, statements};
+use crate::request::RequestKey;
+
+statements! {
+    INSERT = "
+        INSERT INTO lethe.results (result_id, request_key, token_salt, token_sha256, object_path, media_type, size_bytes,
+                                   lines, wrapped_key, expiry_day, expires_at)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)";
+    /// The wrapped key goes in the transaction that says so; bytes and the day's key follow.
+    EXPIRE = "
+        UPDATE lethe.results SET expired_at = lethe.now(), wrapped_key = NULL
+         WHERE result_id IN (
+            SELECT result_id FROM lethe.results WHERE expired_at IS NULL AND expires_at <= lethe.now()
+             ORDER BY expires_at LIMIT $1)
+        RETURNING result_id";
+    /// Expired results whose bytes are still to be deleted.
+    EXPIRED_OBJECTS = "
+        SELECT result_id, object_path FROM lethe.results
+         WHERE expired_at IS NOT NULL AND object_path IS NOT NULL ORDER BY expired_at LIMIT $1";
+    FORGET_OBJECT = "UPDATE lethe.results SET object_path = NULL WHERE result_id = $1 AND expired_at IS NOT NULL";
+    TODAY = "SELECT (lethe.now() AT TIME ZONE 'UTC')::date";
+}
+
+/// The record of a result file.
+#[derive(Clone, Debug)]
+pub struct NewResult {
+    /// Fresh for each file.
+    pub result_id: Uuid,
+    /// Whose result it is.
+    pub request_key: RequestKey,
+    /// What the token is made with, beside the id.
+    pub token_salt: Vec<u8>,
+    /// All that the database knows of the token.
+    pub token_sha256: Vec<u8>,
+    /// Where the bytes lie; `None` where nothing matched.
+    pub object_path: Option<String>,
+    /// `text/plain; charset=utf-8` or `application/zip`.
+    pub media_type: &'static str,
+    /// Bytes of the file as it is downloaded.
+    pub size_bytes: i64,
+    /// `results_count`.
+    pub lines: i64,
+    /// The key of the file, wrapped by the key of its day of expiry.
+    pub wrapped_key: Option<Vec<u8>>,
+    /// The day of expiry, UTC.
+    pub expiry_day: Date,
+    /// When the link ends.
+    pub expires_at: Timestamp,
+}
+
+/// Records a result and completes its request, in one transaction under the lease.
+///
+/// # Errors
+/// [`DbError::LeaseLost`].
+pub async fn complete(db: &Db, claimed: &Claimed, result: &NewResult) -> Result<Finished, DbError> {
+    let tx = db.begin("complete_compilation").await?;
+    slices::hold(&tx, claimed).await?;
+    tx.execute(INSERT, &[&result.result_id, &result.request_key, &result.token_salt, &result.token_sha256,
+        &result.object_path, &result.media_type, &result.size_bytes, &result.lines, &result.wrapped_key,
+        &result.expiry_day, &result.expires_at])
+        .await?;
+    let finished = slices::finish_compilation(&tx, claimed).await?;
+    tx.commit().await?;
+    Ok(finished)
+}
+
+/// Ends the links whose lifetime is over, at most `limit`; returns how many.
+///
+/// # Errors
+/// [`DbError::LeadershipLost`].
+pub async fn expire(db: &Db, epoch: i64, limit: i64) -> Result<usize, DbError> {
+    let tx = db.begin("expire_results").await?;
+    leader::assert(&tx, epoch).await?;
+    let expired = tx.query(EXPIRE, &[&limit]).await?.len();
+    tx.commit().await?;
+    Ok(expired)
+}
+
+/// Expired results whose bytes are still there.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn expired_objects(session: &Session, limit: i64) -> Result<Vec<(Uuid, String)>, DbError> {
+    Ok(session.query(EXPIRED_OBJECTS, &[&limit]).await?.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+/// Records that the bytes of an expired result are gone.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn forget_object(session: &Session, result_id: Uuid) -> Result<(), DbError> {
+    session.execute(FORGET_OBJECT, &[&result_id]).await?;
+    Ok(())
+}
+
+/// The day, UTC, by the database's clock.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn today(session: &Session) -> Result<Date, DbError> {
+    Ok(session.query_one(TODAY, &[]).await?.get(0))
+}

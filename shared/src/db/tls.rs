@@ -1,0 +1,179 @@
+//! TLS to PostgreSQL with the `sslmode` of libpq. tokio-postgres itself knows disable, prefer and require only, so the
+//! URL is taken apart here: `verify-ca` and `verify-full` check the certificate, `sslrootcert` names whom to trust.
+
+use std::sync::Arc;
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use tokio_postgres::config::SslMode;
+use tokio_postgres_rustls::MakeRustlsConnect;
+use url::Url;
+
+use super::DbError;
+
+/// How much of the server's certificate is checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verification {
+    /// `disable`, `prefer`, `require`: encryption at most, as libpq does it.
+    None,
+    /// `verify-ca`: the chain, but not the name.
+    Chain,
+    /// `verify-full`: chain and name.
+    Full,
+}
+
+/// The connection's settings without what only we understand, and the connector that does what was asked.
+pub(super) fn parse(text: &str) -> Result<(tokio_postgres::Config, MakeRustlsConnect), DbError> {
+    let invalid = |what: &str| DbError::Url(format!("DATABASE_URL {what}"));
+    let mut url = Url::parse(text).map_err(|_| invalid("must be a URL: postgres://user:password@host:5432/database"))?;
+    if !matches!(url.scheme(), "postgres" | "postgresql") {
+        return Err(invalid("must begin with postgres://"));
+    }
+    let (mut mode, mut root) = (None, None);
+    let mut kept = Vec::new();
+    for (name, value) in url.query_pairs() {
+        match &*name {
+            "sslmode" => mode = Some(value.into_owned()),
+            "sslrootcert" => root = Some(value.into_owned()),
+            _ => kept.push((name.into_owned(), value.into_owned())),
+        }
+    }
+    url.set_query(None);
+    if !kept.is_empty() {
+        url.query_pairs_mut().extend_pairs(kept);
+    }
+    let (ssl_mode, verification) = match mode.as_deref() {
+        Some("disable") => (SslMode::Disable, Verification::None),
+        None | Some("prefer" | "allow") => (SslMode::Prefer, Verification::None),
+        // As libpq: with a root certificate at hand, `require` checks the chain.
+        Some("require") if root.is_some() => (SslMode::Require, Verification::Chain),
+        Some("require") => (SslMode::Require, Verification::None),
+        Some("verify-ca") => (SslMode::Require, Verification::Chain),
+        Some("verify-full") => (SslMode::Require, Verification::Full),
+        Some(_) => return Err(invalid("has an unknown sslmode; use disable, prefer, require, verify-ca or verify-full")),
+    };
+    let mut config: tokio_postgres::Config =
+        url.as_str().parse().map_err(|error| invalid(&format!("cannot be used: {error}")))?;
+    config.ssl_mode(ssl_mode);
+    Ok((config, connector(verification, root.as_deref())?))
+}
+
+fn connector(verification: Verification, root: Option<&str>) -> Result<MakeRustlsConnect, DbError> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let failed = |error: rustls::Error| DbError::Url(format!("TLS cannot be set up: {error}"));
+    let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().map_err(failed)?;
+    let config = if verification == Verification::None {
+        let verifier = Arc::new(Lenient { chain: None, provider });
+        builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth()
+    } else {
+        let roots = Arc::new(trusted(root)?);
+        if verification == Verification::Full {
+            builder.with_root_certificates(roots).with_no_client_auth()
+        } else {
+            let chain = WebPkiServerVerifier::builder_with_provider(roots, provider.clone())
+                .build()
+                .map_err(|error| DbError::Url(format!("sslrootcert cannot be used: {error}")))?;
+            let verifier = Arc::new(Lenient { chain: Some(chain), provider });
+            builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth()
+        }
+    };
+    Ok(MakeRustlsConnect::new(config))
+}
+
+fn trusted(root: Option<&str>) -> Result<RootCertStore, DbError> {
+    let mut roots = RootCertStore::empty();
+    match root {
+        None | Some("system") => {
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        }
+        Some(path) => {
+            let unreadable = |error| DbError::Url(format!("sslrootcert {path} cannot be read: {error}"));
+            for certificate in CertificateDer::pem_file_iter(path).map_err(unreadable)? {
+                let added = roots.add(certificate.map_err(unreadable)?);
+                added.map_err(|error| DbError::Url(format!("sslrootcert {path} is no CA certificate: {error}")))?;
+            }
+        }
+    }
+    if roots.is_empty() {
+        return Err(DbError::Url("no trusted certificate was found; name one with sslrootcert".to_owned()));
+    }
+    Ok(roots)
+}
+
+/// Checks the chain without the name (`verify-ca`), or nothing (`require`), exactly as libpq defines these modes.
+#[derive(Debug)]
+struct Lenient {
+    chain: Option<Arc<WebPkiServerVerifier>>,
+    provider: Arc<rustls::crypto::CryptoProvider>,
+}
+
+impl ServerCertVerifier for Lenient {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let Some(chain) = &self.chain else { return Ok(ServerCertVerified::assertion()) };
+        match chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
+            Err(rustls::Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            )) => Ok(ServerCertVerified::assertion()),
+            verdict => verdict,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modes_are_those_of_libpq() {
+        for (mode, expected) in [
+            ("", SslMode::Prefer),
+            ("?sslmode=disable", SslMode::Disable),
+            ("?sslmode=require&application_name=x", SslMode::Require),
+            ("?sslmode=verify-full", SslMode::Require),
+        ] {
+            let (config, _) = parse(&format!("postgres://u:p@h/d{mode}")).unwrap();
+            assert_eq!(config.get_ssl_mode(), expected, "{mode}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_said_without_the_password() {
+        for url in ["mysql://u:secret@h/d", "nonsense", "postgres://u:secret@h/d?sslmode=maybe",
+            "postgres://u:secret@h/d?sslmode=verify-ca&sslrootcert=/nowhere.pem"] {
+            let message = parse(url).err().unwrap().to_string();
+            assert!(!message.contains("secret"), "{message}");
+        }
+    }
+}

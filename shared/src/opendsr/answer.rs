@@ -1,0 +1,105 @@
+//! The bodies of answers and callbacks (contract 6 and 9). Times always end in `Z`; null fields are never left out,
+//! since clients check for their presence.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::request::ApiVersion;
+use crate::request::{ControllerId, RequestStatus, SubjectRequestId};
+
+/// Answer to a request: 201.
+#[derive(Clone, Debug, Serialize)]
+pub struct RequestReceived {
+    /// Whose request it is.
+    pub controller_id: ControllerId,
+    /// When it will be done at the latest.
+    pub expected_completion_time: Timestamp,
+    /// When it was first received.
+    pub received_time: Timestamp,
+    /// The request's body, base64.
+    pub encoded_request: String,
+    /// Lower-case.
+    pub subject_request_id: SubjectRequestId,
+}
+
+impl RequestReceived {
+    /// The base64 form of a body.
+    #[must_use]
+    pub fn encode(body: &[u8]) -> String {
+        STANDARD.encode(body)
+    }
+}
+
+/// Answer to a cancellation: 202.
+#[derive(Clone, Debug, Serialize)]
+pub struct CancellationReceived {
+    /// Whose request it is.
+    pub controller_id: ControllerId,
+    /// When the cancellation was first received.
+    pub received_time: Timestamp,
+    /// Lower-case.
+    pub subject_request_id: SubjectRequestId,
+    /// Always null: nothing will be done.
+    pub expected_completion_time: Option<Timestamp>,
+    /// The version of the request; null where the request has not arrived yet.
+    pub api_version: Option<ApiVersion>,
+}
+
+/// Answer to a status query: 200.
+#[derive(Clone, Debug, Serialize)]
+pub struct StatusAnswer {
+    /// Whose request it is.
+    pub controller_id: ControllerId,
+    /// When it will be done at the latest.
+    pub expected_completion_time: Timestamp,
+    /// Lower-case.
+    pub subject_request_id: SubjectRequestId,
+    /// As in the request.
+    pub group_id: Option<String>,
+    /// Where it stands.
+    pub request_status: RequestStatus,
+    /// As in the request.
+    pub api_version: ApiVersion,
+    /// The download, for a completed access or portability request.
+    pub results_url: Option<String>,
+    /// The number of lines of the download.
+    pub results_count: Option<i64>,
+    /// Always null.
+    pub extensions: Option<()>,
+}
+
+/// A list of statuses (group query): 200, at most 1,000 at once.
+#[derive(Clone, Debug, Serialize)]
+pub struct GroupAnswer {
+    /// In the order of receipt.
+    pub requests: Vec<StatusAnswer>,
+    /// Give this back to go on; null at the end.
+    pub cursor: Option<String>,
+}
+
+/// The body of a callback (contract 6).
+#[derive(Clone, Debug, Serialize)]
+pub struct CallbackBody<'a> {
+    /// Whose request it is.
+    pub controller_id: &'a ControllerId,
+    /// When it will be done at the latest.
+    pub expected_completion_time: Timestamp,
+    /// The URL that this is sent to.
+    pub status_callback_url: &'a str,
+    /// Lower-case.
+    pub subject_request_id: SubjectRequestId,
+    /// As in the request.
+    pub group_id: Option<&'a str>,
+    /// The status that the request has reached.
+    pub request_status: RequestStatus,
+    /// As in the request.
+    pub api_version: ApiVersion,
+    /// The download, for a completed access or portability request.
+    pub results_url: Option<String>,
+    /// The number of lines of the download.
+    pub results_count: Option<i64>,
+    /// Always null.
+    pub extensions: Option<()>,
+}

@@ -1,0 +1,14 @@
+//! The wire format: OpenDSR 1.0 (OpenGDPR), 2.0 and the 3.0 form of it that clients use today. Pure: no I/O.
+
+pub mod answer;
+pub mod error;
+pub mod identity;
+pub mod json;
+mod parse;
+pub mod request;
+mod wire;
+
+pub use error::{ApiError, FieldError};
+pub use identity::{DeniedValues, Identity, IdentityFormat, IdentityType};
+pub use parse::Parser;
+pub use request::{ApiVersion, Regulation, SubjectRequest};

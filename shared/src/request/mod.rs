@@ -1,0 +1,10 @@
+//! What a subject request is, apart from how it is written on the wire and where it is kept: ids, status, calendar.
+//! Pure: nothing here does I/O or reads a clock.
+
+pub mod calendar;
+pub mod ids;
+pub mod status;
+
+pub use calendar::{Calendar, Lane, Promise, Schedule};
+pub use ids::{BatchId, CallbackId, ControllerId, EndpointId, Mpid, RequestKey, SliceId, SubjectRequestId};
+pub use status::{RequestStatus, RequestType};

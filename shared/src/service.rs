@@ -1,0 +1,237 @@
+//! One function boots every process: options, logs, connections, signals, drain, exit code (contract 1).
+
+use std::future::Future;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Args, Command, CommandFactory, FromArgMatches, Parser};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::backoff::Reconnect;
+use crate::broker::{Broker, Publisher};
+use crate::config::{CommonOptions, ConfigError, secret};
+use crate::db::{Db, DbError, migrate};
+use crate::health::Health;
+use crate::telemetry;
+
+/// Exit code for bad configuration (`EX_USAGE`).
+pub const BAD_CONFIGURATION: u8 = 64;
+
+const SECRETS: &str = "\
+From the environment only:
+  DATABASE_URL or DATABASE_URL_FILE  PostgreSQL 15 or newer: postgres://user:password@host:5432/database?sslmode=verify-full
+  AMQP_URL or AMQP_URL_FILE          RabbitMQ 3.10 or newer: amqps://user:password@host:5671/vhost
+
+Exit codes: 0 after a clean drain on SIGTERM or SIGINT, 64 for bad configuration, 1 otherwise.";
+
+/// What a worker is.
+#[derive(Clone, Copy, Debug)]
+pub struct Identity {
+    /// The name of the binary.
+    pub name: &'static str,
+    /// What it does, in a line.
+    pub about: &'static str,
+    /// The version of the release.
+    pub version: &'static str,
+}
+
+/// What a worker works with.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// PostgreSQL; answers, and has the right schema.
+    pub db: Db,
+    /// RabbitMQ; may be away.
+    pub broker: Broker,
+    /// Publishes to it.
+    pub publisher: Arc<Publisher>,
+    /// What can be up or down.
+    pub health: Health,
+    /// Cancelled when the process is told to stop: take nothing new, finish what is in hand.
+    pub shutdown: CancellationToken,
+}
+
+#[derive(Parser)]
+struct Options<O: Args> {
+    #[command(flatten)]
+    common: CommonOptions,
+    #[command(flatten)]
+    own: O,
+}
+
+fn command<O: Args>(identity: Identity) -> Command {
+    Options::<O>::command()
+        .name(identity.name)
+        .about(identity.about)
+        .version(identity.version)
+        .after_help(SECRETS)
+        // The current value may be a path or a key's name that does not belong on a screen.
+        .mut_args(|argument| argument.hide_env_values(true))
+}
+
+/// Runs a worker: `check` reads keys and opens stores before anything connects, `work` runs until the service's
+/// `shutdown` is cancelled and then returns once nothing is in hand any more.
+pub fn run<O, R, C, W, F>(identity: Identity, check: C, work: W) -> ExitCode
+where
+    O: Args,
+    C: FnOnce(O) -> Result<R, ConfigError>,
+    W: FnOnce(Service, R) -> F,
+    F: Future<Output = Result<(), DbError>>,
+{
+    let parsed = command::<O>(identity).try_get_matches().and_then(|matches| Options::<O>::from_arg_matches(&matches));
+    let options = match parsed {
+        Ok(options) => options,
+        Err(error) => {
+            let _ = error.print();
+            let asked = matches!(error.kind(), clap::error::ErrorKind::DisplayHelp | clap::error::ErrorKind::DisplayVersion);
+            return if asked { ExitCode::SUCCESS } else { ExitCode::from(BAD_CONFIGURATION) };
+        }
+    };
+    match boot(identity, &options.common, || check(options.own), work) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Configuration(error)) => {
+            eprintln!("{}: {error}", identity.name);
+            ExitCode::from(BAD_CONFIGURATION)
+        }
+        Err(Failure::Running(error)) => {
+            eprintln!("{}: {error}", identity.name);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+enum Failure {
+    Configuration(ConfigError),
+    Running(String),
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::Configuration(error)
+    }
+}
+
+fn boot<R, W, F>(
+    identity: Identity,
+    common: &CommonOptions,
+    check: impl FnOnce() -> Result<R, ConfigError>,
+    work: W,
+) -> Result<(), Failure>
+where
+    W: FnOnce(Service, R) -> F,
+    F: Future<Output = Result<(), DbError>>,
+{
+    let ready = check()?;
+    let database_url = secret("DATABASE_URL", "DATABASE_URL_FILE")?;
+    let amqp_url = secret("AMQP_URL", "AMQP_URL_FILE")?;
+    let db = Db::new(&database_url, common.database_connections, identity.name)
+        .map_err(|error| ConfigError::new("DATABASE_URL", error))?;
+    let broker = Broker::new(&amqp_url, identity.name)?;
+    let metrics = telemetry::init(common)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name(identity.name)
+        .build()
+        .map_err(|error| Failure::Running(format!("the runtime cannot be started: {error}")))?;
+    let outcome = runtime.block_on(async {
+        let publisher = Arc::new(Publisher::new(broker.clone()));
+        let service = Service { db, broker, publisher, health: Health::default(), shutdown: CancellationToken::new() };
+        stop_on_signals(&service.shutdown).map_err(|error| Failure::Running(format!("signals: {error}")))?;
+        let listening = service.shutdown.child_token();
+        if let Some(address) = common.admin_listen {
+            let run_dir = common.run_dir.as_deref();
+            telemetry::serve_admin(identity.name, address, run_dir, metrics, service.health.clone(), listening).await?;
+        }
+        tracing::info!(version = identity.version, "starting");
+        run_until_drained(service, common.drain_timeout.get(), ready, work).await
+    });
+    // Blocking tasks of an abandoned drain must not hold the process up.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    outcome
+}
+
+async fn run_until_drained<R, W, F>(service: Service, drain: Duration, ready: R, work: W) -> Result<(), Failure>
+where
+    W: FnOnce(Service, R) -> F,
+    F: Future<Output = Result<(), DbError>>,
+{
+    let shutdown = service.shutdown.clone();
+    if !await_database(&service).await.map_err(|error| Failure::Running(error.to_string()))? {
+        return Ok(());
+    }
+    watch_database(&service);
+    let work = work(service, ready);
+    tokio::pin!(work);
+    let outcome = tokio::select! {
+        outcome = &mut work => outcome,
+        () = shutdown.cancelled() => {
+            tracing::info!("stopping: finishing what is in hand");
+            match tokio::time::timeout(drain, work).await {
+                Ok(outcome) => outcome,
+                Err(_) => return Err(Failure::Running(format!("work was still in hand after {drain:?}; it will be done again"))),
+            }
+        }
+    };
+    outcome.map_err(|error| Failure::Running(error.to_string()))?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn stop_on_signals(shutdown: &CancellationToken) -> std::io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let shutdown = shutdown.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        shutdown.cancel();
+    });
+    Ok(())
+}
+
+/// Waits until PostgreSQL answers and has our schema; says once that it waits. `false`: told to stop meanwhile.
+async fn await_database(service: &Service) -> Result<bool, DbError> {
+    let mut reconnect = Reconnect::default();
+    loop {
+        match migrate::check_version(&service.db).await {
+            Ok(()) => return Ok(true),
+            // A newer schema never becomes older again by waiting; an older one is being migrated.
+            Err(error @ DbError::SchemaVersion { found, needed }) if found > needed => return Err(error),
+            Err(error) => {
+                if reconnect.is_first() {
+                    tracing::warn!(%error, "waiting for PostgreSQL");
+                }
+            }
+        }
+        tokio::select! {
+            () = reconnect.wait() => {}
+            () = service.shutdown.cancelled() => return Ok(false),
+        }
+    }
+}
+
+/// Keeps the readiness of PostgreSQL up to date, and says once when it goes away and when it is back.
+fn watch_database(service: &Service) {
+    let component = service.health.component("postgresql");
+    component.set(true);
+    let (db, shutdown) = (service.db.clone(), service.shutdown.clone());
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_secs(5)) => {}
+                () = shutdown.cancelled() => return,
+            }
+            let answer = db.ping().await;
+            let up = answer.is_ok();
+            if component.set(up) {
+                match answer {
+                    Ok(()) => tracing::info!("PostgreSQL is back"),
+                    Err(error) => tracing::warn!(%error, "PostgreSQL is away; work waits"),
+                }
+            }
+        }
+    });
+}

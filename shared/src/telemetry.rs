@@ -1,0 +1,84 @@
+//! Logs, metrics, and the admin listener with `/livez`, `/readyz` and `/metrics`.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use axum::Router;
+use axum::http::StatusCode;
+use axum::routing::get;
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{CommonOptions, ConfigError, LogFormat};
+use crate::health::Health;
+
+const SECONDS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
+const SIZES: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
+
+/// Sets up logs and metrics for this process.
+///
+/// # Errors
+/// [`ConfigError`] for a filter that cannot be read.
+pub fn init(options: &CommonOptions) -> Result<PrometheusHandle, ConfigError> {
+    let filter = EnvFilter::try_new(&options.log).map_err(|error| ConfigError::new("LETHE_LOG", error))?;
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let initialised = match options.log_format {
+        LogFormat::Text => logs.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
+        LogFormat::Json => logs.json().try_init(),
+    };
+    initialised.map_err(|error| ConfigError::new("LETHE_LOG", error))?;
+    let builder = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)
+        .and_then(|builder| builder.set_buckets_for_metric(Matcher::Suffix("_size".to_owned()), &SIZES));
+    builder.and_then(PrometheusBuilder::install_recorder).map_err(|error| ConfigError::new("LETHE_ADMIN_LISTEN", error))
+}
+
+/// Serves the admin address until `shutdown`; writes where it listens to `<run_dir>/<name>-<pid>.addr`.
+///
+/// # Errors
+/// [`ConfigError`] where the address is taken.
+pub async fn serve_admin(
+    name: &str,
+    address: SocketAddr,
+    run_dir: Option<&Path>,
+    metrics: PrometheusHandle,
+    health: Health,
+    shutdown: CancellationToken,
+) -> Result<(), ConfigError> {
+    let unusable = |error: std::io::Error| ConfigError::new("LETHE_ADMIN_LISTEN", format!("cannot listen on {address}: {error}"));
+    let listener = TcpListener::bind(address).await.map_err(unusable)?;
+    let bound = listener.local_addr().map_err(unusable)?;
+    tracing::info!(%bound, "admin address");
+    if let Some(folder) = run_dir {
+        let file = folder.join(format!("{name}-{}.addr", std::process::id()));
+        let written = std::fs::create_dir_all(folder).and_then(|()| std::fs::write(&file, bound.to_string()));
+        written.map_err(|error| ConfigError::new("LETHE_RUN_DIR", format!("cannot write {}: {error}", file.display())))?;
+    }
+    let ready = move || {
+        let down = health.down();
+        async move {
+            if down.is_empty() {
+                (StatusCode::OK, "ready\n".to_owned())
+            } else {
+                (StatusCode::SERVICE_UNAVAILABLE, format!("down: {}\n", down.join(", ")))
+            }
+        }
+    };
+    let render = move || {
+        let text = metrics.render();
+        async move { ([("content-type", "text/plain; version=0.0.4")], text) }
+    };
+    let router = Router::new()
+        .route("/livez", get(|| async { "alive\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(render));
+    tokio::spawn(async move {
+        let served = axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await;
+        if let Err(error) = served {
+            tracing::error!(%error, "the admin address has failed");
+        }
+    });
+    Ok(())
+}

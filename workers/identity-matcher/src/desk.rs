@@ -1,0 +1,167 @@
+//! What every message of a controller has in common: who sent it, its answer, and the copy of what was refused.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lethe::broker::{Message, Outcome, Outgoing, Publisher, topology};
+use lethe::callback::signature::{self, Algorithm, Signer};
+use lethe::db::DbError;
+use lethe::db::controllers::Controller;
+use lethe::intake::{Answer, Intake, Unanswered};
+use lethe::opendsr::ApiError;
+use lethe::request::ControllerId;
+
+/// How long a message waits when the database is away.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Checks senders and answers them.
+pub(crate) struct Desk {
+    pub(crate) intake: Arc<Intake>,
+    pub(crate) publisher: Arc<Publisher>,
+    pub(crate) signer: Arc<Signer>,
+    pub(crate) domain: String,
+}
+
+/// A message whose sender was checked: the controller, or the error it is answered with.
+pub(crate) type Checked = Result<ControllerId, ApiError>;
+
+impl Desk {
+    /// Checks who sent each message (contract 3).
+    pub(crate) async fn check(&self, group: &[Message]) -> Result<(Vec<Checked>, Senders), DbError> {
+        let claimed: Vec<&str> = group.iter().filter_map(|message| message.controller_id.as_deref()).collect();
+        let senders = Senders(self.intake.controllers(&claimed).await?);
+        Ok((group.iter().map(|message| senders.check(message)).collect(), senders))
+    }
+
+    /// Sends the answers, keeps copies of what was refused, and says what becomes of each message.
+    pub(crate) async fn finish(
+        &self,
+        group: &[Message],
+        senders: &Senders,
+        answers: Vec<Result<Answer, Unanswered>>,
+    ) -> Vec<Outcome> {
+        let rejected: Vec<Outgoing> = group
+            .iter()
+            .zip(&answers)
+            .filter_map(|(message, answer)| answer.as_ref().ok().and_then(|answer| rejected_copy(message, answer)))
+            .collect();
+        let kept = self.publisher.publish(&rejected).await;
+        if let Err(error) = &kept {
+            tracing::warn!(%error, "copies of refused messages could not be kept; the messages are tried again");
+        }
+        self.answer(group, senders, &answers).await;
+        answers
+            .into_iter()
+            .map(|answer| match answer {
+                // Without its copy a refused message would be lost.
+                Ok(answer) if kept.is_err() && is_refusal(&answer) => Outcome::RetryAfter(RETRY_AFTER),
+                Ok(_) => Outcome::Done,
+                Err(Unanswered::Later(_)) => Outcome::RetryAfter(RETRY_AFTER),
+                Err(Unanswered::Poison(error)) => {
+                    let reason = "the database refuses this message and nothing else; see the code".to_owned();
+                    Outcome::DeadLetter { code: error.class(), reason }
+                }
+            })
+            .collect()
+    }
+
+    /// At best effort: what was asked for is done, whether or not the asker still listens.
+    async fn answer(&self, group: &[Message], senders: &Senders, answers: &[Result<Answer, Unanswered>]) {
+        let wanted: Vec<(&Message, &str, &Answer)> = group
+            .iter()
+            .zip(answers)
+            .filter_map(|(message, answer)| {
+                let reply_to = message.reply_to.as_deref().filter(|name| !is_reserved(name))?;
+                Some((message, reply_to, answer.as_ref().ok()?))
+            })
+            .collect();
+        if wanted.is_empty() {
+            return;
+        }
+        let bodies = wanted.iter().map(|(message, _, answer)| (senders.algorithm(message), answer.body.clone())).collect();
+        let signatures = signature::sign_all(self.signer.clone(), bodies).await;
+        let replies: Vec<Outgoing> = wanted
+            .into_iter()
+            .zip(signatures)
+            .filter_map(|((message, reply_to, answer), signature)| {
+                let signature = signature.inspect_err(|error| tracing::error!(%error, "an answer was not signed")).ok()?;
+                let mut reply = Outgoing::to_queue(reply_to, answer.body.clone())
+                    .header("status", answer.status.to_string())
+                    .header(answer.version.domain_header(), self.domain.clone())
+                    .header(answer.version.signature_header(), signature);
+                if let Some(cursor) = &answer.cursor {
+                    reply = reply.header("cursor", cursor.clone());
+                }
+                reply.correlation_id.clone_from(&message.correlation_id);
+                Some(reply)
+            })
+            .collect();
+        if let Err(error) = self.publisher.publish(&replies).await {
+            tracing::warn!(%error, answers = replies.len(), "answers were not sent");
+        }
+    }
+}
+
+fn is_refusal(answer: &Answer) -> bool {
+    matches!(answer.status, 400 | 403 | 409 | 413)
+}
+
+fn is_reserved(name: &str) -> bool {
+    name.starts_with(topology::RESERVED_PREFIX)
+}
+
+fn rejected_copy(message: &Message, answer: &Answer) -> Option<Outgoing> {
+    if !is_refusal(answer) {
+        return None;
+    }
+    let code = answer.error.unwrap_or("error");
+    metrics::counter!("lethe_rejections_total", "reason" => code).increment(1);
+    let mut copy = Outgoing::to_queue(topology::REJECTED, message.body.clone())
+        .header("error-code", code)
+        .header("error-message", answer.message.clone().unwrap_or_default())
+        .header("status", answer.status.to_string())
+        .header("routing-key", message.routing_key.clone());
+    copy.content_type.clone_from(&message.content_type);
+    copy.correlation_id.clone_from(&message.correlation_id);
+    if let Some(controller_id) = &message.controller_id {
+        copy = copy.header("controller-id", controller_id.clone());
+    }
+    Some(copy)
+}
+
+/// The controllers that the messages of a group claim to be from, as far as they exist.
+pub(crate) struct Senders(HashMap<String, Controller>);
+
+impl Senders {
+    fn check(&self, message: &Message) -> Checked {
+        let claimed = message.controller_id.as_deref();
+        let claimed = claimed.ok_or_else(|| ApiError::new(400, "the header controller-id is required"))?;
+        if message.routing_key.split('.').next() != Some(claimed) {
+            return Err(ApiError::forbidden("the header controller-id is not the first word of the routing key"));
+        }
+        if message.reply_to.as_deref().is_some_and(is_reserved) {
+            return Err(ApiError::new(400, "reply_to must not begin with dsr."));
+        }
+        let unknown = || ApiError::forbidden("there is no such controller; add it with `lethe controller add`");
+        let controller = self.0.get(claimed).ok_or_else(unknown)?;
+        let allowed = match &controller.amqp_user {
+            _ if controller.any_amqp_user => true,
+            // The broker has verified the property against the connection.
+            Some(user) => message.user_id.as_ref() == Some(user),
+            None => false,
+        };
+        if allowed {
+            Ok(controller.controller_id.clone())
+        } else if controller.amqp_user.is_some() {
+            Err(ApiError::forbidden("the property user_id is not the AMQP user of this controller"))
+        } else {
+            Err(ApiError::forbidden("this controller may not use AMQP; it was added without an AMQP user"))
+        }
+    }
+
+    fn algorithm(&self, message: &Message) -> Algorithm {
+        let controller = message.controller_id.as_ref().and_then(|id| self.0.get(id));
+        controller.map_or(Algorithm::RsaPkcs1v15, |controller| controller.algorithm)
+    }
+}

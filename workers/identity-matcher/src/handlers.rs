@@ -1,0 +1,163 @@
+//! The three kinds of messages: requests, cancellations, queries.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lethe::broker::topology::{CANCELLATION, IDENTITY_MATCHING, QUERY, Queue};
+use lethe::broker::{Consumer, Gather, GroupHandler, Message, Outcome};
+use lethe::db::requests::{Overtaking, Target};
+use lethe::db::{DbError, calendar};
+use lethe::intake::{Answer, Incoming, Intake, Unanswered, parse_target};
+use lethe::opendsr::{ApiVersion, Parser};
+use lethe::service::Service;
+use tokio::task::JoinSet;
+
+use crate::desk::{Checked, Desk};
+use crate::options::Ready;
+
+/// Consumes until the service is told to stop.
+pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), DbError> {
+    if let Ok(session) = service.db.session().await
+        && calendar::current(&session).await?.is_none()
+    {
+        tracing::warn!("there is no calendar yet; requests wait until a scheduler has stored it");
+    }
+    let publisher = service.publisher.clone();
+    let intake = Intake::new(service.db.clone(), ready.keys, ready.parser, ready.cap, ready.links, publisher.clone());
+    let desk = Arc::new(Desk { intake: Arc::new(intake), publisher, signer: ready.signer, domain: ready.domain });
+    let mut consumers = JoinSet::new();
+    let gather = Gather { messages: ready.group.into(), bytes: 4 << 20, linger: Duration::from_millis(2) };
+    for _ in 0..ready.consumers {
+        consumers.spawn(consume(&service, IDENTITY_MATCHING, gather, Requests(desk.clone())));
+    }
+    consumers.spawn(consume(&service, CANCELLATION, gather, Cancellations(desk.clone())));
+    consumers.spawn(consume(&service, QUERY, gather, Queries(desk)));
+    consumers.join_all().await;
+    Ok(())
+}
+
+fn consume<H: GroupHandler + 'static>(
+    service: &Service,
+    queue: Queue,
+    gather: Gather,
+    handler: H,
+) -> impl Future<Output = ()> + Send + 'static {
+    let consumer = Consumer {
+        broker: service.broker.clone(),
+        queue,
+        // One group in hand, one on the way.
+        prefetch: u16::try_from(gather.messages.saturating_mul(2)).unwrap_or(u16::MAX),
+        gather,
+        handler: Arc::new(handler),
+        publisher: service.publisher.clone(),
+        health: service.health.clone(),
+    };
+    let shutdown = service.shutdown.clone();
+    async move { consumer.run(shutdown).await }
+}
+
+/// What could not even be looked at because the database is away.
+fn all_later(group: &[Message], error: &DbError) -> Vec<Outcome> {
+    tracing::debug!(%error, messages = group.len(), "a group waits");
+    group.iter().map(|_| Outcome::RetryAfter(Duration::from_secs(1))).collect()
+}
+
+struct Requests(Arc<Desk>);
+
+impl GroupHandler for Requests {
+    async fn handle(&self, group: &[Message]) -> Vec<Outcome> {
+        let (checked, senders) = match self.0.check(group).await {
+            Ok(checked) => checked,
+            Err(error) => return all_later(group, &error),
+        };
+        let incoming: Vec<Incoming<'_>> = group
+            .iter()
+            .zip(&checked)
+            .filter_map(|(message, checked)| {
+                let controller_id = checked.as_ref().ok()?;
+                Some(Incoming { controller_id, body: &message.body, path_version: None })
+            })
+            .collect();
+        let received = self.0.intake.receive(&incoming).await;
+        let answers = merge(&checked, received);
+        self.0.finish(group, &senders, answers).await
+    }
+}
+
+/// Puts the answers of the accepted senders and the refusals of the others back into the order of the group.
+fn merge(checked: &[Checked], accepted: Vec<Result<Answer, Unanswered>>) -> Vec<Result<Answer, Unanswered>> {
+    let mut accepted = accepted.into_iter();
+    checked
+        .iter()
+        .map(|checked| match checked {
+            Err(refusal) => Ok(Answer::error(refusal, ApiVersion::V3)),
+            Ok(_) => accepted.next().unwrap_or(Err(Unanswered::Later(DbError::Unexpected { place: "a group" }))),
+        })
+        .collect()
+}
+
+struct Cancellations(Arc<Desk>);
+
+impl GroupHandler for Cancellations {
+    async fn handle(&self, group: &[Message]) -> Vec<Outcome> {
+        let (checked, senders) = match self.0.check(group).await {
+            Ok(checked) => checked,
+            Err(error) => return all_later(group, &error),
+        };
+        let parsed: Vec<Result<Target, _>> = group
+            .iter()
+            .zip(&checked)
+            .filter_map(|(message, checked)| checked.as_ref().ok().map(|id| parse_target(id, &message.body)))
+            .collect();
+        let targets: Vec<Target> = parsed.iter().filter_map(|one| one.as_ref().ok().cloned()).collect();
+        // One that is not known may have overtaken its request, which comes by another queue.
+        let cancelled = match self.0.intake.cancel(&targets, Overtaking::Remember).await {
+            Ok(cancelled) => cancelled,
+            Err(error) => return all_later(group, &error),
+        };
+        let mut cancelled = cancelled.into_iter();
+        let answers = parsed.into_iter().map(|parsed| match parsed {
+            Err(refusal) => Ok(Answer::error(&refusal, ApiVersion::V3)),
+            Ok(_) => cancelled.next().ok_or(Unanswered::Later(DbError::Unexpected { place: "a group" })),
+        });
+        let answers = merge(&checked, answers.collect());
+        self.0.finish(group, &senders, answers).await
+    }
+}
+
+struct Queries(Arc<Desk>);
+
+impl Queries {
+    async fn ask(intake: &Intake, message: &Message, checked: &Checked) -> Result<Answer, DbError> {
+        let controller_id = match checked {
+            Ok(controller_id) => controller_id,
+            Err(refusal) => return Ok(Answer::error(refusal, ApiVersion::V3)),
+        };
+        let asked = if message.routing_key.ends_with(".group") {
+            match Parser::group_query(&message.body) {
+                Ok((group_id, cursor)) => return intake.group(controller_id, &group_id, cursor.as_deref()).await,
+                Err(refusal) => Err(refusal),
+            }
+        } else {
+            parse_target(controller_id, &message.body)
+        };
+        match asked {
+            Ok(target) => intake.status(&target).await,
+            Err(refusal) => Ok(Answer::error(&refusal, ApiVersion::V3)),
+        }
+    }
+}
+
+impl GroupHandler for Queries {
+    async fn handle(&self, group: &[Message]) -> Vec<Outcome> {
+        let (checked, senders) = match self.0.check(group).await {
+            Ok(checked) => checked,
+            Err(error) => return all_later(group, &error),
+        };
+        let mut answers = Vec::with_capacity(group.len());
+        for (message, checked) in group.iter().zip(&checked) {
+            answers.push(Self::ask(&self.0.intake, message, checked).await.map_err(Unanswered::Later));
+        }
+        self.0.finish(group, &senders, answers).await
+    }
+}
