@@ -17,3 +17,4 @@ pub mod results;
 pub mod service;
 pub mod stores;
 pub mod telemetry;
+pub mod work;

@@ -188,7 +188,13 @@ fn class_of(error: &reqwest::Error) -> &'static str {
 }
 
 impl Attempt {
-    fn failed(class: &'static str, endpoint_trouble: bool) -> Self {
+    /// Nothing was sent, for a reason of ours.
+    #[must_use]
+    pub const fn not_sent(class: &'static str) -> Self {
+        Self::failed(class, false)
+    }
+
+    const fn failed(class: &'static str, endpoint_trouble: bool) -> Self {
         Self { duration: Duration::ZERO, status_code: None, error_class: Some(class), endpoint_trouble, retry_after: None }
     }
 }

@@ -9,7 +9,7 @@ mod secret;
 
 pub use duration::{HumanDuration, InvalidDuration};
 pub use options::{
-    CalendarOptions, CommonOptions, IntakeOptions, KeyOptions, LogFormat, ResultOptions, SigningOptions, parse_backoff,
+    CalendarOptions, CapOptions, CommonOptions, IntakeOptions, KeyOptions, LogFormat, ResultOptions, SigningOptions, parse_backoff,
 };
 pub use secret::{SecretError, secret};
 
@@ -25,7 +25,7 @@ pub struct ConfigError {
 
 impl ConfigError {
     /// `setting` is wrong because of `problem`.
-    pub fn new(setting: &'static str, problem: impl ToString) -> Self {
+    pub fn new(setting: &'static str, problem: impl std::fmt::Display) -> Self {
         Self { setting, problem: problem.to_string() }
     }
 }

@@ -63,6 +63,11 @@ pub struct IntakeOptions {
     /// CIDRs, and the word http, that callbacks may use beyond public https
     #[arg(long, env = "LETHE_CALLBACK_ALLOW", default_value = "", value_name = "LIST")]
     pub callback_allow: AddressPolicy,
+}
+
+/// The blast-radius cap.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct CapOptions {
     /// A request that matches more profiles than this waits for an operator
     #[arg(long, env = "LETHE_MAX_MPIDS_PER_REQUEST", default_value_t = 1_000, value_name = "NUMBER",
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]

@@ -70,15 +70,6 @@ pub struct StatusAnswer {
     pub extensions: Option<()>,
 }
 
-/// A list of statuses (group query): 200, at most 1,000 at once.
-#[derive(Clone, Debug, Serialize)]
-pub struct GroupAnswer {
-    /// In the order of receipt.
-    pub requests: Vec<StatusAnswer>,
-    /// Give this back to go on; null at the end.
-    pub cursor: Option<String>,
-}
-
 /// The body of a callback (contract 6).
 #[derive(Clone, Debug, Serialize)]
 pub struct CallbackBody<'a> {
@@ -102,4 +93,14 @@ pub struct CallbackBody<'a> {
     pub results_count: Option<i64>,
     /// Always null.
     pub extensions: Option<()>,
+}
+
+impl CallbackBody<'_> {
+    /// The exact bytes that are signed and sent: compact JSON, fields in the order of the contract, the same on every
+    /// attempt.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        // Plain fields only: there is nothing in it that cannot be written.
+        serde_json::to_vec(self).unwrap_or_default()
+    }
 }

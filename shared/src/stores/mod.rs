@@ -151,3 +151,14 @@ impl Stores {
         self.0.iter().map(|store| store.name()).collect()
     }
 }
+
+/// Everything that all stores hold of the profiles, store after store.
+pub fn export_all<'a>(
+    stores: &'a Stores,
+    controller_id: &'a ControllerId,
+    mpids: &'a [Mpid],
+    as_of: Timestamp,
+) -> impl futures_util::Stream<Item = Result<ExportLine, StoreError>> + 'a {
+    use futures_util::StreamExt;
+    futures_util::stream::iter(stores.0.iter()).flat_map(move |store| store.export(controller_id, mpids, as_of))
+}

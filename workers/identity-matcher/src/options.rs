@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use lethe::callback::signature::Signer;
-use lethe::config::{ConfigError, IntakeOptions, KeyOptions, SigningOptions};
+use lethe::config::{CapOptions, ConfigError, IntakeOptions, KeyOptions, SigningOptions};
 use lethe::crypto::Keys;
 use lethe::opendsr::Parser;
 use lethe::results::link::Links;
@@ -13,6 +13,8 @@ use lethe::results::link::Links;
 pub(crate) struct Options {
     #[command(flatten)]
     intake: IntakeOptions,
+    #[command(flatten)]
+    cap: CapOptions,
     #[command(flatten)]
     keys: KeyOptions,
     #[command(flatten)]
@@ -48,7 +50,7 @@ impl Options {
         Ok(Ready {
             parser: self.intake.parser(),
             domain,
-            cap: self.intake.max_mpids_per_request,
+            cap: self.cap.max_mpids_per_request,
             keys,
             signer,
             links,

@@ -1,0 +1,142 @@
+//! Compiling a request: stream the stores into an encrypted file, record it, complete the request.
+
+use std::sync::Arc;
+
+use jiff::tz::TimeZone;
+use lethe::broker::{Publisher, wake};
+use lethe::crypto;
+use lethe::db::results::{self, NewResult};
+use lethe::db::slices::{self, Claimed, Member, Stage};
+use lethe::db::{Db, DbError, batches, controllers};
+use lethe::results::file::{self, FileError, Format, Written};
+use lethe::results::link;
+use lethe::results::store;
+use lethe::service::Service;
+use lethe::stores::Stores;
+use lethe::work::{self, Attempt, SliceWork};
+use uuid::Uuid;
+
+use crate::options::Ready;
+
+/// Compiles until the service is told to stop.
+pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), DbError> {
+    let (permits, backoff) = (ready.compilations, ready.backoff);
+    let stores = Stores::built_in(&service.db);
+    let compiler = Compiler { db: service.db.clone(), publisher: service.publisher.clone(), stores, ready };
+    work::run(&service, Stage::Compilation, permits, backoff, Arc::new(compiler)).await;
+    Ok(())
+}
+
+struct Compiler {
+    db: Db,
+    publisher: Arc<Publisher>,
+    stores: Stores,
+    ready: Ready,
+}
+
+impl SliceWork for Compiler {
+    async fn attempt(&self, claimed: &Claimed) -> Result<Attempt, DbError> {
+        let members = slices::members(&self.db.session().await?, claimed.slice_id).await?;
+        // A compilation is a slice of one request; none is left where an earlier attempt committed and then died.
+        let Some(member) = members.first() else { return Ok(Attempt::Done) };
+        self.delete_earlier_attempts(claimed).await;
+        match self.compile(claimed, member).await {
+            Ok(Compiled::Recorded) => Ok(Attempt::Done),
+            Ok(Compiled::Failed(class)) => Ok(Attempt::Failed { class }),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+enum Compiled {
+    Recorded,
+    Failed(String),
+}
+
+/// Each attempt writes an object of its own, so that an old holder that wakes up cannot touch what the new one writes.
+fn object_path(claimed: &Claimed, attempt: i32) -> String {
+    format!("{}/{attempt}", claimed.slice_id)
+}
+
+impl Compiler {
+    /// An attempt that died between writing and recording left an object that nobody knows.
+    async fn delete_earlier_attempts(&self, claimed: &Claimed) {
+        for attempt in 1..claimed.attempts {
+            if let Err(error) = store::delete(&self.ready.results, &object_path(claimed, attempt)).await {
+                tracing::warn!(%error, "what an earlier attempt left could not be deleted");
+            }
+        }
+    }
+
+    async fn compile(&self, claimed: &Claimed, member: &Member) -> Result<Compiled, DbError> {
+        let session = self.db.session().await?;
+        let controller = controllers::by_id(&session, &[claimed.controller_id.as_str()]).await?;
+        let controller = controller.into_iter().next().ok_or(DbError::Unexpected { place: "controllers" })?;
+        let expires_at = batches::now(&session).await?.checked_add(self.ready.lifetime);
+        drop(session);
+        let expires_at = expires_at.map_err(|_| DbError::Unexpected { place: "the lifetime of results" })?;
+        let format = if member.request_type == "portability" {
+            Format::Zip { include_profile: controller.include_profile }
+        } else {
+            Format::Text
+        };
+        let expiry_day = expires_at.to_zoned(TimeZone::UTC).date();
+        let day_key = match self.ready.day_keys.get_or_create(expiry_day).await {
+            Ok(key) => key,
+            Err(error) => {
+                tracing::warn!(%error, "no key for the day of expiry");
+                return Ok(Compiled::Failed("key_store".to_owned()));
+            }
+        };
+        let result_id = Uuid::new_v4();
+        let key = crypto::random::<{ crypto::KEY_LEN }>()?;
+        let wrapped_key = day_key.seal(result_id.as_bytes(), &key)?;
+        let path = object_path(claimed, claimed.attempts);
+        let written = match self.write(claimed, member, &path, &key, format).await {
+            Ok(written) => written,
+            Err(FileError::Store(lethe::stores::StoreError::Db(DbError::LeaseLost))) => return Err(DbError::LeaseLost),
+            Err(error) => {
+                tracing::warn!(%error, "a result file could not be written");
+                return Ok(Compiled::Failed(error.class()));
+            }
+        };
+        let salt = crypto::random::<16>()?;
+        let token = link::token(&self.ready.keys, result_id, &salt);
+        let found = written.lines > 0;
+        let result = NewResult {
+            result_id,
+            request_key: member.request_key,
+            token_salt: salt.to_vec(),
+            token_sha256: link::token_digest(&token),
+            object_path: found.then(|| path.clone()),
+            media_type: format.media_type(),
+            size_bytes: i64::try_from(written.size).unwrap_or(i64::MAX),
+            lines: i64::try_from(written.lines).unwrap_or(i64::MAX),
+            wrapped_key: found.then_some(wrapped_key),
+            expiry_day,
+            expires_at,
+        };
+        let recorded = results::complete(&self.db, claimed, &result).await;
+        if recorded.as_ref().is_err_and(|error| matches!(error, DbError::LeaseLost)) {
+            // Another attempt has taken over; what we wrote belongs to nobody.
+            let _ = store::delete(&self.ready.results, &path).await;
+        }
+        let finished = recorded?;
+        metrics::counter!("lethe_requests_completed_total", "stage" => "compilation").increment(finished.completed as u64);
+        metrics::counter!("lethe_result_bytes_total").increment(written.size);
+        wake::endpoints(&self.publisher, finished.endpoints).await;
+        Ok(Compiled::Recorded)
+    }
+
+    async fn write(
+        &self,
+        claimed: &Claimed,
+        member: &Member,
+        path: &str,
+        key: &[u8; crypto::KEY_LEN],
+        format: Format,
+    ) -> Result<Written, FileError> {
+        let lines = lethe::stores::export_all(&self.stores, &claimed.controller_id, &member.mpids, claimed.as_of);
+        file::write(&self.ready.results, path, key, format, lines).await
+    }
+}

@@ -1,0 +1,17 @@
+//! `access-compiler`: compiles one access or portability request into a result file.
+
+mod compile;
+mod options;
+
+use std::process::ExitCode;
+
+use lethe::service::{self, Identity};
+
+fn main() -> ExitCode {
+    let identity = Identity {
+        name: "access-compiler",
+        about: "Compiles one access or portability request into a result file",
+        version: env!("CARGO_PKG_VERSION"),
+    };
+    service::run(identity, options::Options::check, compile::run)
+}

@@ -1,0 +1,58 @@
+//! What the access compiler is configured with.
+
+use std::sync::Arc;
+
+use clap::Args;
+use jiff::SignedDuration;
+use lethe::backoff::BackoffPolicy;
+use lethe::config::{ConfigError, HumanDuration, KeyOptions, ResultOptions, parse_backoff};
+use lethe::crypto::Keys;
+use lethe::results::day_keys::DayKeys;
+use lethe::results::store::{self, Store};
+
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    keys: KeyOptions,
+    #[command(flatten)]
+    results: ResultOptions,
+    /// Files in hand at once; each takes about 20 MiB of memory at most
+    #[arg(long, env = "LETHE_COMPILATIONS", default_value_t = 2, value_name = "NUMBER",
+          value_parser = clap::value_parser!(u16).range(1..=64))]
+    compilations: u16,
+    /// The wait after the first failure
+    #[arg(long, env = "LETHE_STORE_FIRST_RETRY", default_value = "5s", value_name = "DURATION")]
+    first_retry: HumanDuration,
+    /// The longest wait between attempts
+    #[arg(long, env = "LETHE_STORE_MAX_RETRY", default_value = "10m", value_name = "DURATION")]
+    max_retry: HumanDuration,
+}
+
+/// The options, read and checked.
+pub(crate) struct Ready {
+    pub(crate) keys: Arc<Keys>,
+    pub(crate) results: Store,
+    pub(crate) day_keys: DayKeys,
+    pub(crate) lifetime: SignedDuration,
+    pub(crate) compilations: u16,
+    pub(crate) backoff: BackoffPolicy,
+}
+
+impl Options {
+    pub(crate) fn check(self) -> Result<Ready, ConfigError> {
+        let keys = Arc::new(self.keys.keys()?);
+        let results = store::open("LETHE_RESULT_STORE", &self.results.result_store)?;
+        let key_store = store::open("LETHE_KEY_STORE", &self.results.key_store)?;
+        if self.results.result_lifetime.get().is_zero() {
+            return Err(ConfigError::new("LETHE_RESULT_LIFETIME", "must be more than zero"));
+        }
+        Ok(Ready {
+            results,
+            day_keys: DayKeys::new(key_store, keys.clone()),
+            keys,
+            lifetime: self.results.result_lifetime.signed(),
+            compilations: self.compilations,
+            backoff: parse_backoff("LETHE_STORE_FIRST_RETRY", self.first_retry, self.max_retry)?,
+        })
+    }
+}

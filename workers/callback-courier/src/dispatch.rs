@@ -1,0 +1,155 @@
+//! From wake-ups to deliveries. Each endpoint that was woken has one task in this process, which claims what is due as
+//! the endpoint's limit allows, delivers, and ends when nothing is left. So one endpoint that hangs holds its own few
+//! permits and nothing else.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use lethe::broker::topology::CALLBACK_DELIVERY;
+use lethe::broker::wake::EndpointWakeUp;
+use lethe::broker::{Consumer, Gather, GroupHandler, Message, Outcome};
+use lethe::db::callbacks::{self, ClaimedCallback};
+use lethe::db::{Db, DbError};
+use lethe::request::EndpointId;
+use lethe::service::Service;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::deliver::deliver;
+use crate::options::Ready;
+use crate::record::Recorder;
+
+/// Delivers until the service is told to stop.
+pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), DbError> {
+    let ready = Arc::new(ready);
+    let tasks = TaskTracker::new();
+    let dispatcher = Dispatcher(Arc::new(Shared {
+        db: service.db.clone(),
+        recorder: Recorder::start(service.db.clone(), ready.clone()),
+        permits: Arc::new(Semaphore::new(ready.deliveries.into())),
+        ready,
+        active: Mutex::default(),
+        tasks: tasks.clone(),
+        shutdown: service.shutdown.clone(),
+    }));
+    let consumer = Consumer {
+        broker: service.broker.clone(),
+        queue: CALLBACK_DELIVERY,
+        prefetch: 256,
+        gather: Gather { messages: 256, bytes: usize::MAX, linger: Duration::ZERO },
+        handler: Arc::new(dispatcher),
+        publisher: service.publisher.clone(),
+        health: service.health.clone(),
+    };
+    consumer.run(service.shutdown.clone()).await;
+    tasks.close();
+    tasks.wait().await;
+    Ok(())
+}
+
+struct Dispatcher(Arc<Shared>);
+
+struct Shared {
+    db: Db,
+    ready: Arc<Ready>,
+    recorder: Recorder,
+    permits: Arc<Semaphore>,
+    /// Endpoints with a task; `true` where one more wake-up came since its last claim.
+    active: Mutex<HashMap<EndpointId, bool>>,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+}
+
+impl GroupHandler for Dispatcher {
+    /// A wake-up needs no more than to be heard: should we die now, the callbacks are due still, and found again.
+    async fn handle(&self, group: &[Message]) -> Vec<Outcome> {
+        group
+            .iter()
+            .map(|message| match serde_json::from_slice(&message.body) {
+                Ok(EndpointWakeUp { endpoint_id }) => {
+                    wake(&self.0, endpoint_id);
+                    Outcome::Done
+                }
+                Err(_) => Outcome::DeadLetter {
+                    code: "invalid".to_owned(),
+                    reason: "not a wake-up for an endpoint".to_owned(),
+                },
+            })
+            .collect()
+    }
+}
+
+fn wake(shared: &Arc<Shared>, endpoint_id: EndpointId) {
+    let mut active = shared.active.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(again) = active.get_mut(&endpoint_id) {
+        *again = true;
+        return;
+    }
+    active.insert(endpoint_id, false);
+    let shared = shared.clone();
+    shared.tasks.clone().spawn(async move { drain(&shared, endpoint_id).await });
+}
+
+/// Whether another wake-up came meanwhile; if not, the endpoint is no longer active.
+fn ends(shared: &Shared, endpoint_id: EndpointId) -> bool {
+    let mut active = shared.active.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(again) = active.get_mut(&endpoint_id)
+        && std::mem::take(again)
+    {
+        return false;
+    }
+    active.remove(&endpoint_id);
+    true
+}
+
+/// Delivers what an endpoint has until nothing is due any more.
+async fn drain(shared: &Arc<Shared>, endpoint_id: EndpointId) {
+    let limit = usize::try_from(shared.ready.limits.in_flight).unwrap_or(1);
+    let mut in_flight = JoinSet::new();
+    loop {
+        let claimed = if shared.shutdown.is_cancelled() {
+            Vec::new()
+        } else {
+            claim(shared, endpoint_id, limit - in_flight.len()).await
+        };
+        let idle = claimed.is_empty();
+        for callback in claimed {
+            let shared = shared.clone();
+            in_flight.spawn(async move {
+                // Claimed already: this wait is short, since no more is claimed than there are permits.
+                let _permit = shared.permits.acquire().await;
+                let attempt = deliver(&shared.ready, &callback).await;
+                shared.recorder.record(callback, attempt).await;
+            });
+        }
+        if in_flight.is_empty() && idle {
+            if shared.shutdown.is_cancelled() || ends(shared, endpoint_id) {
+                return;
+            }
+            continue;
+        }
+        in_flight.join_next().await;
+        // Outcomes are recorded in groups, so several places come free at once.
+        while in_flight.try_join_next().is_some() {}
+    }
+}
+
+async fn claim(shared: &Shared, endpoint_id: EndpointId, room: usize) -> Vec<ClaimedCallback> {
+    let wanted = room.min(shared.permits.available_permits().max(1));
+    let Ok(wanted) = i32::try_from(wanted) else { return Vec::new() };
+    if wanted == 0 {
+        return Vec::new();
+    }
+    let claim = async {
+        let session = shared.db.session().await?;
+        callbacks::claim(&session, &shared.ready.keys, endpoint_id, shared.ready.limits, wanted).await
+    };
+    claim.await.unwrap_or_else(|error| {
+        // What is due stays due; the scheduler wakes us again.
+        tracing::warn!(%error, endpoint = %endpoint_id, "callbacks could not be claimed");
+        Vec::new()
+    })
+}

@@ -1,0 +1,19 @@
+//! `callback-courier`: delivers signed status callbacks, with backoff.
+
+mod deliver;
+mod dispatch;
+mod options;
+mod record;
+
+use std::process::ExitCode;
+
+use lethe::service::{self, Identity};
+
+fn main() -> ExitCode {
+    let identity = Identity {
+        name: "callback-courier",
+        about: "Delivers signed status callbacks, with backoff",
+        version: env!("CARGO_PKG_VERSION"),
+    };
+    service::run(identity, options::Options::check, dispatch::run)
+}

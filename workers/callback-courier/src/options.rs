@@ -1,0 +1,84 @@
+//! What the callback courier is configured with.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use lethe::callback::client::{CallbackClient, DELIVERY_TIMEOUT, system_lookup};
+use lethe::callback::signature::Signer;
+use lethe::config::{ConfigError, HumanDuration, IntakeOptions, KeyOptions, SigningOptions, parse_backoff};
+use lethe::crypto::Keys;
+use lethe::db::callbacks::{EndpointLimits, RetryPolicy};
+use lethe::results::link::Links;
+
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    intake: IntakeOptions,
+    #[command(flatten)]
+    keys: KeyOptions,
+    #[command(flatten)]
+    signing: SigningOptions,
+    /// The wait after the first failed attempt
+    #[arg(long, env = "LETHE_CALLBACK_FIRST_RETRY", default_value = "30s", value_name = "DURATION")]
+    first_retry: HumanDuration,
+    /// The longest wait between attempts
+    #[arg(long, env = "LETHE_CALLBACK_MAX_RETRY", default_value = "6h", value_name = "DURATION")]
+    max_retry: HumanDuration,
+    /// How long a callback is tried before it is exhausted
+    #[arg(long, env = "LETHE_CALLBACK_GIVE_UP", default_value = "72h", value_name = "DURATION")]
+    give_up: HumanDuration,
+    /// Deliveries in flight at once in this process
+    #[arg(long, env = "LETHE_CALLBACK_DELIVERIES", default_value_t = 256, value_name = "NUMBER",
+          value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    deliveries: u16,
+    /// Deliveries in flight at once to one endpoint, over all couriers
+    #[arg(long, env = "LETHE_CALLBACK_DELIVERIES_PER_ENDPOINT", default_value_t = 16, value_name = "NUMBER",
+          value_parser = clap::value_parser!(u16).range(1..=1_000))]
+    deliveries_per_endpoint: u16,
+    /// Consecutive failures of an endpoint after which only one delivery at a time probes it
+    #[arg(long, env = "LETHE_CALLBACK_BREAKER", default_value_t = 10, value_name = "NUMBER",
+          value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    breaker: u16,
+    /// The longest wait between the probes of such an endpoint
+    #[arg(long, env = "LETHE_CALLBACK_MAX_PROBE", default_value = "5m", value_name = "DURATION")]
+    max_probe: HumanDuration,
+    /// PEM file of certificates that are trusted beside those of the system
+    #[arg(long, env = "LETHE_CALLBACK_CA_FILE", value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+}
+
+/// The options, read and checked.
+pub(crate) struct Ready {
+    pub(crate) domain: String,
+    pub(crate) keys: Arc<Keys>,
+    pub(crate) signer: Arc<Signer>,
+    pub(crate) links: Links,
+    pub(crate) client: CallbackClient,
+    pub(crate) policy: RetryPolicy,
+    pub(crate) limits: EndpointLimits,
+    pub(crate) deliveries: u16,
+}
+
+impl Options {
+    pub(crate) fn check(self) -> Result<Ready, ConfigError> {
+        let domain = self.intake.domain()?;
+        let keys = Arc::new(self.keys.keys()?);
+        let signer = Arc::new(self.signing.signer(&domain)?);
+        let links = Links::new(keys.clone(), self.signing.public_url.clone());
+        let client = CallbackClient::new(self.intake.callback_allow.clone(), system_lookup(), self.ca_file.as_deref())?;
+        let probe_max = self.max_probe.max(self.first_retry);
+        let policy = RetryPolicy {
+            backoff: parse_backoff("LETHE_CALLBACK_FIRST_RETRY", self.first_retry, self.max_retry)?,
+            give_up: self.give_up.get(),
+            breaker_threshold: self.breaker.into(),
+            probe: parse_backoff("LETHE_CALLBACK_MAX_PROBE", self.first_retry, probe_max)?,
+        };
+        let limits = EndpointLimits {
+            in_flight: self.deliveries_per_endpoint.into(),
+            lease: DELIVERY_TIMEOUT + Duration::from_secs(30),
+        };
+        Ok(Ready { domain, keys, signer, links, client, policy, limits, deliveries: self.deliveries })
+    }
+}

@@ -1,0 +1,70 @@
+//! Recording what came of deliveries: whatever has come in meanwhile, in one transaction.
+
+use std::sync::Arc;
+
+use lethe::backoff::{Reconnect, jitter};
+use lethe::db::Db;
+use lethe::db::callbacks::{self, Attempt, ClaimedCallback};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::options::Ready;
+
+/// Outcomes of a group at most.
+const GROUP: usize = 256;
+
+struct Item {
+    claimed: ClaimedCallback,
+    attempt: Attempt,
+    recorded: oneshot::Sender<()>,
+}
+
+/// Hands outcomes to the task that records them.
+#[derive(Clone)]
+pub(crate) struct Recorder(mpsc::Sender<Item>);
+
+impl Recorder {
+    /// Starts the task; it ends when the last recorder is gone.
+    pub(crate) fn start(db: Db, ready: Arc<Ready>) -> Self {
+        let (sender, receiver) = mpsc::channel(4 * GROUP);
+        tokio::spawn(record_all(db, ready, receiver));
+        Self(sender)
+    }
+
+    /// Returns once the outcome is durable.
+    pub(crate) async fn record(&self, claimed: ClaimedCallback, attempt: Attempt) {
+        let (recorded, done) = oneshot::channel();
+        if self.0.send(Item { claimed, attempt, recorded }).await.is_ok() {
+            let _ = done.await;
+        }
+    }
+}
+
+async fn record_all(db: Db, ready: Arc<Ready>, mut receiver: mpsc::Receiver<Item>) {
+    let mut items = Vec::with_capacity(GROUP);
+    while receiver.recv_many(&mut items, GROUP).await > 0 {
+        let (outcomes, acknowledgements): (Vec<_>, Vec<_>) =
+            items.drain(..).map(|item| ((item.claimed, item.attempt), item.recorded)).unzip();
+        let mut reconnect = Reconnect::default();
+        // Without the record a delivered callback would be sent again: it is worth waiting for the database.
+        loop {
+            match callbacks::record(&db, &ready.policy, &outcomes, jitter).await {
+                Ok(recorded) => {
+                    for (state, count) in recorded.states {
+                        metrics::counter!("lethe_callbacks_recorded_total", "state" => state).increment(count as u64);
+                    }
+                    metrics::counter!("lethe_breakers_opened_total").increment(recorded.breakers_opened as u64);
+                    break;
+                }
+                Err(error) => {
+                    if reconnect.is_first() {
+                        tracing::warn!(%error, outcomes = outcomes.len(), "outcomes could not be recorded; trying again");
+                    }
+                    reconnect.wait().await;
+                }
+            }
+        }
+        for acknowledgement in acknowledgements {
+            let _ = acknowledgement.send(());
+        }
+    }
+}

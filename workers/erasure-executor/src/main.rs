@@ -1,0 +1,17 @@
+//! `erasure-executor`: erases one slice of a batch from every data store.
+
+mod erase;
+mod options;
+
+use std::process::ExitCode;
+
+use lethe::service::{self, Identity};
+
+fn main() -> ExitCode {
+    let identity = Identity {
+        name: "erasure-executor",
+        about: "Erases one slice of a batch from every data store",
+        version: env!("CARGO_PKG_VERSION"),
+    };
+    service::run(identity, options::Options::check, erase::run)
+}

@@ -1,0 +1,21 @@
+//! `scheduler`: closes batches, releases them, re-drives late work, expires results.
+
+mod expiry;
+mod leadership;
+mod options;
+mod redrive;
+mod release;
+mod schedule;
+
+use std::process::ExitCode;
+
+use lethe::service::{self, Identity};
+
+fn main() -> ExitCode {
+    let identity = Identity {
+        name: "scheduler",
+        about: "Closes batches, releases them as batch triggers, re-drives late work and expires results",
+        version: env!("CARGO_PKG_VERSION"),
+    };
+    service::run(identity, options::Options::check, schedule::run)
+}

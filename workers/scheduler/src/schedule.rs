@@ -1,0 +1,123 @@
+//! The loop: look what is due, do it, wait.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use lethe::db::{DbError, batches, calendar, overview};
+use lethe::request::BatchId;
+use lethe::service::Service;
+
+use crate::leadership::Leadership;
+use crate::options::Ready;
+use crate::{expiry, redrive, release};
+
+/// How often the less urgent things are looked at.
+const METRICS_EVERY: Duration = Duration::from_secs(10);
+const EXPIRY_EVERY: Duration = Duration::from_secs(2);
+
+/// Everything that the parts of the scheduler share.
+pub(crate) struct Scheduler {
+    pub(crate) service: Service,
+    pub(crate) ready: Ready,
+    pub(crate) leadership: Leadership,
+    /// Late batches before whose release the cancellation queue has been seen empty.
+    pub(crate) drained: HashSet<BatchId>,
+}
+
+/// Schedules until the service is told to stop.
+pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), DbError> {
+    let healthy = service.health.component("schedule");
+    let leadership = Leadership::new(service.db.clone());
+    let shutdown = service.shutdown.clone();
+    let interval = ready.interval;
+    let mut scheduler = Scheduler { service, ready, leadership, drained: HashSet::new() };
+    let mut rounds = Rounds::default();
+    while !shutdown.is_cancelled() {
+        let outcome = scheduler.round(&mut rounds).await;
+        if healthy.set(outcome.is_ok()) || matches!(outcome, Err(DbError::LeadershipLost)) {
+            match &outcome {
+                Ok(()) => tracing::info!("scheduling"),
+                Err(error) => tracing::warn!(%error, "a round of the schedule has failed; trying again"),
+            }
+        }
+        if outcome.is_err() {
+            scheduler.leadership.doubt();
+            rounds.calendar_of = None;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(interval) => {}
+            () = shutdown.cancelled() => {}
+        }
+    }
+    scheduler.leadership.resign().await;
+    Ok(())
+}
+
+/// When the less frequent parts were last done.
+#[derive(Default)]
+struct Rounds {
+    calendar_of: Option<i64>,
+    metrics: Option<Instant>,
+    expiry: Option<Instant>,
+    redrive: redrive::Pace,
+}
+
+/// Whether `every` has passed since `last`; then `last` is now.
+pub(crate) fn is_time(last: &mut Option<Instant>, every: Duration) -> bool {
+    let time = last.is_none_or(|last| last.elapsed() >= every);
+    if time {
+        *last = Some(Instant::now());
+    }
+    time
+}
+
+impl Scheduler {
+    async fn round(&mut self, rounds: &mut Rounds) -> Result<(), DbError> {
+        let Some(epoch) = self.leadership.epoch().await? else { return Ok(()) };
+        if rounds.calendar_of != Some(epoch) {
+            let (version, is_new) = calendar::store(&self.service.db, epoch, &self.ready.calendar).await?;
+            tracing::info!(version, is_new, "calendar in force");
+            rounds.calendar_of = Some(epoch);
+        }
+        let session = self.service.db.session().await?;
+        let due = batches::due(&session).await?;
+        drop(session);
+        if due.closing {
+            for batch in batches::close_due(&self.service.db, epoch).await? {
+                tracing::info!(batch = %batch.batch_id, lane = %batch.lane, tick = %batch.tick_at, runs = %batch.runs_at, "batch closed");
+            }
+        }
+        if due.release || due.closing {
+            release::due_batches(self).await?;
+        }
+        if due.completion {
+            batches::complete(&self.service.db, epoch).await?;
+        }
+        redrive::due_work(self, &mut rounds.redrive).await?;
+        if is_time(&mut rounds.expiry, EXPIRY_EVERY) {
+            expiry::results(self, epoch).await?;
+        }
+        if is_time(&mut rounds.metrics, METRICS_EVERY) {
+            self.measure(epoch).await?;
+        }
+        Ok(())
+    }
+
+    async fn measure(&self, epoch: i64) -> Result<(), DbError> {
+        let session = self.service.db.session().await?;
+        let overview = overview::load(&session).await?;
+        #[expect(clippy::cast_precision_loss, reason = "a gauge is a float; counts stay far below 2^52")]
+        let gauge = |count: i64| count as f64;
+        metrics::gauge!("lethe_leader_epoch").set(gauge(epoch));
+        for (kind, status, count) in overview.requests {
+            metrics::gauge!("lethe_requests", "type" => kind, "status" => status).set(gauge(count));
+        }
+        for (state, count) in overview.callbacks {
+            metrics::gauge!("lethe_callbacks", "state" => state).set(gauge(count));
+        }
+        for (stage, seconds) in overview.oldest_seconds {
+            metrics::gauge!("lethe_oldest_ready_seconds", "stage" => stage).set(seconds);
+        }
+        Ok(())
+    }
+}
