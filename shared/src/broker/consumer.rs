@@ -205,7 +205,7 @@ impl<H: GroupHandler> Consumer<H> {
         let started = Instant::now();
         let messages: Vec<Message> = group.iter_mut().map(Message::from).collect();
         let outcomes = self.handler.handle(&messages).await;
-        metrics::histogram!("lethe_group_size", "queue" => self.queue.name).record(messages.len() as f64);
+        metrics::histogram!("lethe_group_size", "queue" => self.queue.name).record(f64::from(u32::try_from(messages.len()).unwrap_or(u32::MAX)));
         metrics::histogram!("lethe_handling_seconds", "queue" => self.queue.name).record(started.elapsed().as_secs_f64());
         for outcome in &outcomes {
             metrics::counter!("lethe_deliveries_total", "queue" => self.queue.name, "outcome" => outcome.name()).increment(1);

@@ -93,7 +93,7 @@ impl CallbackClient {
             .http1_only()
             .dns_resolver(Arc::new(resolver))
             .connect_timeout(Duration::from_secs(10))
-            .pool_idle_timeout(Duration::from_secs(60))
+            .pool_idle_timeout(Duration::from_mins(1))
             .pool_max_idle_per_host(16)
             .tcp_keepalive(Duration::from_secs(30));
         if let Some(path) = extra_ca {

@@ -127,7 +127,7 @@ impl KeyOptions {
 /// What signs.
 #[derive(Clone, Debug, Args)]
 pub struct SigningOptions {
-    /// Base of results_url and of the certificate's address
+    /// Base of `results_url` and of the certificate's address
     #[arg(long, env = "LETHE_PUBLIC_URL", value_name = "URL")]
     pub public_url: Url,
     /// RSA key that signs, PKCS#8 PEM
@@ -201,7 +201,7 @@ pub struct CalendarOptions {
     /// When access and portability batches run (cron, UTC)
     #[arg(long, env = "LETHE_ACCESS_SCHEDULE", default_value = "5 0 * * MON,THU", value_name = "CRON")]
     pub access_schedule: Schedule,
-    /// Added to the scheduled time for expected_completion_time
+    /// Added to the scheduled time for `expected_completion_time`
     #[arg(long, env = "LETHE_COMPLETION_MARGIN", default_value = "48h", value_name = "DURATION")]
     pub completion_margin: HumanDuration,
 }

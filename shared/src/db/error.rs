@@ -118,8 +118,10 @@ impl DbError {
                 _ => Disposition::Permanent,
             },
             (Self::Crypto(CryptoError::Unopenable), _) => Disposition::Poison,
-            (Self::Pool { .. } | Self::Postgres { .. } | Self::NoCalendar, None) => Disposition::Transient,
-            (Self::LeaseLost | Self::LeadershipLost, _) => Disposition::Transient,
+            (
+                Self::Pool { .. } | Self::Postgres { .. } | Self::NoCalendar | Self::LeaseLost | Self::LeadershipLost,
+                None,
+            ) => Disposition::Transient,
             _ => Disposition::Permanent,
         }
     }

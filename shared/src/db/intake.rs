@@ -12,7 +12,7 @@ use super::requests::{ADD_CALLBACKS, sealing_context};
 use super::{Db, DbError, Tx, statements};
 use crate::callback::address::Origin;
 use crate::crypto::{CryptoError, Keys};
-use crate::opendsr::SubjectRequest;
+use crate::opendsr::{Regulation, SubjectRequest};
 use crate::request::{BatchId, ControllerId, EndpointId, Lane, Mpid, Promise, RequestKey, SubjectRequestId};
 
 statements! {
@@ -158,8 +158,7 @@ impl IntakeContext {
             let id = id_of(submission);
             if !firsts.contains_key(&id) {
                 firsts.insert(id.clone(), prepared.len());
-                let context = sealing_context(&id.0, id.1);
-                let sealed = self.keys.requests().seal(&context, &content)?;
+                let sealed = self.keys.requests().seal(&sealing_context(&id.0, id.1), &content)?;
                 prepared.push(Prepared { submission, digest, sealed });
             }
         }
@@ -303,7 +302,7 @@ async fn insert_requests(
     let controllers: Vec<&str> = group.iter().map(|one| one.submission.controller_id.as_str()).collect();
     let ids: Vec<SubjectRequestId> = requests().map(|request| request.subject_request_id).collect();
     let versions: Vec<&str> = requests().map(|request| request.api_version.as_str()).collect();
-    let regulations: Vec<Option<&str>> = requests().map(|request| request.regulation.map(|law| law.as_str())).collect();
+    let regulations: Vec<Option<&str>> = requests().map(|request| request.regulation.map(Regulation::as_str)).collect();
     let types: Vec<&str> = requests().map(|request| request.subject_request_type.as_str()).collect();
     let lanes: Vec<&str> = plans.iter().map(|plan| plan.lane.as_str()).collect();
     let batches: Vec<Option<BatchId>> = plans.iter().map(|plan| plan.batch).collect();

@@ -83,7 +83,7 @@ statements! {
 }
 
 /// How long a lease lasts; it is renewed by every step, and by [`keep_alive`] during long ones.
-pub const LEASE: Duration = Duration::from_secs(60);
+pub const LEASE: Duration = Duration::from_mins(1);
 
 /// The stages of work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

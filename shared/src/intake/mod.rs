@@ -139,7 +139,7 @@ impl Intake {
     pub async fn cancel(&self, targets: &[Target], overtaking: Overtaking) -> Result<Vec<Answer>, DbError> {
         let (outcomes, endpoints) = requests::cancel(&self.db, targets, overtaking).await?;
         wake::endpoints(&self.publisher, endpoints).await;
-        Ok(targets.iter().zip(outcomes).map(|(target, outcome)| cancelled(target, outcome)).collect())
+        Ok(targets.iter().zip(outcomes).map(|(target, outcome)| cancelled(target, &outcome)).collect())
     }
 
     /// Where a request stands.
@@ -149,7 +149,7 @@ impl Intake {
     pub async fn status(&self, target: &Target) -> Result<Answer, DbError> {
         match requests::find(&self.db.session().await?, target).await? {
             None => Ok(Answer::error(&ApiError::unknown_request(), ApiVersion::V3)),
-            Some(row) => Ok(Answer::json(200, row.api_version, &self.status_answer(row)?)),
+            Some(row) => Ok(Answer::json(200, row.api_version, &self.status_answer(&row)?)),
         }
     }
 
@@ -174,13 +174,13 @@ impl Intake {
         let more = rows.len() > LIST_LIMIT;
         rows.truncate(LIST_LIMIT);
         let cursor = rows.last().filter(|_| more).map(|row| row.request_key.to_string());
-        let list: Result<Vec<StatusAnswer>, DbError> = rows.into_iter().map(|row| self.status_answer(row)).collect();
+        let list: Result<Vec<StatusAnswer>, DbError> = rows.iter().map(|row| self.status_answer(row)).collect();
         let mut answer = Answer::json(200, ApiVersion::V3, &list?);
         answer.cursor = cursor;
         Ok(answer)
     }
 
-    fn status_answer(&self, row: RequestRow) -> Result<StatusAnswer, DbError> {
+    fn status_answer(&self, row: &RequestRow) -> Result<StatusAnswer, DbError> {
         let id = row.subject_request_id;
         let sealed = row.sealed_request.as_deref();
         let request = sealed.map(|sealed| crate::db::intake::open_request(&self.keys, &row.controller_id, id, sealed));
@@ -217,7 +217,7 @@ fn received(incoming: &Incoming<'_>, submission: &Submission, recorded: &Recorde
     }
 }
 
-fn cancelled((controller_id, subject_request_id): &Target, outcome: Cancellation) -> Answer {
+fn cancelled((controller_id, subject_request_id): &Target, outcome: &Cancellation) -> Answer {
     let accepted = |received_time, api_version: Option<ApiVersion>| {
         Answer::json(202, api_version.unwrap_or(ApiVersion::V3), &CancellationReceived {
             controller_id: controller_id.clone(),
@@ -227,7 +227,7 @@ fn cancelled((controller_id, subject_request_id): &Target, outcome: Cancellation
             api_version,
         })
     };
-    match outcome {
+    match *outcome {
         Cancellation::Cancelled { received_at, api_version } => accepted(received_at, Some(api_version)),
         Cancellation::Remembered { received_at } => accepted(received_at, None),
         Cancellation::TooLate(status) => {

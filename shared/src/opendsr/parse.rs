@@ -16,13 +16,13 @@ use crate::callback::address::AddressPolicy;
 use crate::request::{Mpid, RequestType, SubjectRequestId};
 
 /// The largest body that is read, in bytes.
-pub const MAX_BODY: usize = 1 << 20;
+pub(crate) const MAX_BODY: usize = 1 << 20;
 /// The largest number of identities and mpids of one request.
-pub const MAX_IDENTITIES: usize = 5_000;
+pub(crate) const MAX_IDENTITIES: usize = 5_000;
 /// The largest number of callback URLs of one request.
-pub const MAX_CALLBACK_URLS: usize = 16;
+pub(crate) const MAX_CALLBACK_URLS: usize = 16;
 /// The largest number of characters of a group id.
-pub const MAX_GROUP_ID: usize = 256;
+pub(crate) const MAX_GROUP_ID: usize = 256;
 
 /// What parsing depends on beside the body: configuration, the same in every process.
 #[derive(Clone, Debug)]

@@ -111,17 +111,16 @@ pub async fn write(
     let key = *key;
     let packer = tokio::task::spawn_blocking(move || pack(&key, format, packer_input, &packer_output));
 
-    let feed = feed(lines, bundles);
-    let send = async {
+    let upload_and_close = async {
         let sent = upload_all(&mut upload, &mut encrypted).await;
         encrypted.close();
         sent
     };
     // Whichever fails first ends the others: the channels close.
-    let (fed, sent) = futures_util::join!(feed, send);
-    let packed = packer.await.map_err(io::Error::other).flatten();
+    let (exported, sent) = futures_util::join!(feed(lines, bundles), upload_and_close);
+    let written = packer.await.map_err(io::Error::other).flatten();
     // In this order the first cause is named: a failed upload breaks the packer, a failed export as well.
-    match sent.and(fed).and_then(|()| Ok(packed?)) {
+    match sent.and(exported).and_then(|()| Ok(written?)) {
         Ok(written) if written.lines > 0 => {
             upload.finish().await?;
             Ok(written)
@@ -179,12 +178,10 @@ fn pack(
 ) -> io::Result<Written> {
     let closed = || io::Error::new(io::ErrorKind::BrokenPipe, "the upload has ended");
     let encryptor = Encryptor::new(key, |bytes| output.blocking_send(bytes).map_err(|_| closed()))?;
-    let mut next = || loop {
-        match input.blocking_recv() {
-            Some(bundle) if bundle.is_empty() => return Ok(None),
-            Some(bundle) => return Ok(Some(bundle)),
-            None => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the export has broken off")),
-        }
+    let mut next = || match input.blocking_recv() {
+        Some(bundle) if bundle.is_empty() => Ok(None),
+        Some(bundle) => Ok(Some(bundle)),
+        None => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the export has broken off")),
     };
     match format {
         Format::Text => pack_text(encryptor, &mut next),

@@ -133,7 +133,7 @@ impl Queries {
             Ok(controller_id) => controller_id,
             Err(refusal) => return Ok(Answer::error(refusal, ApiVersion::V3)),
         };
-        let asked = if message.routing_key.ends_with(".group") {
+        let asked = if message.routing_key.split('.').next_back() == Some("group") {
             match Parser::group_query(&message.body) {
                 Ok((group_id, cursor)) => return intake.group(controller_id, &group_id, cursor.as_deref()).await,
                 Err(refusal) => Err(refusal),

@@ -1,0 +1,54 @@
+//! `lethe callback`.
+
+use clap::Subcommand;
+use lethe::db::callbacks;
+use lethe::request::{ControllerId, SubjectRequestId};
+
+use crate::context::database;
+use crate::output::{Output, or_dash};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// List the latest callbacks, with the outcome of the last attempt
+    List {
+        /// Only this controller's
+        #[arg(long, value_name = "ID")]
+        controller: Option<ControllerId>,
+        /// Only those that are waiting, ready, delivered or exhausted
+        #[arg(long, value_parser = ["waiting", "ready", "delivered", "exhausted"])]
+        state: Option<String>,
+        /// Only those of this request
+        #[arg(long, value_name = "SUBJECT_REQUEST_ID")]
+        request: Option<SubjectRequestId>,
+        /// At most so many
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(1..=100_000))]
+        limit: i64,
+    },
+}
+
+impl Command {
+    pub(crate) async fn run(self, output: Output) -> anyhow::Result<()> {
+        let Self::List { controller, state, request, limit } = self;
+        let session = database().await?.session().await?;
+        let rows = callbacks::list(&session, controller.as_ref(), state.as_deref(), request, limit).await?;
+        let headings = ["callback", "controller", "request", "reports", "state", "attempts", "due", "endpoint", "last outcome"];
+        output.list(&rows, &headings, |row| {
+            let last = match (&row.last_error_class, row.last_status_code) {
+                (None, Some(code)) => code.to_string(),
+                (Some(class), Some(code)) => format!("{class} ({code})"),
+                (class, None) => or_dash(class.as_ref()),
+            };
+            vec![
+                row.callback_id.to_string(),
+                row.controller_id.clone(),
+                row.subject_request_id.to_string(),
+                row.request_status.clone(),
+                row.state.clone(),
+                row.attempts.to_string(),
+                row.next_attempt_at.to_string(),
+                row.endpoint.clone(),
+                last,
+            ]
+        })
+    }
+}

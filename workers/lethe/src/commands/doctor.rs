@@ -1,0 +1,238 @@
+//! `lethe doctor`: looks at everything that must be right, and says what to do about what is not.
+
+use std::sync::Arc;
+
+use anyhow::bail;
+use clap::Args;
+use jiff::Timestamp;
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
+use lapin::types::FieldTable;
+use lapin::{BasicProperties, Channel};
+use lethe::broker::topology;
+use lethe::config::{IntakeOptions, KeyOptions, ResultOptions, SigningOptions};
+use lethe::db::{batches, calendar, migrate, overview};
+use lethe::results::store;
+use serde::Serialize;
+
+use crate::context;
+use crate::output::Output;
+
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    #[command(flatten)]
+    intake: IntakeOptions,
+    #[command(flatten)]
+    keys: KeyOptions,
+    #[command(flatten)]
+    signing: SigningOptions,
+    #[command(flatten)]
+    results: ResultOptions,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Verdict {
+    Good,
+    Look,
+    Bad,
+}
+
+#[derive(Debug, Serialize)]
+struct Finding {
+    subject: &'static str,
+    verdict: Verdict,
+    what: String,
+    /// What to do; empty where nothing is to be done.
+    advice: String,
+}
+
+#[derive(Default)]
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    fn add(&mut self, subject: &'static str, verdict: Verdict, what: impl std::fmt::Display, advice: &str) {
+        self.0.push(Finding { subject, verdict, what: what.to_string(), advice: advice.to_owned() });
+    }
+
+    fn check<T, E: std::fmt::Display>(&mut self, subject: &'static str, outcome: Result<T, E>, good: &str, advice: &str) -> Option<T> {
+        match outcome {
+            Ok(value) => {
+                self.add(subject, Verdict::Good, good, "");
+                Some(value)
+            }
+            Err(error) => {
+                self.add(subject, Verdict::Bad, format!("{error:#}"), advice);
+                None
+            }
+        }
+    }
+}
+
+impl Doctor {
+    pub(crate) async fn run(self, output: Output) -> anyhow::Result<()> {
+        let mut findings = Findings::default();
+        self.keys_and_certificate(&mut findings);
+        self.stores(&mut findings);
+        database(&mut findings).await;
+        broker(&mut findings).await;
+        output.list(&findings.0, &["subject", "verdict", "finding", "what to do"], |one| {
+            let verdict = match one.verdict {
+                Verdict::Good => "good",
+                Verdict::Look => "look",
+                Verdict::Bad => "BAD",
+            };
+            vec![one.subject.to_owned(), verdict.to_owned(), one.what.clone(), one.advice.clone()]
+        })?;
+        let bad = findings.0.iter().filter(|one| one.verdict == Verdict::Bad).count();
+        if bad > 0 {
+            bail!("{bad} findings need attention");
+        }
+        Ok(())
+    }
+
+    fn keys_and_certificate(&self, findings: &mut Findings) {
+        let advice = "point LETHE_MASTER_KEY_FILE to the file that all processes share";
+        findings.check("master key", self.keys.keys(), "readable", advice);
+        let signer = self.intake.domain().and_then(|domain| self.signing.signer(&domain));
+        let advice = "see «Keys and certificate» in the README";
+        let Some(signer) = findings.check("signing key and certificate", signer, "belong together and name the domain", advice)
+        else {
+            return;
+        };
+        let days = (signer.certificate().not_after - Timestamp::now().as_second()) / 86_400;
+        let advice = "renew the certificate with the same key; receivers refuse an expired one";
+        match days {
+            ..0 => findings.add("certificate", Verdict::Bad, "has expired", advice),
+            0..30 => findings.add("certificate", Verdict::Look, format!("expires in {days} days"), advice),
+            _ => findings.add("certificate", Verdict::Good, format!("valid for {days} days"), ""),
+        }
+    }
+
+    fn stores(&self, findings: &mut Findings) {
+        for (subject, setting, url) in [
+            ("result store", "LETHE_RESULT_STORE", &self.results.result_store),
+            ("key store", "LETHE_KEY_STORE", &self.results.key_store),
+        ] {
+            findings.check(subject, store::open(setting, url), "can be opened", "make it writable for the user of the workers");
+        }
+    }
+}
+
+async fn database(findings: &mut Findings) {
+    let opened = async {
+        let db = context::any_database()?;
+        db.ping().await?;
+        anyhow::Ok(db)
+    };
+    let Some(db) = findings.check("PostgreSQL", opened.await, "answers", "check DATABASE_URL, the server and the way to it") else {
+        return;
+    };
+    let checks = async {
+        let session = db.session().await?;
+        let version: i32 = session.query_one("SELECT current_setting('server_version_num')::int", &[]).await?.get(0);
+        let settings = session
+            .query_one("SELECT current_setting('server_encoding'), current_setting('fsync'), current_setting('synchronous_commit'), clock_timestamp()", &[])
+            .await?;
+        anyhow::Ok((version, settings))
+    };
+    match checks.await {
+        Err(error) => findings.add("PostgreSQL", Verdict::Bad, error, "check the rights of the user in DATABASE_URL"),
+        Ok((version, settings)) => {
+            let verdict = if version >= 150_000 { Verdict::Good } else { Verdict::Bad };
+            findings.add("PostgreSQL version", verdict, version / 10_000, if verdict == Verdict::Good { "" } else { "use 15 or newer" });
+            let encoding: String = settings.get(0);
+            if encoding != "UTF8" {
+                findings.add("encoding", Verdict::Bad, encoding, "create the database with ENCODING 'UTF8'");
+            }
+            for (name, value) in [("fsync", settings.get::<_, String>(1)), ("synchronous_commit", settings.get(2))] {
+                if value == "off" {
+                    findings.add("durability", Verdict::Bad, format!("{name} is off"), "turn it on: what is answered 201 must survive");
+                }
+            }
+            let skew = Timestamp::now().duration_since(settings.get::<_, Timestamp>(3)).as_secs_f64();
+            let verdict = if skew.abs() < 5.0 { Verdict::Good } else { Verdict::Look };
+            findings.add("clock skew", verdict, format!("{skew:.1} s"), if verdict == Verdict::Good { "" } else { "synchronise the clocks (NTP); PostgreSQL's is the one that counts" });
+        }
+    }
+    if findings.check("schema", migrate::check_version(&db).await, "the one of this release", "run `lethe migrate`").is_none() {
+        return;
+    }
+    state(findings, &db).await;
+}
+
+async fn state(findings: &mut Findings, db: &lethe::db::Db) {
+    let loaded = async {
+        let session = db.session().await?;
+        Ok::<_, lethe::db::DbError>((calendar::current(&session).await?, overview::load(&session).await?, batches::due(&session).await?))
+    };
+    match loaded.await {
+        Err(error) => findings.add("state", Verdict::Bad, error, ""),
+        Ok((calendar, overview, _)) => {
+            match calendar {
+                None => findings.add("calendar", Verdict::Bad, "none is stored; requests wait", "start a scheduler"),
+                Some(calendar) => findings.add("calendar", Verdict::Good, format!("version {}, erasure at `{}`", calendar.version, calendar.calendar.erasure), ""),
+            }
+            for (stage, seconds) in overview.oldest_seconds {
+                let advice = match stage.as_str() {
+                    "approval" => "look at `lethe request list --awaiting-approval`",
+                    "callback" => "look at `lethe callback list --state ready`; start more couriers",
+                    "closing" | "release" => "start a scheduler, or look at its log",
+                    _ => "start more workers of this stage, or look at `lethe request list --status in_progress`",
+                };
+                if seconds > 300.0 {
+                    findings.add("oldest work", Verdict::Look, format!("{stage}: {seconds:.0} s"), advice);
+                }
+            }
+        }
+    }
+}
+
+async fn broker(findings: &mut Findings) {
+    let connected = async {
+        let broker = context::broker()?;
+        let encrypted = broker.is_encrypted();
+        anyhow::Ok((broker.connect().await?, encrypted))
+    };
+    let advice = "check AMQP_URL, the server and the rights of the user; a queue that was declared otherwise must be deleted";
+    let Some(((connection, channel), encrypted)) = findings.check("RabbitMQ and topology", connected.await, "answers; every exchange and queue is declared", advice)
+    else {
+        return;
+    };
+    if !encrypted {
+        findings.add("RabbitMQ", Verdict::Look, "the connection is not encrypted", "use amqps:// outside one machine");
+    }
+    for queue in topology::QUEUES {
+        let dead = topology::dead_letters_of(queue.name);
+        if let Ok(count @ 1..) = topology::depth(&channel, &dead).await {
+            findings.add("dead letters", Verdict::Look, format!("{count} in {dead}"), "each carries its reason in the headers error-code and error-message");
+        }
+    }
+    if let Ok(count @ 1..) = topology::depth(&channel, topology::REJECTED).await {
+        findings.add("rejected messages", Verdict::Look, format!("{count} in {}", topology::REJECTED), "each carries its reason in the headers error-code and error-message");
+    }
+    let advice = "set max_message_size = 2097152 in rabbitmq.conf: larger messages only cost memory";
+    match takes_large_messages(&connection).await {
+        Ok(false) => findings.add("max_message_size", Verdict::Good, "messages over 2 MiB are stopped at the broker", ""),
+        Ok(true) => findings.add("max_message_size", Verdict::Look, "the broker takes messages over 2 MiB", advice),
+        Err(error) => findings.add("max_message_size", Verdict::Look, error, advice),
+    }
+    let _ = connection.close(200, "done".into()).await;
+}
+
+/// Publishes one byte more than 2 MiB to a queue of our own, which ends with the connection.
+async fn takes_large_messages(connection: &lapin::Connection) -> Result<bool, lapin::Error> {
+    let channel: Arc<Channel> = Arc::new(connection.create_channel().await?);
+    channel.confirm_select(ConfirmSelectOptions::default()).await?;
+    let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
+    let queue = channel.queue_declare("".into(), options, FieldTable::default()).await?;
+    let body = vec![b' '; (2 << 20) + 1];
+    let published = channel
+        .basic_publish("".into(), queue.name().clone(), BasicPublishOptions::default(), &body, BasicProperties::default())
+        .await;
+    // The broker answers by closing the channel.
+    let confirmed = match published {
+        Ok(confirm) => confirm.await,
+        Err(error) => Err(error),
+    };
+    Ok(confirmed.is_ok_and(|confirmation| confirmation.is_ack()))
+}

@@ -1,0 +1,214 @@
+//! `lethe request`.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, bail};
+use clap::Subcommand;
+use lethe::db::requests::{self, Cancellation, Filter, Overtaking, Receipt, RequestRow};
+use lethe::db::Db;
+use lethe::intake::{Incoming, Unanswered};
+use lethe::request::{ControllerId, RequestStatus};
+use serde::Serialize;
+use tokio::io::AsyncReadExt;
+
+use crate::context::{IntakeArgs, Target, database};
+use crate::output::{Output, line, or_dash};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Hand a request in, as a controller would
+    Submit {
+        /// A file with the OpenDSR request; - for standard input
+        file: PathBuf,
+        /// Whose request it is
+        #[arg(long, value_name = "ID")]
+        controller: ControllerId,
+        #[command(flatten)]
+        intake: Box<IntakeArgs>,
+    },
+    /// Show where a request stands: profiles by source, receipts by store
+    Status(Target),
+    /// Cancel a request that is still pending
+    Cancel(Target),
+    /// List the latest requests
+    List {
+        /// Only this controller's
+        #[arg(long, value_name = "ID")]
+        controller: Option<ControllerId>,
+        /// Only those that are pending, `in_progress`, completed or cancelled
+        #[arg(long)]
+        status: Option<RequestStatus>,
+        /// Only those that match too many profiles and wait for `lethe request approve`
+        #[arg(long)]
+        awaiting_approval: bool,
+        /// At most so many
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(1..=100_000))]
+        limit: i64,
+    },
+    /// Let a request run although it matches more profiles than the cap allows
+    Approve(Target),
+    /// Let the work of a request that failed begin again at once
+    Retry(Target),
+}
+
+#[derive(Serialize)]
+struct Shown {
+    controller_id: ControllerId,
+    subject_request_id: String,
+    api_version: String,
+    request_type: String,
+    status: String,
+    approval: String,
+    received_at: String,
+    expected_completion_time: String,
+    batch_id: Option<i64>,
+    results_count: Option<i64>,
+}
+
+impl Shown {
+    fn of(row: &RequestRow) -> Self {
+        Self {
+            controller_id: row.controller_id.clone(),
+            subject_request_id: row.subject_request_id.to_string(),
+            api_version: row.api_version.to_string(),
+            request_type: row.request_type.to_string(),
+            status: row.status.to_string(),
+            approval: row.approval.clone(),
+            received_at: row.received_at.to_string(),
+            expected_completion_time: row.expected_completion_time.to_string(),
+            batch_id: row.batch_id,
+            results_count: row.result.as_ref().map(|(_, _, lines)| *lines),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Status {
+    #[serde(flatten)]
+    request: Shown,
+    mpids: Vec<(String, i64)>,
+    receipts: Vec<Receipt>,
+}
+
+impl Command {
+    pub(crate) async fn run(self, output: Output) -> anyhow::Result<()> {
+        let db = database().await?;
+        match self {
+            Self::Submit { file, controller, intake } => submit(db, &file, &controller, &intake).await,
+            Self::Status(target) => status(&db, &target, output).await,
+            Self::Cancel(target) => cancel(&db, &target, output).await,
+            Self::List { controller, status, awaiting_approval, limit } => {
+                let filter = Filter { controller_id: controller, status, awaiting_approval };
+                let rows = requests::list(&db.session().await?, &filter, limit).await?;
+                let rows: Vec<Shown> = rows.iter().map(Shown::of).collect();
+                let headings = ["controller", "subject_request_id", "type", "status", "approval", "received", "expected", "batch"];
+                output.list(&rows, &headings, |row| {
+                    vec![
+                        row.controller_id.to_string(),
+                        row.subject_request_id.clone(),
+                        row.request_type.clone(),
+                        row.status.clone(),
+                        row.approval.clone(),
+                        row.received_at.clone(),
+                        row.expected_completion_time.clone(),
+                        or_dash(row.batch_id),
+                    ]
+                })
+            }
+            Self::Approve(target) => match requests::approve(&db, &target.pair()).await? {
+                None => bail!("no such request waits for an approval; `lethe request list --awaiting-approval` shows those that do"),
+                Some((lane, promise)) => {
+                    let shown = serde_json::json!({
+                        "subject_request_id": target.id, "lane": lane.as_str(), "runs_at": promise.runs_at,
+                        "expected_completion_time": promise.expected_completion_time,
+                    });
+                    output.one(&shown, vec![
+                        ("approved", target.id.to_string()),
+                        ("runs at", promise.runs_at.to_string()),
+                        ("expected completion", promise.expected_completion_time.to_string()),
+                    ])
+                }
+            },
+            Self::Retry(target) => {
+                if !requests::retry(&db.session().await?, &target.pair()).await? {
+                    bail!("nothing of this request waits: it is not in progress, or somebody is working on it");
+                }
+                output.one(&serde_json::json!({"subject_request_id": target.id, "retried": true}), vec![
+                    ("retried", target.id.to_string()),
+                ])
+            }
+        }
+    }
+}
+
+async fn submit(db: Db, file: &std::path::Path, controller: &ControllerId, intake: &IntakeArgs) -> anyhow::Result<()> {
+    let mut body = Vec::new();
+    if file.as_os_str() == "-" {
+        tokio::io::stdin().read_to_end(&mut body).await.context("cannot read standard input")?;
+    } else {
+        body = tokio::fs::read(file).await.with_context(|| format!("cannot read {}", file.display()))?;
+    }
+    let intake = intake.open(db)?;
+    if intake.controllers(&[controller.as_str()]).await?.is_empty() {
+        bail!("there is no controller {controller}; add it with `lethe controller add`");
+    }
+    let incoming = Incoming { controller_id: controller, body: &body, path_version: None };
+    match intake.receive(&[incoming]).await.pop() {
+        Some(Ok(answer)) => {
+            let text = String::from_utf8_lossy(&answer.body);
+            line(&text)?;
+            if answer.status == 201 { Ok(()) } else { bail!("the request was refused with {}", answer.status) }
+        }
+        Some(Err(Unanswered::Later(error) | Unanswered::Poison(error))) => Err(error.into()),
+        None => bail!("the intake gave no answer"),
+    }
+}
+
+async fn status(db: &Db, target: &Target, output: Output) -> anyhow::Result<()> {
+    let session = db.session().await?;
+    let row = requests::find(&session, &target.pair()).await?;
+    let row = row.with_context(|| format!("controller {} has no request {}", target.controller, target.id))?;
+    let status = Status {
+        request: Shown::of(&row),
+        mpids: requests::mpid_sources(&session, row.request_key).await?,
+        receipts: requests::receipts(&session, row.request_key).await?,
+    };
+    let shown = &status.request;
+    let mut rows = vec![
+        ("controller", shown.controller_id.to_string()),
+        ("subject_request_id", shown.subject_request_id.clone()),
+        ("type", shown.request_type.clone()),
+        ("status", shown.status.clone()),
+        ("approval", shown.approval.clone()),
+        ("received", shown.received_at.clone()),
+        ("expected completion", shown.expected_completion_time.clone()),
+        ("batch", or_dash(shown.batch_id)),
+        ("lines in the result", or_dash(shown.results_count)),
+    ];
+    for (source, count) in &status.mpids {
+        rows.push(("profiles", format!("{count} by {source}")));
+    }
+    for receipt in &status.receipts {
+        let state = match (&receipt.verified_at, &receipt.failure) {
+            (Some(at), _) => format!("verified {at}"),
+            (None, Some(class)) => format!("failing: {class}"),
+            (None, None) => "under way".to_owned(),
+        };
+        let arrived = or_dash(receipt.rows_arrived);
+        rows.push(("store", format!("{}: {} rows deleted, {arrived} arrived later, {state}", receipt.store, receipt.rows_deleted)));
+    }
+    output.one(&status, rows)
+}
+
+async fn cancel(db: &Db, target: &Target, output: Output) -> anyhow::Result<()> {
+    // The scheduler wakes the couriers: this command works while the broker is away.
+    let (outcomes, _) = requests::cancel(db, &[target.pair()], Overtaking::Refuse).await?;
+    match outcomes.first() {
+        Some(Cancellation::Cancelled { received_at, .. }) => {
+            let shown = serde_json::json!({"subject_request_id": target.id, "status": "cancelled", "received_time": received_at});
+            output.one(&shown, vec![("cancelled", target.id.to_string()), ("received", received_at.to_string())])
+        }
+        Some(Cancellation::TooLate(status)) => bail!("the request is {status} already and cannot be cancelled any more"),
+        _ => bail!("controller {} has no request {}", target.controller, target.id),
+    }
+}

@@ -1,0 +1,82 @@
+//! What commands work with: the database, the broker, the intake. Opened only by the commands that need them.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use clap::Args;
+use lethe::broker::{Broker, Publisher};
+use lethe::config::{CapOptions, IntakeOptions, KeyOptions, SigningOptions, secret};
+use lethe::db::{Db, migrate};
+use lethe::intake::Intake;
+use lethe::request::{ControllerId, SubjectRequestId};
+use lethe::results::link::Links;
+
+/// The command was used wrongly; the message says how to use it.
+#[derive(Debug)]
+pub(crate) struct Usage(pub(crate) String);
+
+impl std::fmt::Display for Usage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+/// The database, whatever its schema.
+pub(crate) fn any_database() -> anyhow::Result<Db> {
+    let url = secret("DATABASE_URL", "DATABASE_URL_FILE")?;
+    Ok(Db::new(&url, 4, "lethe")?)
+}
+
+/// The database with the schema of this release.
+pub(crate) async fn database() -> anyhow::Result<Db> {
+    let db = any_database()?;
+    migrate::check_version(&db).await.context("the database cannot be used; `lethe doctor` says more")?;
+    Ok(db)
+}
+
+/// The broker.
+pub(crate) fn broker() -> anyhow::Result<Broker> {
+    Ok(Broker::new(&secret("AMQP_URL", "AMQP_URL_FILE")?, "lethe")?)
+}
+
+/// A request, by its controller and its id.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Target {
+    /// The `subject_request_id`
+    #[arg(value_name = "SUBJECT_REQUEST_ID")]
+    pub(crate) id: SubjectRequestId,
+    /// Whose request it is
+    #[arg(long, value_name = "ID")]
+    pub(crate) controller: ControllerId,
+}
+
+impl Target {
+    pub(crate) fn pair(&self) -> (ControllerId, SubjectRequestId) {
+        (self.controller.clone(), self.id)
+    }
+}
+
+/// What it takes to receive requests.
+#[derive(Debug, Args)]
+pub(crate) struct IntakeArgs {
+    #[command(flatten)]
+    intake: IntakeOptions,
+    #[command(flatten)]
+    cap: CapOptions,
+    #[command(flatten)]
+    keys: KeyOptions,
+    #[command(flatten)]
+    signing: SigningOptions,
+}
+
+impl IntakeArgs {
+    /// The same intake that the workers have.
+    pub(crate) fn open(&self, db: Db) -> anyhow::Result<Intake> {
+        let keys = Arc::new(self.keys.keys()?);
+        let links = Links::new(keys.clone(), self.signing.public_url.clone());
+        let publisher = Arc::new(Publisher::new(broker()?));
+        Ok(Intake::new(db, keys, self.intake.parser(), self.cap.max_mpids_per_request, links, publisher))
+    }
+}

@@ -1,0 +1,93 @@
+//! Tables for people, JSON for programs.
+
+use std::io::{IsTerminal, Write};
+
+use clap::ValueEnum;
+use comfy_table::{ContentArrangement, Table, presets};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// Tables
+    Table,
+    /// JSON
+    Json,
+}
+
+/// Where results go.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Output(Format);
+
+impl Output {
+    pub(crate) const fn new(format: Format) -> Self {
+        Self(format)
+    }
+
+    /// Prints a list: as a table with these headings, or as a JSON array.
+    pub(crate) fn list<T: Serialize>(
+        self,
+        items: &[T],
+        headings: &[&str],
+        row: impl Fn(&T) -> Vec<String>,
+    ) -> anyhow::Result<()> {
+        match self.0 {
+            Format::Json => print_json(&items),
+            Format::Table if items.is_empty() => line("nothing found"),
+            Format::Table => line(&table(headings, items.iter().map(row))),
+        }
+    }
+
+    /// Prints one thing: as a table of names and values, or as a JSON object.
+    pub(crate) fn one<T: Serialize>(self, item: &T, rows: Vec<(&str, String)>) -> anyhow::Result<()> {
+        match self.0 {
+            Format::Json => print_json(item),
+            Format::Table => {
+                line(&table(&[], rows.into_iter().map(|(name, value)| vec![name.to_owned(), value])))
+            }
+        }
+    }
+
+    /// Prints a sentence for people, and nothing for programs that asked for JSON.
+    pub(crate) fn say(self, text: &str) -> anyhow::Result<()> {
+        if self.0 == Format::Table { line(text) } else { Ok(()) }
+    }
+
+    /// A bar for long work; on a terminal only.
+    pub(crate) fn progress(self, total: u64, unit: &str) -> ProgressBar {
+        if self.0 == Format::Json || !std::io::stderr().is_terminal() {
+            return ProgressBar::hidden();
+        }
+        let template = format!("{{bar:40}} {{percent:>3}} %  {{human_pos}} of {{human_len}} {unit}  {{eta}}");
+        let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        ProgressBar::new(total).with_style(style)
+    }
+}
+
+/// A line on standard output.
+pub(crate) fn line(text: &str) -> anyhow::Result<()> {
+    Ok(writeln!(std::io::stdout().lock(), "{text}")?)
+}
+
+fn print_json<T: Serialize>(value: &T) -> anyhow::Result<()> {
+    line(&serde_json::to_string_pretty(value)?)
+}
+
+/// A table as text.
+pub(crate) fn table(headings: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+    if !headings.is_empty() {
+        table.set_header(headings);
+    }
+    for row in rows {
+        table.add_row(row);
+    }
+    table.to_string()
+}
+
+/// A value that may be absent.
+pub(crate) fn or_dash(value: Option<impl ToString>) -> String {
+    value.map_or_else(|| "–".to_owned(), |value| value.to_string())
+}
