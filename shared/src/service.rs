@@ -1,8 +1,10 @@
 //! One function boots every process: options, logs, connections, signals, drain, exit code (contract 1).
 
 use std::future::Future;
+use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use clap::{Args, Command, CommandFactory, FromArgMatches, Parser};
@@ -18,6 +20,8 @@ use crate::telemetry;
 
 /// Exit code for bad configuration (`EX_USAGE`).
 pub const BAD_CONFIGURATION: u8 = 64;
+
+const POSTGRESQL: &str = "postgresql";
 
 const SECRETS: &str = "\
 From the environment only:
@@ -52,8 +56,9 @@ pub struct Service {
     pub shutdown: CancellationToken,
 }
 
+/// Named unlike the options of any worker: clap makes a group of each, and two must not have one name.
 #[derive(Parser)]
-struct Options<O: Args> {
+struct ProcessOptions<O: Args> {
     #[command(flatten)]
     common: CommonOptions,
     #[command(flatten)]
@@ -61,7 +66,7 @@ struct Options<O: Args> {
 }
 
 fn command<O: Args>(identity: Identity) -> Command {
-    Options::<O>::command()
+    ProcessOptions::<O>::command()
         .name(identity.name)
         .about(identity.about)
         .version(identity.version)
@@ -79,7 +84,7 @@ where
     W: FnOnce(Service, R) -> F,
     F: Future<Output = Result<(), DbError>>,
 {
-    let parsed = command::<O>(identity).try_get_matches().and_then(|matches| Options::<O>::from_arg_matches(&matches));
+    let parsed = command::<O>(identity).try_get_matches().and_then(|matches| ProcessOptions::<O>::from_arg_matches(&matches));
     let options = match parsed {
         Ok(options) => options,
         Err(error) => {
@@ -137,6 +142,8 @@ where
     let outcome = runtime.block_on(async {
         let publisher = Arc::new(Publisher::new(broker.clone()));
         let service = Service { db, broker, publisher, health: Health::default(), shutdown: CancellationToken::new() };
+        // Down until it has answered: a process that has checked nothing is not ready.
+        let _ = service.health.component(POSTGRESQL);
         stop_on_signals(&service.shutdown).map_err(|error| Failure::Running(format!("signals: {error}")))?;
         let listening = service.shutdown.child_token();
         if let Some(address) = common.admin_listen {
@@ -160,22 +167,35 @@ where
     if !await_database(&service).await.map_err(|error| Failure::Running(error.to_string()))? {
         return Ok(());
     }
-    watch_database(&service);
-    let work = work(service, ready);
+    let work = work(service.clone(), ready);
     tokio::pin!(work);
-    let outcome = tokio::select! {
-        outcome = &mut work => outcome,
-        () = shutdown.cancelled() => {
-            tracing::info!("stopping: finishing what is in hand");
-            match tokio::time::timeout(drain, work).await {
-                Ok(outcome) => outcome,
-                Err(_) => return Err(Failure::Running(format!("work was still in hand after {drain:?}; it will be done again"))),
-            }
+    // Begun before PostgreSQL counts as up: by then the worker has named what else must be up for it to be ready.
+    let outcome = match futures_util::poll!(work.as_mut()) {
+        Poll::Ready(outcome) => outcome,
+        Poll::Pending => {
+            watch_database(&service);
+            drop(service);
+            finish(work, &shutdown, drain).await?
         }
     };
     outcome.map_err(|error| Failure::Running(error.to_string()))?;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Waits for the end of the work; once the process is told to stop, no longer than `drain`.
+async fn finish<F>(mut work: Pin<&mut F>, shutdown: &CancellationToken, drain: Duration) -> Result<F::Output, Failure>
+where
+    F: Future,
+{
+    tokio::select! {
+        outcome = work.as_mut() => Ok(outcome),
+        () = shutdown.cancelled() => {
+            tracing::info!("stopping: finishing what is in hand");
+            let drained = tokio::time::timeout(drain, work).await;
+            drained.map_err(|_| Failure::Running(format!("work was still in hand after {drain:?}; it will be done again")))
+        }
+    }
 }
 
 fn stop_on_signals(shutdown: &CancellationToken) -> std::io::Result<()> {
@@ -215,7 +235,7 @@ async fn await_database(service: &Service) -> Result<bool, DbError> {
 
 /// Keeps the readiness of PostgreSQL up to date, and says once when it goes away and when it is back.
 fn watch_database(service: &Service) {
-    let component = service.health.component("postgresql");
+    let component = service.health.component(POSTGRESQL);
     component.set(true);
     let (db, shutdown) = (service.db.clone(), service.shutdown.clone());
     tokio::spawn(async move {

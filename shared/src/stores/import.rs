@@ -73,6 +73,11 @@ pub struct EventBatchLine {
     body: String,
 }
 
+/// A list would do for a struct as far as serde is concerned; here only an object does.
+fn require_object(line: &str) -> Result<(), InvalidLine> {
+    if line.trim_start().starts_with('{') { Ok(()) } else { Err(InvalidLine::Json { column: 1 }) }
+}
+
 impl ProfileLine {
     /// Reads `{"mpid":1,"identities":{"email":"…"},"attributes":{…},"audiences":[…]}`.
     ///
@@ -89,6 +94,7 @@ impl ProfileLine {
             #[serde(borrow)]
             audiences: Option<&'a RawValue>,
         }
+        require_object(line)?;
         let parsed: Line<'_> = serde_json::from_str(line).map_err(|error| InvalidLine::json(&error))?;
         let (mut identities, mut skipped) = (Vec::new(), 0);
         for (name, value) in parsed.identities {
@@ -132,6 +138,7 @@ impl EventBatchLine {
         if line.len() > MAX_LINE {
             return Err(InvalidLine::TooLong);
         }
+        require_object(line)?;
         let parsed: Line = serde_json::from_str(line).map_err(|error| InvalidLine::json(&error))?;
         let mpid = match parsed.mpid {
             Integer::Number(number) => Some(number),

@@ -17,6 +17,10 @@ use crate::options::Ready;
 
 /// Consumes until the service is told to stop.
 pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), DbError> {
+    // Named before anything is awaited: the process is not ready before it consumes.
+    for queue in [IDENTITY_MATCHING, CANCELLATION, QUERY] {
+        let _ = service.health.component(queue.name);
+    }
     if let Ok(session) = service.db.session().await
         && calendar::current(&session).await?.is_none()
     {

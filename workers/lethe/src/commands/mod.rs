@@ -36,6 +36,8 @@ pub(crate) enum Command {
     Callback(callback::Command),
     /// Check servers, schema, topology, clocks, keys and certificate, and say what to do about each finding
     Doctor(Box<doctor::Doctor>),
+    /// Play the whole life of some thousand requests on a calendar of seconds, and check every claim from outside
+    Demo(crate::demo::Demo),
     /// Watch the fleet: requests by status, callbacks, the oldest work of each stage
     Top(top::Top),
 }
@@ -50,6 +52,7 @@ impl Command {
             Self::Batch(command) => command.run(output).await,
             Self::Callback(command) => command.run(output).await,
             Self::Doctor(doctor) => doctor.run(output).await,
+            Self::Demo(demo) => demo.run(output).await,
             Self::Top(top) => top.run().await,
         }
     }

@@ -1,0 +1,11 @@
+//! End-to-end tests: real servers, real binaries. One binary for all, since each would link everything once more.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests; their helpers fail them")]
+
+mod access;
+mod calendar;
+mod callbacks;
+mod cancellation;
+mod erasure;
+mod intake;
+mod service;
+mod sql;

@@ -1,0 +1,96 @@
+//! The schema: every statement fits it, it guards the state machine, and migrating is safe.
+
+use lethe::db::migrate::{self, migrate};
+use lethe::db::{Db, all_statements};
+use lethe_tests::{World, servers};
+
+#[tokio::test]
+async fn every_statement_can_be_prepared() {
+    let world = World::new().await;
+    let session = world.db.session().await.unwrap();
+    let statements = all_statements();
+    assert!(statements.len() > 50, "only {}", statements.len());
+    for (name, sql) in statements {
+        session.prepared(sql).await.unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+}
+
+const STATUSES: [&str; 4] = ["pending", "in_progress", "completed", "cancelled"];
+
+#[tokio::test]
+async fn the_database_refuses_every_transition_that_is_none() {
+    let world = World::new().await;
+    world.controller("acme").await;
+    let insert = |status: &str| {
+        format!(
+            "INSERT INTO lethe.requests (controller_id, subject_request_id, api_version, request_type, status, lane,
+                                         content_digest, submitted_time, received_at, expected_completion_time)
+             VALUES ('acme', gen_random_uuid(), '3.0', 'erasure', '{status}', 'erasure', sha256('x'), now(), now(), now())"
+        )
+    };
+    let session = world.db.session().await.unwrap();
+    let path = |status| match status {
+        "pending" => &[][..],
+        "in_progress" => &["in_progress"],
+        "completed" => &["in_progress", "completed"],
+        _ => &["cancelled"],
+    };
+    let allowed = [("pending", "in_progress"), ("pending", "cancelled"), ("in_progress", "completed")];
+    for from in STATUSES {
+        let born = session.batch_execute(&insert(from)).await;
+        assert_eq!(born.is_ok(), from == "pending", "born as {from}");
+        for to in STATUSES {
+            world.run("TRUNCATE lethe.requests CASCADE").await;
+            world.run(&insert("pending")).await;
+            for step in path(from) {
+                world.run(&format!("UPDATE lethe.requests SET status = '{step}'")).await;
+            }
+            let moved = session.batch_execute(&format!("UPDATE lethe.requests SET status = '{to}'")).await;
+            assert_eq!(moved.is_ok(), from == to || allowed.contains(&(from, to)), "{from} to {to}");
+            if let Err(error) = moved {
+                assert_eq!(error.code().map(tokio_postgres::error::SqlState::code), Some("LT002"));
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_batch_goes_one_way_only() {
+    let world = World::new().await;
+    world
+        .run("INSERT INTO lethe.calendars (erasure_schedule, expedited_schedule, access_schedule, waiting_period, completion_margin)
+              VALUES ('* * * * *', '* * * * *', '* * * * *', '0', '0')")
+        .await;
+    let states = ["open", "closed", "released", "completed"];
+    let session = world.db.session().await.unwrap();
+    for (from, first) in states.iter().enumerate() {
+        for (to, second) in states.iter().enumerate() {
+            world.run("TRUNCATE lethe.batches CASCADE").await;
+            world.run("INSERT INTO lethe.batches (lane, tick_at, runs_at, calendar_version) SELECT 'access', now(), now(), version FROM lethe.calendars").await;
+            for step in &states[1..=from.max(1)] {
+                if from > 0 {
+                    world.run(&format!("UPDATE lethe.batches SET state = '{step}'")).await;
+                }
+            }
+            let moved = session.batch_execute(&format!("UPDATE lethe.batches SET state = '{second}'")).await;
+            assert_eq!(moved.is_ok(), to == from || to == from + 1, "{first} to {second}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn migrating_twice_or_at_the_same_time_is_safe() {
+    let name = servers::unique_name();
+    let url = servers::create_empty_database(&name).await;
+    let db = || Db::new(&url, 2, "lethe-tests").unwrap();
+    assert!(migrate::check_version(&db()).await.is_err(), "workers do not start on an empty database");
+    let (first, second, third) = (db(), db(), db());
+    let outcomes = futures_util::join!(migrate(&first), migrate(&second), migrate(&third));
+    let mut ran = [outcomes.0.unwrap().len(), outcomes.1.unwrap().len(), outcomes.2.unwrap().len()];
+    ran.sort_unstable();
+    assert!(ran[2] >= 5 && ran[..2] == [0, 0], "one of them does it all: {ran:?}");
+    assert_eq!(migrate(&first).await.unwrap(), Vec::<String>::new());
+    migrate::check_version(&first).await.unwrap();
+    drop((first, second, third));
+    servers::drop_database(&name).await;
+}
