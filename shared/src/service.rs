@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{Args, Command, CommandFactory, FromArgMatches, Parser};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -75,6 +76,20 @@ fn command<O: Args>(identity: Identity) -> Command {
         .mut_args(|argument| argument.hide_env_values(true))
 }
 
+/// The variables of the options that `error` is about: clap names only the flags, and most settings come from the
+/// environment.
+fn variables_of(command: &Command, error: &clap::Error) -> Vec<String> {
+    let named: Vec<&String> = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(name)) => vec![name],
+        Some(ContextValue::Strings(names)) => names.iter().collect(),
+        _ => Vec::new(),
+    };
+    let flag = |name: &str| name.split([' ', '=']).next().and_then(|flag| flag.strip_prefix("--")).map(str::to_owned);
+    let flags: Vec<String> = named.into_iter().filter_map(|name| flag(name)).collect();
+    let concerned = command.get_arguments().filter(|one| one.get_long().is_some_and(|long| flags.iter().any(|flag| flag == long)));
+    concerned.filter_map(|one| Some(one.get_env()?.to_string_lossy().into_owned())).collect()
+}
+
 /// Runs a worker: `check` reads keys and opens stores before anything connects, `work` runs until the service's
 /// `shutdown` is cancelled and then returns once nothing is in hand any more.
 pub fn run<O, R, C, W, F>(identity: Identity, check: C, work: W) -> ExitCode
@@ -90,7 +105,13 @@ where
         Err(error) => {
             let _ = error.print();
             let asked = matches!(error.kind(), clap::error::ErrorKind::DisplayHelp | clap::error::ErrorKind::DisplayVersion);
-            return if asked { ExitCode::SUCCESS } else { ExitCode::from(BAD_CONFIGURATION) };
+            if asked {
+                return ExitCode::SUCCESS;
+            }
+            for variable in variables_of(&command::<O>(identity), &error) {
+                eprintln!("{}: the option is also the variable {variable}", identity.name);
+            }
+            return ExitCode::from(BAD_CONFIGURATION);
         }
     };
     match boot(identity, &options.common, || check(options.own), work) {

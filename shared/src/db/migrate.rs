@@ -23,10 +23,12 @@ pub fn needed_version() -> i32 {
 pub async fn migrate(db: &Db) -> Result<Vec<String>, DbError> {
     let mut session = db.session().await?;
     session.batch_execute("SET statement_timeout = 0; SET lock_timeout = 0").await?;
+    // Otherwise a user called `lethe` has the schema of that name in front, and the second run looks for the history there.
+    session.batch_execute("SET search_path = public").await?;
     session.batch_execute(LOCK).await?;
     let outcome = embedded::migrations::runner().run_async(session.client()).await;
     session.batch_execute(UNLOCK).await?;
-    session.batch_execute("RESET statement_timeout; RESET lock_timeout").await?;
+    session.batch_execute("RESET statement_timeout; RESET lock_timeout; RESET search_path").await?;
     Ok(outcome?.applied_migrations().iter().map(ToString::to_string).collect())
 }
 
@@ -36,9 +38,9 @@ pub async fn migrate(db: &Db) -> Result<Vec<String>, DbError> {
 /// [`DbError::SchemaVersion`].
 pub async fn check_version(db: &Db) -> Result<(), DbError> {
     let session = db.session().await?;
-    let exists = session.query_one("SELECT to_regclass('refinery_schema_history') IS NOT NULL", &[]).await?;
+    let exists = session.query_one("SELECT to_regclass('public.refinery_schema_history') IS NOT NULL", &[]).await?;
     let found = if exists.get(0) {
-        session.query_one("SELECT coalesce(max(version), 0)::int FROM refinery_schema_history", &[]).await?.get(0)
+        session.query_one("SELECT coalesce(max(version), 0)::int FROM public.refinery_schema_history", &[]).await?.get(0)
     } else {
         0
     };

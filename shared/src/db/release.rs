@@ -3,11 +3,13 @@
 
 use std::collections::BTreeSet;
 
+use tokio_postgres::Row;
+
 use super::batches::PENDING;
 use super::intake::{INSERT_MPIDS, open_request};
 use super::matching::{self, Matched, Wanted};
-use super::requests::ADD_CALLBACKS;
 use super::pool::Session;
+use super::requests::ADD_CALLBACKS;
 use super::{Db, DbError, Tx, leader, statements};
 use crate::crypto::Keys;
 use crate::opendsr::SubjectRequest;
@@ -80,16 +82,33 @@ struct Candidate {
     approved: bool,
 }
 
-fn read_candidates(rows: &[tokio_postgres::Row], keys: &Keys) -> Result<Vec<Candidate>, DbError> {
-    rows.iter()
-        .map(|row| {
-            let unexpected = || DbError::Unexpected { place: "requests" };
-            let controller_id: ControllerId = row.get::<_, &str>(1).parse().map_err(|_| unexpected())?;
-            let sealed: Option<&[u8]> = row.get(3);
-            let request = open_request(keys, &controller_id, row.get(2), sealed.ok_or_else(unexpected)?)?;
-            Ok(Candidate { key: row.get(0), controller_id, request, approved: row.get::<_, &str>(4) == "approved" })
-        })
-        .collect()
+/// The requests of these rows, and the keys of those that cannot be opened. Where not one can, the master key is the
+/// wrong one, and that is an error: nothing of the batch must be touched.
+fn read_candidates(rows: &[Row], keys: &Keys) -> Result<(Vec<Candidate>, Vec<RequestKey>), DbError> {
+    let (mut candidates, mut unreadable, mut first_error) = (Vec::with_capacity(rows.len()), Vec::new(), None);
+    for row in rows {
+        match read_candidate(row, keys) {
+            Ok(candidate) => candidates.push(candidate),
+            Err(error) => {
+                let key: RequestKey = row.get(0);
+                tracing::error!(%error, request = %key, "a request cannot be opened");
+                unreadable.push(key);
+                first_error.get_or_insert(error);
+            }
+        }
+    }
+    match first_error {
+        Some(error) if candidates.is_empty() => Err(error),
+        _ => Ok((candidates, unreadable)),
+    }
+}
+
+fn read_candidate(row: &Row, keys: &Keys) -> Result<Candidate, DbError> {
+    let unexpected = || DbError::Unexpected { place: "requests" };
+    let controller_id: ControllerId = row.get::<_, &str>(1).parse().map_err(|_| unexpected())?;
+    let sealed: Option<&[u8]> = row.get(3);
+    let request = open_request(keys, &controller_id, row.get(2), sealed.ok_or_else(unexpected)?)?;
+    Ok(Candidate { key: row.get(0), controller_id, request, approved: row.get::<_, &str>(4) == "approved" })
 }
 
 async fn match_again(session: &Session, candidates: &[Candidate], cap: u32) -> Result<Vec<Matched>, DbError> {
@@ -122,7 +141,7 @@ pub async fn step(
     let tx = db.begin("release_slices").await?;
     leader::assert(&tx, epoch).await?;
     let rows = tx.query(TAKE, &[&batch_id, &i64::from(limits.step)]).await?;
-    let mut candidates = read_candidates(&rows, keys)?;
+    let (mut candidates, unreadable) = read_candidates(&rows, keys)?;
     if candidates.is_empty() {
         let finished = tx.execute(FINISH, &[&batch_id]).await? == 1;
         tx.commit().await?;
@@ -133,8 +152,10 @@ pub async fn step(
     join_known(&tx, &candidates, &mut matched, cap).await?;
 
     let mut step = Step::default();
-    let held: Vec<RequestKey> =
+    let mut held: Vec<RequestKey> =
         candidates.iter().zip(&matched).filter(|(_, found)| found.over_cap).map(|(one, _)| one.key).collect();
+    // An operator decides on what cannot be opened as well: it holds up nobody else.
+    held.extend(unreadable);
     if !held.is_empty() {
         tx.execute(HOLD_BACK, &[&held]).await?;
         step.held_back = held.len();
@@ -246,9 +267,10 @@ pub async fn plan(tx: &Tx, keys: &Keys, batch_id: BatchId, cap: u32) -> Result<P
     let mut after = RequestKey(0);
     loop {
         let rows = tx.query(PENDING, &[&batch_id, &after, &500_i64]).await?;
-        let candidates = read_candidates(&rows, keys)?;
-        let Some(last) = candidates.last() else { return Ok(plan) };
-        after = last.key;
+        let (candidates, unreadable) = read_candidates(&rows, keys)?;
+        let Some(last) = rows.last() else { return Ok(plan) };
+        after = last.get(0);
+        plan.held_back += unreadable.len();
         let mut matched = match_again(tx, &candidates, cap).await?;
         join_known(tx, &candidates, &mut matched, cap).await?;
         for (one, found) in candidates.iter().zip(matched) {

@@ -42,6 +42,8 @@ statements! {
         DO UPDATE SET received_at = CASE WHEN e.expires_at > lethe.now() THEN e.received_at ELSE excluded.received_at END,
                       expires_at = greatest(e.expires_at, excluded.expires_at)
         RETURNING received_at";
+    FORGET_CANCELLATIONS = "
+        DELETE FROM lethe.early_cancellations WHERE expires_at <= lethe.now()";
     STATUS = "
         SELECT r.request_key, r.controller_id, r.subject_request_id, r.api_version, r.request_type, r.status,
                r.expected_completion_time, r.sealed_request, s.result_id, s.token_salt, s.lines, r.received_at, r.approval,
@@ -195,6 +197,14 @@ async fn remember(db: &Db, targets: &[Target]) -> Result<(Vec<Cancellation>, Vec
     }
     tx.commit().await?;
     Ok((outcomes, endpoints))
+}
+
+/// Forgets cancellations whose request never came within the waiting period; returns how many.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn forget_cancellations(session: &Session) -> Result<u64, DbError> {
+    session.execute(FORGET_CANCELLATIONS, &[]).await
 }
 
 /// A request as status queries and lists show it.

@@ -7,5 +7,8 @@ mod callbacks;
 mod cancellation;
 mod erasure;
 mod intake;
+mod matching;
+mod privacy;
 mod service;
 mod sql;
+mod trouble;

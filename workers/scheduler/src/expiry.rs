@@ -1,11 +1,20 @@
-//! The end of result files: first the keys, then the bytes (contract 7).
+//! What ends by itself: result files (first the keys, then the bytes, contract 7) and remembered cancellations.
 
-use lethe::db::{DbError, results};
+use lethe::db::{DbError, requests, results};
 use lethe::results::store;
 
 use crate::schedule::Scheduler;
 
 const AT_ONCE: i64 = 500;
+
+/// Forgets cancellations whose request never came.
+pub(crate) async fn cancellations(scheduler: &Scheduler) -> Result<(), DbError> {
+    let forgotten = requests::forget_cancellations(&scheduler.service.db.session().await?).await?;
+    if forgotten > 0 {
+        tracing::info!(cancellations = forgotten, "remembered cancellations ran out; their requests never came");
+    }
+    Ok(())
+}
 
 /// Ends links whose lifetime is over, destroys the keys of days that are over, deletes bytes. A step that fails is
 /// taken again in the next round: each is found by what is still there.

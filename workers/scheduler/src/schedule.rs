@@ -96,6 +96,7 @@ impl Scheduler {
         redrive::due_work(self, &mut rounds.redrive).await?;
         if is_time(&mut rounds.expiry, EXPIRY_EVERY) {
             expiry::results(self, epoch).await?;
+            expiry::cancellations(self).await?;
         }
         if is_time(&mut rounds.metrics, METRICS_EVERY) {
             self.measure(epoch).await?;
