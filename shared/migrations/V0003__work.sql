@@ -112,12 +112,16 @@ CREATE TABLE lethe.callback_attempts (
 -- predecessor first; a transaction that adds a successor locks that row too (add_callbacks). So one of the
 -- two sees the other, whichever comes first.
 CREATE FUNCTION lethe.release_successors(finished uuid[]) RETURNS void LANGUAGE sql AS $$
-    UPDATE lethe.callbacks next
+    UPDATE lethe.callbacks c
        SET state = 'ready', next_attempt_at = lethe.now()
-      FROM lethe.callbacks done
-     WHERE done.callback_id = ANY (finished)
-       AND next.request_key = done.request_key AND next.url_no = done.url_no
-       AND next.sequence = done.sequence + 1 AND next.state = 'waiting'
+      -- In key order, as everyone who locks several of them does.
+      FROM (SELECT next.callback_id
+              FROM lethe.callbacks done
+              JOIN lethe.callbacks next
+                ON next.request_key = done.request_key AND next.url_no = done.url_no AND next.sequence = done.sequence + 1
+             WHERE done.callback_id = ANY (finished) AND next.state = 'waiting'
+             ORDER BY next.callback_id FOR UPDATE OF next) ready
+     WHERE c.callback_id = ready.callback_id
 $$;
 
 -- Adds the callbacks of a new status of the given requests, one for each URL (they all have sequence 0),

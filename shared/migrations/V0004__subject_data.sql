@@ -16,11 +16,12 @@ BEGIN
 END $$;
 
 -- The one definition of normalisation: ASCII white space trimmed, e-mail lower-cased (ASCII only, hence "C").
+-- \x0B is the vertical tab: PostgreSQL knows no \v, and would trim the letter v.
 CREATE FUNCTION lethe.normalise_identity(identity_type text, value text) RETURNS text
 LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
     SELECT CASE identity_type
-        WHEN 'email' THEN lower(btrim(value, E' \t\n\r\f\v') COLLATE "C")
-        ELSE btrim(value, E' \t\n\r\f\v') END
+        WHEN 'email' THEN lower(btrim(value, E' \t\n\r\f\x0B') COLLATE "C")
+        ELSE btrim(value, E' \t\n\r\f\x0B') END
 $$;
 CREATE FUNCTION lethe.identity_sha256(identity_type text, value text) RETURNS bytea
 LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$

@@ -183,7 +183,7 @@ impl World {
     pub async fn messages(&self, queue: &str) -> u64 {
         // The management API's own figures lag behind; a passive declaration does not.
         let broker = lethe::broker::Broker::new(&self.amqp_url, "lethe-tests").unwrap();
-        lethe::broker::Publisher::new(broker).depth(queue).await.unwrap().into()
+        lethe::broker::Publisher::new(broker).queue_state(queue).await.unwrap().ready.into()
     }
 
     /// Takes up to `count` messages out of a queue, as the management API shows them.

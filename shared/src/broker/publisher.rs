@@ -8,6 +8,7 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Connection};
 use tokio::sync::Mutex;
 
+use super::topology::QueueState;
 use super::{Broker, BrokerError};
 
 /// How long the broker may take to confirm a set of messages.
@@ -152,12 +153,12 @@ impl Publisher {
         if refused { Err(BrokerError::Refused) } else { Ok(()) }
     }
 
-    /// The number of messages of a queue that are ready.
+    /// The state of a queue.
     ///
     /// # Errors
     /// [`BrokerError`].
-    pub async fn depth(&self, queue: &str) -> Result<u32, BrokerError> {
-        let ask = async { Ok(super::topology::depth(&self.channel().await?, queue).await?) };
+    pub async fn queue_state(&self, queue: &str) -> Result<QueueState, BrokerError> {
+        let ask = async { Ok(super::topology::state(&self.channel().await?, queue).await?) };
         let outcome = tokio::time::timeout(CONFIRM_TIMEOUT, ask).await;
         outcome.unwrap_or(Err(BrokerError::Timeout(CONFIRM_TIMEOUT)))
     }

@@ -20,21 +20,31 @@ pub struct Queue {
     pub bindings: &'static [&'static str],
     /// It holds bodies of requests: bounded in time and in size.
     pub holds_bodies: bool,
+    /// One consumer at a time, so that messages are handled in the order of the queue.
+    pub in_order: bool,
+}
+
+const fn intake_queue(name: &'static str, bindings: &'static [&'static str]) -> Queue {
+    Queue { name, bindings, holds_bodies: true, in_order: false }
+}
+
+const fn wake_up_queue(name: &'static str) -> Queue {
+    Queue { name, bindings: &[], holds_bodies: false, in_order: false }
 }
 
 /// Requests.
-pub const IDENTITY_MATCHING: Queue =
-    Queue { name: "dsr.identity-matching", bindings: &["*.request"], holds_bodies: true };
-/// Cancellations, apart from requests so that none waits behind a long queue.
-pub const CANCELLATION: Queue = Queue { name: "dsr.cancellation", bindings: &["*.cancellation"], holds_bodies: true };
-/// Status and group queries, likewise.
-pub const QUERY: Queue = Queue { name: "dsr.query", bindings: &["*.status", "*.group"], holds_bodies: true };
+pub const IDENTITY_MATCHING: Queue = intake_queue("dsr.identity-matching", &["*.request"]);
+/// Cancellations, apart from requests so that none waits behind a long queue; in order, so that a marker in the queue
+/// tells that those before it are handled.
+pub const CANCELLATION: Queue = Queue { in_order: true, ..intake_queue("dsr.cancellation", &["*.cancellation"]) };
+/// Status and group queries, likewise apart.
+pub const QUERY: Queue = intake_queue("dsr.query", &["*.status", "*.group"]);
 /// Wake-ups for erasure slices.
-pub const ERASURE_EXECUTION: Queue = Queue { name: "dsr.erasure-execution", bindings: &[], holds_bodies: false };
+pub const ERASURE_EXECUTION: Queue = wake_up_queue("dsr.erasure-execution");
 /// Wake-ups for compilations.
-pub const ACCESS_COMPILATION: Queue = Queue { name: "dsr.access-compilation", bindings: &[], holds_bodies: false };
+pub const ACCESS_COMPILATION: Queue = wake_up_queue("dsr.access-compilation");
 /// Wake-ups for endpoints with callbacks.
-pub const CALLBACK_DELIVERY: Queue = Queue { name: "dsr.callback-delivery", bindings: &[], holds_bodies: false };
+pub const CALLBACK_DELIVERY: Queue = wake_up_queue("dsr.callback-delivery");
 
 /// Every queue that is consumed.
 pub const QUEUES: [Queue; 6] =
@@ -77,6 +87,9 @@ fn work_queue(queue: &Queue) -> FieldTable {
         ("x-dead-letter-routing-key", text(&dead_letters_of(queue.name))),
         ("x-max-length-bytes", AMQPValue::LongLongInt(if queue.holds_bodies { BODIES_LIMIT } else { WAKE_UPS_LIMIT })),
     ]);
+    if queue.in_order {
+        arguments.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
+    }
     if queue.holds_bodies {
         arguments.insert("x-message-ttl".into(), AMQPValue::LongLongInt(FOURTEEN_DAYS_MS));
     }
@@ -87,6 +100,8 @@ fn work_queue(queue: &Queue) -> FieldTable {
 fn keeping_queue(holds_bodies: bool) -> FieldTable {
     let mut arguments = table(&[
         ("x-queue-type", text("quorum")),
+        // RabbitMQ 4 drops after 20 deliveries otherwise: looking at a letter must not cost it.
+        ("x-delivery-limit", AMQPValue::LongLongInt(DELIVERY_LIMIT)),
         ("x-max-length-bytes", AMQPValue::LongLongInt(BODIES_LIMIT)),
     ]);
     if holds_bodies {
@@ -121,11 +136,21 @@ async fn bind(channel: &Channel, queue: &str, exchange: &str, key: &str) -> Resu
     channel.queue_bind(queue.into(), exchange.into(), key.into(), QueueBindOptions::default(), FieldTable::default()).await
 }
 
-/// The number of messages of a queue that are ready.
+/// What the broker tells of a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueState {
+    /// Messages that are ready; those in the hands of consumers do not count.
+    pub ready: u32,
+    /// Consumers.
+    pub consumers: u32,
+}
+
+/// Asks for the state of a queue.
 ///
 /// # Errors
 /// What the broker says; `NOT_FOUND` where the queue is not declared.
-pub async fn depth(channel: &Channel, queue: &str) -> Result<u32, lapin::Error> {
+pub async fn state(channel: &Channel, queue: &str) -> Result<QueueState, lapin::Error> {
     let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-    Ok(channel.queue_declare(queue.into(), options, FieldTable::default()).await?.message_count())
+    let declared = channel.queue_declare(queue.into(), options, FieldTable::default()).await?;
+    Ok(QueueState { ready: declared.message_count(), consumers: declared.consumer_count() })
 }

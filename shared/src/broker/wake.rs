@@ -3,10 +3,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::topology::{ACCESS_COMPILATION, CALLBACK_DELIVERY, ERASURE_EXECUTION};
-use super::{Outgoing, Publisher};
+use super::topology::{ACCESS_COMPILATION, CALLBACK_DELIVERY, CANCELLATION, ERASURE_EXECUTION};
+use super::{BrokerError, Message, Outgoing, Publisher};
 use crate::db::slices::Stage;
-use crate::request::{EndpointId, SliceId};
+use crate::request::{BatchId, EndpointId, SliceId};
 
 /// Names a slice.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -20,6 +20,30 @@ pub struct SliceWakeUp {
 pub struct EndpointWakeUp {
     /// Which one.
     pub endpoint_id: EndpointId,
+}
+
+/// A marker in the queue of cancellations: whoever finds it has handled all that stood before it.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct CancellationMarker {
+    /// The late batch that waits for it.
+    pub batch_id: BatchId,
+}
+
+impl CancellationMarker {
+    /// The marker that a message is. Markers come through the default exchange, cancellations never do.
+    #[must_use]
+    pub fn of(message: &Message) -> Option<Self> {
+        (message.routing_key == CANCELLATION.name).then(|| serde_json::from_slice(&message.body).ok()).flatten()
+    }
+
+    /// Puts the marker at the end of the queue of cancellations.
+    ///
+    /// # Errors
+    /// [`BrokerError`].
+    pub async fn publish(&self, publisher: &Publisher) -> Result<(), BrokerError> {
+        let body = serde_json::to_vec(self).unwrap_or_default();
+        publisher.publish(&[Outgoing::to_queue(CANCELLATION.name, body)]).await
+    }
 }
 
 /// The queue of a stage.

@@ -117,15 +117,25 @@ impl CallbackClient {
     pub async fn deliver(&self, delivery: &Delivery) -> Attempt {
         let started = Instant::now();
         let sent = tokio::time::timeout(self.timeout, self.send(delivery)).await;
-        let mut attempt = sent.unwrap_or_else(|_| Attempt::failed("timeout", true));
+        let mut attempt = match sent {
+            Err(_) => Attempt::failed("timeout", true),
+            Ok(Err(attempt)) => attempt,
+            Ok(Ok(response)) => {
+                let attempt = judge(&response);
+                // The status decides; what follows only serves to keep the connection, within the time that is left.
+                let left = self.timeout.saturating_sub(started.elapsed());
+                let _ = tokio::time::timeout(left, read_out(response)).await;
+                attempt
+            }
+        };
         attempt.duration = started.elapsed();
         attempt
     }
 
-    async fn send(&self, delivery: &Delivery) -> Attempt {
+    async fn send(&self, delivery: &Delivery) -> Result<reqwest::Response, Attempt> {
         // Literal addresses never reach the resolver; the rules may have changed since intake.
         if self.policy.check(&delivery.url).is_err() {
-            return Attempt::failed("address_refused", false);
+            return Err(Attempt::failed("address_refused", false));
         }
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -135,28 +145,17 @@ impl CallbackClient {
             }
         }
         let request = self.client.post(&delivery.url).headers(headers).body(delivery.body.clone());
-        match request.send().await {
-            Ok(response) => answered(response).await,
-            Err(error) => {
-                let class = class_of(&error);
-                Attempt::failed(class, class != "address_refused")
-            }
-        }
+        request.send().await.map_err(|error| {
+            let class = class_of(&error);
+            Attempt::failed(class, class != "address_refused")
+        })
     }
 }
 
-async fn answered(mut response: reqwest::Response) -> Attempt {
+fn judge(response: &reqwest::Response) -> Attempt {
     let status = response.status();
     let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
     let retry_after = retry_after.and_then(|value| parse_retry_after(value, Timestamp::now()));
-    // The status decides; what follows only serves to keep the connection.
-    let mut read = 0;
-    while let Ok(Some(chunk)) = response.chunk().await {
-        read += chunk.len();
-        if read > BODY_LIMIT {
-            break;
-        }
-    }
     let (error_class, endpoint_trouble) = match status.as_u16() {
         200..300 => (None, false),
         300..400 => (Some("redirect"), false),
@@ -165,6 +164,17 @@ async fn answered(mut response: reqwest::Response) -> Attempt {
         _ => (Some("status_5xx"), true),
     };
     Attempt { duration: Duration::ZERO, status_code: Some(status.as_u16()), error_class, endpoint_trouble, retry_after }
+}
+
+/// Reads a short body, so that the connection can be used again; a long one is cut off, and the connection with it.
+async fn read_out(mut response: reqwest::Response) {
+    let mut read = 0;
+    while let Ok(Some(chunk)) = response.chunk().await {
+        read += chunk.len();
+        if read > BODY_LIMIT {
+            return;
+        }
+    }
 }
 
 fn class_of(error: &reqwest::Error) -> &'static str {

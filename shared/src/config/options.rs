@@ -27,22 +27,22 @@ pub enum LogFormat {
 #[derive(Clone, Debug, Args)]
 pub struct CommonOptions {
     /// Address for /metrics, /livez and /readyz; port 0 takes a free one
-    #[arg(long, env = "LETHE_ADMIN_LISTEN", value_name = "ADDRESS")]
+    #[arg(long = "admin-listen", env = "LETHE_ADMIN_LISTEN", value_name = "ADDRESS")]
     pub admin_listen: Option<SocketAddr>,
     /// Folder in which the process writes its admin address, as <name>-<pid>.addr
-    #[arg(long, env = "LETHE_RUN_DIR", value_name = "FOLDER")]
+    #[arg(long = "run-dir", env = "LETHE_RUN_DIR", value_name = "FOLDER")]
     pub run_dir: Option<PathBuf>,
     /// How log lines are written
-    #[arg(long, env = "LETHE_LOG_FORMAT", value_enum, default_value = "text")]
+    #[arg(long = "log-format", env = "LETHE_LOG_FORMAT", value_enum, default_value = "text")]
     pub log_format: LogFormat,
     /// What is logged, as in `info` or `lethe=debug,info`
-    #[arg(long, env = "LETHE_LOG", default_value = "info", value_name = "FILTER")]
+    #[arg(long = "log", env = "LETHE_LOG", default_value = "info", value_name = "FILTER")]
     pub log: String,
     /// How long a process that is told to stop may finish what it has in hand
-    #[arg(long, env = "LETHE_DRAIN_TIMEOUT", default_value = "30s", value_name = "DURATION")]
+    #[arg(long = "drain-timeout", env = "LETHE_DRAIN_TIMEOUT", default_value = "30s", value_name = "DURATION")]
     pub drain_timeout: HumanDuration,
     /// Connections to PostgreSQL at most
-    #[arg(long, env = "LETHE_DATABASE_CONNECTIONS", default_value_t = 8, value_name = "NUMBER",
+    #[arg(long = "database-connections", env = "LETHE_DATABASE_CONNECTIONS", default_value_t = 8, value_name = "NUMBER",
           value_parser = clap::value_parser!(u16).range(1..=1_000))]
     pub database_connections: u16,
 }
@@ -51,17 +51,17 @@ pub struct CommonOptions {
 #[derive(Clone, Debug, Args)]
 pub struct IntakeOptions {
     /// The domain in headers, certificate and extensions
-    #[arg(long, env = "LETHE_PROCESSOR_DOMAIN", value_name = "DOMAIN")]
+    #[arg(long = "processor-domain", env = "LETHE_PROCESSOR_DOMAIN", value_name = "DOMAIN")]
     pub processor_domain: String,
     /// Further keys under `extensions` that are read as ours
-    #[arg(long, env = "LETHE_EXTENSION_DOMAINS", value_delimiter = ',', value_name = "DOMAINS",
+    #[arg(long = "extension-domains", env = "LETHE_EXTENSION_DOMAINS", value_delimiter = ',', value_name = "DOMAINS",
           default_value = "opendsr.mparticle.com,opengdpr.mparticle.com")]
     pub extension_domains: Vec<String>,
     /// Identity values that name nobody, beside empty, null and all zeros
-    #[arg(long, env = "LETHE_DENIED_IDENTITIES", value_delimiter = ',', value_name = "VALUES")]
+    #[arg(long = "denied-identities", env = "LETHE_DENIED_IDENTITIES", value_delimiter = ',', value_name = "VALUES")]
     pub denied_identities: Vec<String>,
     /// CIDRs, and the word http, that callbacks may use beyond public https
-    #[arg(long, env = "LETHE_CALLBACK_ALLOW", default_value = "", value_name = "LIST")]
+    #[arg(long = "callback-allow", env = "LETHE_CALLBACK_ALLOW", default_value = "", value_name = "LIST")]
     pub callback_allow: AddressPolicy,
 }
 
@@ -69,7 +69,7 @@ pub struct IntakeOptions {
 #[derive(Clone, Copy, Debug, Args)]
 pub struct CapOptions {
     /// A request that matches more profiles than this waits for an operator
-    #[arg(long, env = "LETHE_MAX_MPIDS_PER_REQUEST", default_value_t = 1_000, value_name = "NUMBER",
+    #[arg(long = "max-mpids-per-request", env = "LETHE_MAX_MPIDS_PER_REQUEST", default_value_t = 1_000, value_name = "NUMBER",
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_mpids_per_request: u32,
 }
@@ -107,7 +107,7 @@ impl IntakeOptions {
 #[derive(Clone, Debug, Args)]
 pub struct KeyOptions {
     /// File with 32 bytes in base64: the root of all keys at rest and of result tokens
-    #[arg(long, env = "LETHE_MASTER_KEY_FILE", value_name = "FILE")]
+    #[arg(long = "master-key-file", env = "LETHE_MASTER_KEY_FILE", value_name = "FILE")]
     pub master_key_file: PathBuf,
 }
 
@@ -128,19 +128,19 @@ impl KeyOptions {
 #[derive(Clone, Debug, Args)]
 pub struct SigningOptions {
     /// Base of `results_url` and of the certificate's address
-    #[arg(long, env = "LETHE_PUBLIC_URL", value_name = "URL")]
+    #[arg(long = "public-url", env = "LETHE_PUBLIC_URL", value_name = "URL")]
     pub public_url: Url,
     /// RSA key that signs, PKCS#8 PEM
-    #[arg(long, env = "LETHE_SIGNING_KEY_FILE", value_name = "FILE")]
+    #[arg(long = "signing-key-file", env = "LETHE_SIGNING_KEY_FILE", value_name = "FILE")]
     pub signing_key_file: PathBuf,
     /// X.509 chain of that key, PEM
-    #[arg(long, env = "LETHE_SIGNING_CERT_FILE", value_name = "FILE")]
+    #[arg(long = "signing-cert-file", env = "LETHE_SIGNING_CERT_FILE", value_name = "FILE")]
     pub signing_cert_file: PathBuf,
     /// P-256 key for controllers that are set to ECDSA, PKCS#8 PEM
-    #[arg(long, env = "LETHE_SIGNING_EC_KEY_FILE", value_name = "FILE", requires = "signing_ec_cert_file")]
+    #[arg(long = "signing-ec-key-file", env = "LETHE_SIGNING_EC_KEY_FILE", value_name = "FILE", requires = "signing_ec_cert_file")]
     pub signing_ec_key_file: Option<PathBuf>,
     /// X.509 chain of that key, PEM
-    #[arg(long, env = "LETHE_SIGNING_EC_CERT_FILE", value_name = "FILE", requires = "signing_ec_key_file")]
+    #[arg(long = "signing-ec-cert-file", env = "LETHE_SIGNING_EC_CERT_FILE", value_name = "FILE", requires = "signing_ec_key_file")]
     pub signing_ec_cert_file: Option<PathBuf>,
 }
 
@@ -176,13 +176,13 @@ impl SigningOptions {
 #[derive(Clone, Debug, Args)]
 pub struct ResultOptions {
     /// Where result files go: file://, s3://, gs:// or az://
-    #[arg(long, env = "LETHE_RESULT_STORE", default_value = "file:///var/lib/lethe/results", value_name = "URL")]
+    #[arg(long = "result-store", env = "LETHE_RESULT_STORE", default_value = "file:///var/lib/lethe/results", value_name = "URL")]
     pub result_store: Url,
     /// Where the keys of the days of expiry lie, outside PostgreSQL
-    #[arg(long, env = "LETHE_KEY_STORE", default_value = "file:///var/lib/lethe/keys", value_name = "URL")]
+    #[arg(long = "key-store", env = "LETHE_KEY_STORE", default_value = "file:///var/lib/lethe/keys", value_name = "URL")]
     pub key_store: Url,
     /// How long a result link works
-    #[arg(long, env = "LETHE_RESULT_LIFETIME", default_value = "7d", value_name = "DURATION")]
+    #[arg(long = "result-lifetime", env = "LETHE_RESULT_LIFETIME", default_value = "7d", value_name = "DURATION")]
     pub result_lifetime: HumanDuration,
 }
 
@@ -190,19 +190,19 @@ pub struct ResultOptions {
 #[derive(Clone, Debug, Args)]
 pub struct CalendarOptions {
     /// When an erasure batch closes (cron, UTC)
-    #[arg(long, env = "LETHE_ERASURE_SCHEDULE", default_value = "30 12 * * MON", value_name = "CRON")]
+    #[arg(long = "erasure-schedule", env = "LETHE_ERASURE_SCHEDULE", default_value = "30 12 * * MON", value_name = "CRON")]
     pub erasure_schedule: Schedule,
     /// From a batch's closing to its execution
-    #[arg(long, env = "LETHE_ERASURE_WAITING_PERIOD", default_value = "7d", value_name = "DURATION")]
+    #[arg(long = "erasure-waiting-period", env = "LETHE_ERASURE_WAITING_PERIOD", default_value = "7d", value_name = "DURATION")]
     pub erasure_waiting_period: HumanDuration,
     /// When erasures that skip the waiting period run (cron, UTC)
-    #[arg(long, env = "LETHE_EXPEDITED_SCHEDULE", default_value = "30 12 * * *", value_name = "CRON")]
+    #[arg(long = "expedited-schedule", env = "LETHE_EXPEDITED_SCHEDULE", default_value = "30 12 * * *", value_name = "CRON")]
     pub expedited_schedule: Schedule,
     /// When access and portability batches run (cron, UTC)
-    #[arg(long, env = "LETHE_ACCESS_SCHEDULE", default_value = "5 0 * * MON,THU", value_name = "CRON")]
+    #[arg(long = "access-schedule", env = "LETHE_ACCESS_SCHEDULE", default_value = "5 0 * * MON,THU", value_name = "CRON")]
     pub access_schedule: Schedule,
     /// Added to the scheduled time for `expected_completion_time`
-    #[arg(long, env = "LETHE_COMPLETION_MARGIN", default_value = "48h", value_name = "DURATION")]
+    #[arg(long = "completion-margin", env = "LETHE_COMPLETION_MARGIN", default_value = "48h", value_name = "DURATION")]
     pub completion_margin: HumanDuration,
 }
 

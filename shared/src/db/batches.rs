@@ -24,8 +24,12 @@ statements! {
           FROM (SELECT lane, max(tick_at) AS tick_at FROM lethe.batches WHERE batch_id = ANY ($1) GROUP BY lane) c
          WHERE l.lane = c.lane";
     TO_RELEASE = "
-        SELECT batch_id, lane, tick_at, runs_at, extract(epoch FROM lethe.now() - runs_at)::float8
+        SELECT batch_id, lane, tick_at, runs_at, extract(epoch FROM lethe.now() - runs_at)::float8,
+               cancellations_handled_at IS NOT NULL
           FROM lethe.batches WHERE state = 'closed' AND runs_at <= lethe.now() ORDER BY runs_at, batch_id";
+    CANCELLATIONS_HANDLED = "
+        UPDATE lethe.batches SET cancellations_handled_at = lethe.now()
+         WHERE batch_id = ANY ($1) AND cancellations_handled_at IS NULL";
     COMPLETE = "
         UPDATE lethe.batches b SET state = 'completed', completed_at = lethe.now()
          WHERE b.state = 'released'
@@ -113,12 +117,35 @@ pub async fn close_due(db: &Db, epoch: i64) -> Result<Vec<DueBatch>, DbError> {
     Ok(closed)
 }
 
-/// The batches whose time to run has come, and how late each is in seconds.
+/// A batch whose time to run has come.
+#[derive(Clone, Copy, Debug)]
+pub struct ToRelease {
+    /// Which one.
+    pub batch: DueBatch,
+    /// How late it is.
+    pub late_seconds: f64,
+    /// The cancellations that were queued before its late release are handled.
+    pub cancellations_handled: bool,
+}
+
+/// The batches whose time to run has come.
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn to_release(session: &Session) -> Result<Vec<(DueBatch, f64)>, DbError> {
-    session.query(TO_RELEASE, &[]).await?.iter().map(|row| Ok((read_due(row)?, row.get(4)))).collect()
+pub async fn to_release(session: &Session) -> Result<Vec<ToRelease>, DbError> {
+    let read = |row: &Row| {
+        Ok(ToRelease { batch: read_due(row)?, late_seconds: row.get(4), cancellations_handled: row.get(5) })
+    };
+    session.query(TO_RELEASE, &[]).await?.iter().map(read).collect()
+}
+
+/// Records that the cancellations queued before the late release of these batches are handled.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn cancellations_handled(session: &Session, batches: &[BatchId]) -> Result<(), DbError> {
+    session.execute(CANCELLATIONS_HANDLED, &[&batches]).await?;
+    Ok(())
 }
 
 /// Marks released batches complete whose slices all are; returns how many.

@@ -287,7 +287,10 @@ async fn move_breakers(
 ) -> Result<usize, DbError> {
     let answered: BTreeSet<EndpointId> = group
         .iter()
-        .filter(|(claimed, attempt)| !attempt.endpoint_trouble && ours.contains(&claimed.callback_id))
+        // Only an answer shows that an endpoint is well; what was never sent shows nothing.
+        .filter(|(claimed, attempt)| {
+            !attempt.endpoint_trouble && attempt.status_code.is_some() && ours.contains(&claimed.callback_id)
+        })
         .map(|(claimed, _)| claimed.endpoint_id)
         .collect();
     let mut troubled: BTreeMap<EndpointId, i32> = BTreeMap::new();

@@ -137,7 +137,17 @@ pub async fn step(
     cap: u32,
     limits: SliceLimits,
 ) -> Result<Step, DbError> {
-    let (batch_id, lane) = batch;
+    super::retrying(|| step_once(db, keys, epoch, batch, cap, limits)).await
+}
+
+async fn step_once(
+    db: &Db,
+    keys: &Keys,
+    epoch: i64,
+    (batch_id, lane): (BatchId, Lane),
+    cap: u32,
+    limits: SliceLimits,
+) -> Result<Step, DbError> {
     let tx = db.begin("release_slices").await?;
     leader::assert(&tx, epoch).await?;
     let rows = tx.query(TAKE, &[&batch_id, &i64::from(limits.step)]).await?;

@@ -61,15 +61,31 @@ pub struct NewResult {
 /// # Errors
 /// [`DbError::LeaseLost`].
 pub async fn complete(db: &Db, claimed: &Claimed, result: &NewResult) -> Result<Finished, DbError> {
-    let tx = db.begin("complete_compilation").await?;
-    slices::hold(&tx, claimed).await?;
-    tx.execute(INSERT, &[&result.result_id, &result.request_key, &result.token_salt, &result.token_sha256,
-        &result.object_path, &result.media_type, &result.size_bytes, &result.lines, &result.wrapped_key,
-        &result.expiry_day, &result.expires_at])
+    super::retrying(|| async {
+        let tx = db.begin("complete_compilation").await?;
+        slices::hold(&tx, claimed).await?;
+        tx.execute(
+            INSERT,
+            &[
+                &result.result_id,
+                &result.request_key,
+                &result.token_salt,
+                &result.token_sha256,
+                &result.object_path,
+                &result.media_type,
+                &result.size_bytes,
+                &result.lines,
+                &result.wrapped_key,
+                &result.expiry_day,
+                &result.expires_at,
+            ],
+        )
         .await?;
-    let finished = slices::finish_compilation(&tx, claimed).await?;
-    tx.commit().await?;
-    Ok(finished)
+        let finished = slices::finish_compilation(&tx, claimed).await?;
+        tx.commit().await?;
+        Ok(finished)
+    })
+    .await
 }
 
 /// Ends the links whose lifetime is over, at most `limit`; returns how many.

@@ -274,13 +274,16 @@ pub struct Finished {
 /// # Errors
 /// [`DbError::LeaseLost`].
 pub async fn finish_erasure(db: &Db, claimed: &Claimed, stores: &[&str]) -> Result<Finished, DbError> {
-    let tx = db.begin("finish_erasure").await?;
-    hold(&tx, claimed).await?;
-    let rows = tx.query(COMPLETE_ERASED, &[&claimed.slice_id, &stores]).await?;
-    let completed: Vec<RequestKey> = rows.iter().map(|row| row.get(0)).collect();
-    let finished = finish(&tx, claimed, completed).await?;
-    tx.commit().await?;
-    Ok(finished)
+    super::retrying(|| async {
+        let tx = db.begin("finish_erasure").await?;
+        hold(&tx, claimed).await?;
+        let rows = tx.query(COMPLETE_ERASED, &[&claimed.slice_id, &stores]).await?;
+        let completed: Vec<RequestKey> = rows.iter().map(|row| row.get(0)).collect();
+        let finished = finish(&tx, claimed, completed).await?;
+        tx.commit().await?;
+        Ok(finished)
+    })
+    .await
 }
 
 /// Completes the request of a compilation whose result was recorded in the same transaction.

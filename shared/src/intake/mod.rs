@@ -14,7 +14,7 @@ use crate::db::{Db, DbError};
 use crate::disposition::Disposition;
 use crate::opendsr::answer::{CancellationReceived, RequestReceived, StatusAnswer};
 use crate::opendsr::{ApiError, ApiVersion, Parser};
-use crate::request::{ControllerId, RequestKey, SubjectRequestId};
+use crate::request::{BatchId, ControllerId, RequestKey, SubjectRequestId};
 use crate::results::link::Links;
 
 pub use answers::Answer;
@@ -51,6 +51,12 @@ pub enum Unanswered {
     Later(DbError),
     /// This very message makes the database fail; its neighbours do not.
     Poison(DbError),
+}
+
+impl From<DbError> for Unanswered {
+    fn from(error: DbError) -> Self {
+        if error.disposition() == Disposition::Poison { Self::Poison(error) } else { Self::Later(error) }
+    }
 }
 
 impl Intake {
@@ -140,6 +146,14 @@ impl Intake {
         let (outcomes, endpoints) = requests::cancel(&self.db, targets, overtaking).await?;
         wake::endpoints(&self.publisher, endpoints).await;
         Ok(targets.iter().zip(outcomes).map(|(target, outcome)| cancelled(target, &outcome)).collect())
+    }
+
+    /// Records that the cancellations queued before the late release of these batches are handled.
+    ///
+    /// # Errors
+    /// [`DbError`].
+    pub async fn cancellations_handled(&self, batches: &[BatchId]) -> Result<(), DbError> {
+        crate::db::batches::cancellations_handled(&self.db.session().await?, batches).await
     }
 
     /// Where a request stands.

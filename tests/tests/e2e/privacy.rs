@@ -24,16 +24,15 @@ async fn planted_values_are_found_in_no_log_metric_work_message_or_error() {
         .await;
     let receiver = Receiver::start().await;
     receiver.script("/canary-path", [Reply::Status(500), Reply::Redirect("/canary-path/x".to_owned()), Reply::Accept]);
-    // The store fails at first, and its message names a value.
+    // Stores fail at first, and what they say of it names a value.
     world
         .run("CREATE FUNCTION public.trap() RETURNS trigger LANGUAGE plpgsql AS
               $$ BEGIN RAISE EXCEPTION 'failed' USING DETAIL = 'row of canary-mail@example.com'; END $$;
-              CREATE TRIGGER trap BEFORE DELETE ON subject_data.profiles FOR EACH ROW EXECUTE FUNCTION public.trap()")
+              CREATE TRIGGER trap BEFORE DELETE ON subject_data.profiles FOR EACH ROW EXECUTE FUNCTION public.trap();
+              CREATE TRIGGER trap BEFORE INSERT ON lethe.results FOR EACH ROW EXECUTE FUNCTION public.trap()")
         .await;
-    let results = world.folder.join("results");
     let settings = seconds_with(&[("LETHE_LOG", "lethe=debug,info"), ("LETHE_CALLBACK_ALLOW", "127.0.0.0/8,http")]);
     let mut workers = Worker::several(&world, &ALL[..2], &settings).await;
-    std::fs::remove_dir_all(&results).unwrap();
     let publisher = Publisher::connect(&world).await;
     let url = receiver.url("/canary-path?t=canary-token");
     let personal = |request: Request| request.group("canary-group").callback(&url);
@@ -74,14 +73,8 @@ async fn planted_values_are_found_in_no_log_metric_work_message_or_error() {
     for copy in copies {
         check("the headers of a kept copy", &copy["properties"].to_string());
     }
-    std::fs::write(&results, b"").unwrap();
     for name in &ALL[2..] {
-        // Started with a folder that serves, which then goes away.
-        std::fs::remove_file(&results).unwrap();
-        std::fs::create_dir(&results).unwrap();
         workers.push(Worker::start(&world, name, &settings).await);
-        std::fs::remove_dir_all(&results).unwrap();
-        std::fs::write(&results, b"").unwrap();
     }
     eventually("every stage has failed at least once", seconds(20), async || {
         let failed = "SELECT (SELECT count(*) FROM lethe.slices WHERE last_error IS NOT NULL) = 3
@@ -92,8 +85,6 @@ async fn planted_values_are_found_in_no_log_metric_work_message_or_error() {
     let all: Vec<String> = world.all("SELECT coalesce(last_error, '') FROM lethe.slices", &[]).await;
     check("the errors of slices", &all.join("\n"));
     world.run("DROP FUNCTION public.trap() CASCADE").await;
-    std::fs::remove_file(&results).unwrap();
-    std::fs::create_dir(&results).unwrap();
     for request in [&access, &portability, &erasure] {
         world.reaches(&request.id, "completed").await;
     }

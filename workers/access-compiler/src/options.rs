@@ -17,14 +17,14 @@ pub(crate) struct Options {
     #[command(flatten)]
     results: ResultOptions,
     /// Files in hand at once; each takes about 20 MiB of memory at most
-    #[arg(long, env = "LETHE_COMPILATIONS", default_value_t = 2, value_name = "NUMBER",
+    #[arg(long = "compilations", env = "LETHE_COMPILATIONS", default_value_t = 2, value_name = "NUMBER",
           value_parser = clap::value_parser!(u16).range(1..=64))]
     compilations: u16,
     /// The wait after the first failure
-    #[arg(long, env = "LETHE_STORE_FIRST_RETRY", default_value = "5s", value_name = "DURATION")]
+    #[arg(long = "store-first-retry", env = "LETHE_STORE_FIRST_RETRY", default_value = "5s", value_name = "DURATION")]
     first_retry: HumanDuration,
     /// The longest wait between attempts
-    #[arg(long, env = "LETHE_STORE_MAX_RETRY", default_value = "10m", value_name = "DURATION")]
+    #[arg(long = "store-max-retry", env = "LETHE_STORE_MAX_RETRY", default_value = "10m", value_name = "DURATION")]
     max_retry: HumanDuration,
 }
 

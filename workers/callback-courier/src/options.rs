@@ -21,31 +21,31 @@ pub(crate) struct Options {
     #[command(flatten)]
     signing: SigningOptions,
     /// The wait after the first failed attempt
-    #[arg(long, env = "LETHE_CALLBACK_FIRST_RETRY", default_value = "30s", value_name = "DURATION")]
+    #[arg(long = "callback-first-retry", env = "LETHE_CALLBACK_FIRST_RETRY", default_value = "30s", value_name = "DURATION")]
     first_retry: HumanDuration,
     /// The longest wait between attempts
-    #[arg(long, env = "LETHE_CALLBACK_MAX_RETRY", default_value = "6h", value_name = "DURATION")]
+    #[arg(long = "callback-max-retry", env = "LETHE_CALLBACK_MAX_RETRY", default_value = "6h", value_name = "DURATION")]
     max_retry: HumanDuration,
     /// How long a callback is tried before it is exhausted
-    #[arg(long, env = "LETHE_CALLBACK_GIVE_UP", default_value = "72h", value_name = "DURATION")]
+    #[arg(long = "callback-give-up", env = "LETHE_CALLBACK_GIVE_UP", default_value = "72h", value_name = "DURATION")]
     give_up: HumanDuration,
     /// Deliveries in flight at once in this process
-    #[arg(long, env = "LETHE_CALLBACK_DELIVERIES", default_value_t = 256, value_name = "NUMBER",
+    #[arg(long = "callback-deliveries", env = "LETHE_CALLBACK_DELIVERIES", default_value_t = 256, value_name = "NUMBER",
           value_parser = clap::value_parser!(u16).range(1..=10_000))]
     deliveries: u16,
     /// Deliveries in flight at once to one endpoint, over all couriers
-    #[arg(long, env = "LETHE_CALLBACK_DELIVERIES_PER_ENDPOINT", default_value_t = 16, value_name = "NUMBER",
+    #[arg(long = "callback-deliveries-per-endpoint", env = "LETHE_CALLBACK_DELIVERIES_PER_ENDPOINT", default_value_t = 16, value_name = "NUMBER",
           value_parser = clap::value_parser!(u16).range(1..=1_000))]
     deliveries_per_endpoint: u16,
     /// Consecutive failures of an endpoint after which only one delivery at a time probes it
-    #[arg(long, env = "LETHE_CALLBACK_BREAKER", default_value_t = 10, value_name = "NUMBER",
+    #[arg(long = "callback-breaker", env = "LETHE_CALLBACK_BREAKER", default_value_t = 10, value_name = "NUMBER",
           value_parser = clap::value_parser!(u16).range(1..=10_000))]
     breaker: u16,
     /// The longest wait between the probes of such an endpoint
-    #[arg(long, env = "LETHE_CALLBACK_MAX_PROBE", default_value = "5m", value_name = "DURATION")]
+    #[arg(long = "callback-max-probe", env = "LETHE_CALLBACK_MAX_PROBE", default_value = "5m", value_name = "DURATION")]
     max_probe: HumanDuration,
     /// PEM file of certificates that are trusted beside those of the system
-    #[arg(long, env = "LETHE_CALLBACK_CA_FILE", value_name = "FILE")]
+    #[arg(long = "callback-ca-file", env = "LETHE_CALLBACK_CA_FILE", value_name = "FILE")]
     ca_file: Option<PathBuf>,
 }
 

@@ -62,6 +62,12 @@ impl Executor {
             return Err(DbError::LeaseLost);
         }
         let mut last = error.class();
+        if matches!(error, StoreError::WritersUnderWay) {
+            // Nobody's fault in this slice, and each request would wait as long again.
+            let keys: Vec<RequestKey> = members.iter().map(|member| member.request_key).collect();
+            slices::record_failure(&self.db, claimed, store.name(), &keys, &last).await?;
+            return Ok(Err(last));
+        }
         tracing::warn!(store = store.name(), slice = %claimed.slice_id, class = last, "a slice was not erased as a whole; trying its requests one by one");
         let mut failed = false;
         for member in members {

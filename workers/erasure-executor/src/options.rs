@@ -7,14 +7,14 @@ use lethe::config::{ConfigError, HumanDuration, parse_backoff};
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// Slices in hand at once
-    #[arg(long, env = "LETHE_ERASURE_SLICES", default_value_t = 2, value_name = "NUMBER",
+    #[arg(long = "erasure-slices", env = "LETHE_ERASURE_SLICES", default_value_t = 2, value_name = "NUMBER",
           value_parser = clap::value_parser!(u16).range(1..=64))]
     slices: u16,
     /// The wait after the first failure of a data store
-    #[arg(long, env = "LETHE_STORE_FIRST_RETRY", default_value = "5s", value_name = "DURATION")]
+    #[arg(long = "store-first-retry", env = "LETHE_STORE_FIRST_RETRY", default_value = "5s", value_name = "DURATION")]
     first_retry: HumanDuration,
     /// The longest wait between attempts on a data store
-    #[arg(long, env = "LETHE_STORE_MAX_RETRY", default_value = "10m", value_name = "DURATION")]
+    #[arg(long = "store-max-retry", env = "LETHE_STORE_MAX_RETRY", default_value = "10m", value_name = "DURATION")]
     max_retry: HumanDuration,
 }
 

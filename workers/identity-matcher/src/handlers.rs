@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lethe::broker::topology::{CANCELLATION, IDENTITY_MATCHING, QUERY, Queue};
+use lethe::broker::wake::CancellationMarker;
 use lethe::broker::{Consumer, Gather, GroupHandler, Message, Outcome};
 use lethe::db::requests::{Overtaking, Target};
 use lethe::db::{DbError, calendar};
@@ -104,6 +105,31 @@ struct Cancellations(Arc<Desk>);
 
 impl GroupHandler for Cancellations {
     async fn handle(&self, group: &[Message]) -> Vec<Outcome> {
+        let (markers, cancellations): (Vec<&Message>, Vec<&Message>) =
+            group.iter().partition(|message| CancellationMarker::of(message).is_some());
+        if markers.is_empty() {
+            return self.cancel(group).await;
+        }
+        // Markers are rare. All cancellations of the group come first; that some of them stood behind the marker
+        // does no harm.
+        let cancellations: Vec<Message> = cancellations.into_iter().cloned().collect();
+        let mut outcomes = self.cancel(&cancellations).await.into_iter();
+        let all_handled = !outcomes.as_slice().iter().any(|outcome| matches!(outcome, Outcome::RetryAfter(_)));
+        let batches: Vec<_> = markers.into_iter().filter_map(CancellationMarker::of).map(|marker| marker.batch_id).collect();
+        let recorded = all_handled && self.0.intake.cancellations_handled(&batches).await.is_ok();
+        let of_marker = if recorded { Outcome::Done } else { Outcome::RetryAfter(Duration::from_secs(1)) };
+        group
+            .iter()
+            .map(|message| match CancellationMarker::of(message) {
+                Some(_) => of_marker.clone(),
+                None => outcomes.next().unwrap_or(Outcome::RetryAfter(Duration::from_secs(1))),
+            })
+            .collect()
+    }
+}
+
+impl Cancellations {
+    async fn cancel(&self, group: &[Message]) -> Vec<Outcome> {
         let (checked, senders) = match self.0.check(group).await {
             Ok(checked) => checked,
             Err(error) => return all_later(group, &error),
@@ -160,7 +186,7 @@ impl GroupHandler for Queries {
         };
         let mut answers = Vec::with_capacity(group.len());
         for (message, checked) in group.iter().zip(&checked) {
-            answers.push(Self::ask(&self.0.intake, message, checked).await.map_err(Unanswered::Later));
+            answers.push(Self::ask(&self.0.intake, message, checked).await.map_err(Unanswered::from));
         }
         self.0.finish(group, &senders, answers).await
     }

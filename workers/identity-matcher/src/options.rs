@@ -20,11 +20,11 @@ pub(crate) struct Options {
     #[command(flatten)]
     signing: SigningOptions,
     /// Groups of requests that are worked on at once; each takes a channel and a database connection
-    #[arg(long, env = "LETHE_INTAKE_CONSUMERS", default_value_t = 2, value_name = "NUMBER",
+    #[arg(long = "intake-consumers", env = "LETHE_INTAKE_CONSUMERS", default_value_t = 2, value_name = "NUMBER",
           value_parser = clap::value_parser!(u8).range(1..=64))]
     consumers: u8,
     /// Requests of a group at most
-    #[arg(long, env = "LETHE_INTAKE_GROUP", default_value_t = 256, value_name = "NUMBER",
+    #[arg(long = "intake-group", env = "LETHE_INTAKE_GROUP", default_value_t = 256, value_name = "NUMBER",
           value_parser = clap::value_parser!(u16).range(1..=4_096))]
     group: u16,
 }

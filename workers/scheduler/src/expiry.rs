@@ -7,8 +7,14 @@ use crate::schedule::Scheduler;
 
 const AT_ONCE: i64 = 500;
 
+/// Ends what is over.
+pub(crate) async fn due(scheduler: &Scheduler, epoch: i64) -> Result<(), DbError> {
+    results(scheduler, epoch).await?;
+    cancellations(scheduler).await
+}
+
 /// Forgets cancellations whose request never came.
-pub(crate) async fn cancellations(scheduler: &Scheduler) -> Result<(), DbError> {
+async fn cancellations(scheduler: &Scheduler) -> Result<(), DbError> {
     let forgotten = requests::forget_cancellations(&scheduler.service.db.session().await?).await?;
     if forgotten > 0 {
         tracing::info!(cancellations = forgotten, "remembered cancellations ran out; their requests never came");
@@ -18,7 +24,7 @@ pub(crate) async fn cancellations(scheduler: &Scheduler) -> Result<(), DbError> 
 
 /// Ends links whose lifetime is over, destroys the keys of days that are over, deletes bytes. A step that fails is
 /// taken again in the next round: each is found by what is still there.
-pub(crate) async fn results(scheduler: &Scheduler, epoch: i64) -> Result<(), DbError> {
+async fn results(scheduler: &Scheduler, epoch: i64) -> Result<(), DbError> {
     let db = &scheduler.service.db;
     let expired = results::expire(db, epoch, AT_ONCE).await?;
     if expired > 0 {

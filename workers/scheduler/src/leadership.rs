@@ -1,5 +1,5 @@
-//! Being the one scheduler that acts. The lease is renewed on the way; every write checks the epoch in the database,
-//! so that a leader that was stopped and woke up is refused there.
+//! Being the one scheduler that acts. The lease is renewed on the way; every write that moves batches, requests or
+//! results checks the epoch in the database, so that a leader that was stopped and woke up is refused there.
 
 use std::time::{Duration, Instant};
 

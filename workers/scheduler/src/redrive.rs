@@ -50,7 +50,7 @@ pub(crate) async fn due_work(scheduler: &Scheduler, pace: &mut Pace) -> Result<(
 
 /// Whether wake-ups can be published and would not pile up.
 async fn has_room(scheduler: &Scheduler, queue: &str) -> bool {
-    scheduler.service.publisher.depth(queue).await.is_ok_and(|depth| depth <= DEEP)
+    scheduler.service.publisher.queue_state(queue).await.is_ok_and(|state| state.ready <= DEEP)
 }
 
 fn count(stage: &'static str, items: usize) {

@@ -1,57 +1,75 @@
 //! Releasing due batches, one step of each in turn, so that a small batch does not wait behind a large one.
 
-use lethe::broker::topology::CANCELLATION;
-use lethe::broker::wake;
+use std::time::{Duration, Instant};
+
+use lethe::broker::topology::{CANCELLATION, QueueState};
+use lethe::broker::wake::{self, CancellationMarker};
+use lethe::db::DbError;
 use lethe::db::batches::{self, DueBatch};
 use lethe::db::release::{self, SliceLimits};
 use lethe::db::slices::Stage;
-use lethe::db::DbError;
-use lethe::request::Lane;
+use lethe::request::{BatchId, Lane};
 
 use crate::schedule::Scheduler;
 
 /// A batch that is released later than this was held up; cancellations may have been held up with it.
 const LATE_SECONDS: f64 = 2.0;
+/// A marker may be lost with its queue; then another one is sent.
+const MARKER_EVERY: Duration = Duration::from_secs(10);
 
-/// Releases every batch whose time has come, until none is left or the process is told to stop.
+/// Releases every batch whose time has come, until none is left or the process is told to stop. A batch that cannot go
+/// on keeps no other waiting.
 pub(crate) async fn due_batches(scheduler: &mut Scheduler) -> Result<(), DbError> {
     let due = batches::to_release(&scheduler.service.db.session().await?).await?;
     let mut open: Vec<DueBatch> = Vec::new();
-    for (batch, late) in due {
-        if late < LATE_SECONDS || scheduler.drained.contains(&batch.batch_id) || cancellations_drained(scheduler, &batch).await {
-            open.push(batch);
+    for one in due {
+        if one.late_seconds < LATE_SECONDS || one.cancellations_handled || await_cancellations(scheduler, one.batch.batch_id).await {
+            open.push(one.batch);
         }
     }
+    let mut failed = Ok(());
     while !open.is_empty() && !scheduler.service.shutdown.is_cancelled() {
         let mut unfinished = Vec::new();
         for batch in open {
             // Long releases outlast the lease; it is renewed on the way.
             let epoch = scheduler.leadership.epoch().await?.ok_or(DbError::LeadershipLost)?;
-            if !step(scheduler, epoch, batch).await? {
-                unfinished.push(batch);
+            match step(scheduler, epoch, batch).await {
+                Ok(true) => {}
+                Ok(false) => unfinished.push(batch),
+                Err(DbError::LeadershipLost) => return Err(DbError::LeadershipLost),
+                Err(error) => failed = Err(error),
             }
         }
         open = unfinished;
     }
-    Ok(())
+    failed
 }
 
-/// Cancellations that were sent in time may still be queued when a batch is late: they come first (contract 5).
-async fn cancellations_drained(scheduler: &mut Scheduler, batch: &DueBatch) -> bool {
-    match scheduler.service.publisher.depth(CANCELLATION.name).await {
-        Ok(0) => {
-            scheduler.drained.insert(batch.batch_id);
-            true
-        }
-        Ok(waiting) => {
-            tracing::warn!(batch = %batch.batch_id, waiting, "a late batch waits until the cancellations before it are handled");
-            false
+/// Cancellations that were sent in time may still be queued, or in a matcher's hands, when a batch is late: they come
+/// first (contract 5). The queue is handled in order, so a marker at its end tells when. `true`: there is nothing to
+/// wait for.
+async fn await_cancellations(scheduler: &mut Scheduler, batch_id: BatchId) -> bool {
+    let publisher = &scheduler.service.publisher;
+    match publisher.queue_state(CANCELLATION.name).await {
+        // Without a consumer nothing is in anybody's hands.
+        Ok(QueueState { ready: 0, consumers: 0 }) => return true,
+        Ok(state) => {
+            let asked = scheduler.markers.get(&batch_id);
+            if asked.is_some_and(|asked| asked.elapsed() < MARKER_EVERY) {
+                return false;
+            }
+            tracing::warn!(batch = %batch_id, waiting = state.ready, "a late batch waits until the cancellations before it are handled");
+            if let Err(error) = (CancellationMarker { batch_id }).publish(publisher).await {
+                tracing::warn!(batch = %batch_id, %error, "the marker was not published; trying again");
+                return false;
+            }
+            scheduler.markers.insert(batch_id, Instant::now());
         }
         Err(error) => {
-            tracing::warn!(batch = %batch.batch_id, %error, "a late batch waits: it cannot be seen whether cancellations are queued");
-            false
+            tracing::debug!(batch = %batch_id, %error, "a late batch waits: it cannot be seen whether cancellations are queued");
         }
     }
+    false
 }
 
 /// One step of one batch; `true` when nothing of it is left.
@@ -68,7 +86,7 @@ async fn step(scheduler: &mut Scheduler, epoch: i64, batch: DueBatch) -> Result<
     }
     if step.finished {
         tracing::info!(batch = %batch.batch_id, lane = %batch.lane, "batch released");
-        scheduler.drained.remove(&batch.batch_id);
+        scheduler.markers.remove(&batch.batch_id);
     }
     Ok(step.finished)
 }

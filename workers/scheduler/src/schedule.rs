@@ -1,10 +1,10 @@
 //! The loop: look what is due, do it, wait.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use lethe::db::{DbError, batches, calendar, overview};
-use lethe::request::BatchId;
+use lethe::request::{BatchId, RequestStatus, RequestType};
 use lethe::service::Service;
 
 use crate::leadership::Leadership;
@@ -12,7 +12,7 @@ use crate::options::Ready;
 use crate::{expiry, redrive, release};
 
 /// How often the less urgent things are looked at.
-const METRICS_EVERY: Duration = Duration::from_secs(10);
+const METRICS_EVERY: Duration = Duration::from_secs(30);
 const EXPIRY_EVERY: Duration = Duration::from_secs(2);
 
 /// Everything that the parts of the scheduler share.
@@ -20,8 +20,8 @@ pub(crate) struct Scheduler {
     pub(crate) service: Service,
     pub(crate) ready: Ready,
     pub(crate) leadership: Leadership,
-    /// Late batches before whose release the cancellation queue has been seen empty.
-    pub(crate) drained: HashSet<BatchId>,
+    /// Late batches, and when a marker was last sent for each.
+    pub(crate) markers: HashMap<BatchId, Instant>,
 }
 
 /// Schedules until the service is told to stop.
@@ -30,7 +30,7 @@ pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), DbError> {
     let leadership = Leadership::new(service.db.clone());
     let shutdown = service.shutdown.clone();
     let interval = ready.interval;
-    let mut scheduler = Scheduler { service, ready, leadership, drained: HashSet::new() };
+    let mut scheduler = Scheduler { service, ready, leadership, markers: HashMap::new() };
     let mut rounds = Rounds::default();
     while !shutdown.is_cancelled() {
         let outcome = scheduler.round(&mut rounds).await;
@@ -40,9 +40,8 @@ pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), DbError> {
                 Err(error) => tracing::warn!(%error, "a round of the schedule has failed; trying again"),
             }
         }
-        if outcome.is_err() {
+        if matches!(outcome, Err(DbError::LeadershipLost)) {
             scheduler.leadership.doubt();
-            rounds.calendar_of = None;
         }
         tokio::select! {
             () = tokio::time::sleep(interval) => {}
@@ -82,24 +81,21 @@ impl Scheduler {
         let session = self.service.db.session().await?;
         let due = batches::due(&session).await?;
         drop(session);
-        if due.closing {
-            for batch in batches::close_due(&self.service.db, epoch).await? {
-                tracing::info!(batch = %batch.batch_id, lane = %batch.lane, tick = %batch.tick_at, runs = %batch.runs_at, "batch closed");
-            }
-        }
-        if due.release || due.closing {
-            release::due_batches(self).await?;
-        }
-        if due.completion {
-            batches::complete(&self.service.db, epoch).await?;
-        }
-        redrive::due_work(self, &mut rounds.redrive).await?;
-        if is_time(&mut rounds.expiry, EXPIRY_EVERY) {
-            expiry::results(self, epoch).await?;
-            expiry::cancellations(self).await?;
-        }
-        if is_time(&mut rounds.metrics, METRICS_EVERY) {
-            self.measure(epoch).await?;
+        // Each part is tried, whatever came of the others; the first failure is the one that is told.
+        let parts = [
+            if due.closing { self.close(epoch).await } else { Ok(()) },
+            if due.release || due.closing { release::due_batches(self).await } else { Ok(()) },
+            if due.completion { batches::complete(&self.service.db, epoch).await.map(drop) } else { Ok(()) },
+            redrive::due_work(self, &mut rounds.redrive).await,
+            if is_time(&mut rounds.expiry, EXPIRY_EVERY) { expiry::due(self, epoch).await } else { Ok(()) },
+            if is_time(&mut rounds.metrics, METRICS_EVERY) { self.measure(epoch).await } else { Ok(()) },
+        ];
+        parts.into_iter().collect()
+    }
+
+    async fn close(&self, epoch: i64) -> Result<(), DbError> {
+        for batch in batches::close_due(&self.service.db, epoch).await? {
+            tracing::info!(batch = %batch.batch_id, lane = %batch.lane, tick = %batch.tick_at, runs = %batch.runs_at, "batch closed");
         }
         Ok(())
     }
@@ -110,11 +106,16 @@ impl Scheduler {
         #[expect(clippy::cast_precision_loss, reason = "a gauge is a float; counts stay far below 2^52")]
         let gauge = |count: i64| count as f64;
         metrics::gauge!("lethe_leader_epoch").set(gauge(epoch));
-        for (kind, status, count) in overview.requests {
-            metrics::gauge!("lethe_requests", "type" => kind, "status" => status).set(gauge(count));
+        // What has gone to nothing is not among the counts, and is told as zero.
+        for kind in RequestType::ALL.iter().map(|kind| kind.as_str()) {
+            for status in RequestStatus::ALL.iter().map(|status| status.as_str()) {
+                let found = overview.requests.iter().find(|(one, two, _)| one == kind && two == status);
+                metrics::gauge!("lethe_requests", "type" => kind, "status" => status).set(gauge(found.map_or(0, |row| row.2)));
+            }
         }
-        for (state, count) in overview.callbacks {
-            metrics::gauge!("lethe_callbacks", "state" => state).set(gauge(count));
+        for state in ["waiting", "ready", "delivered", "exhausted"] {
+            let found = overview.callbacks.iter().find(|(one, _)| one == state);
+            metrics::gauge!("lethe_callbacks", "state" => state).set(gauge(found.map_or(0, |row| row.1)));
         }
         for (stage, seconds) in overview.oldest_seconds {
             metrics::gauge!("lethe_oldest_ready_seconds", "stage" => stage).set(seconds);

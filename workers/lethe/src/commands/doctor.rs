@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel};
-use lethe::broker::topology;
+use lethe::broker::topology::{self, QueueState};
 use lethe::config::{IntakeOptions, KeyOptions, ResultOptions, SigningOptions};
 use lethe::db::{batches, calendar, migrate, overview};
 use lethe::results::store;
@@ -203,11 +203,11 @@ async fn broker(findings: &mut Findings) {
     }
     for queue in topology::QUEUES {
         let dead = topology::dead_letters_of(queue.name);
-        if let Ok(count @ 1..) = topology::depth(&channel, &dead).await {
+        if let Ok(QueueState { ready: count @ 1.., .. }) = topology::state(&channel, &dead).await {
             findings.add("dead letters", Verdict::Look, format!("{count} in {dead}"), "each carries its reason in the headers error-code and error-message");
         }
     }
-    if let Ok(count @ 1..) = topology::depth(&channel, topology::REJECTED).await {
+    if let Ok(QueueState { ready: count @ 1.., .. }) = topology::state(&channel, topology::REJECTED).await {
         findings.add("rejected messages", Verdict::Look, format!("{count} in {}", topology::REJECTED), "each carries its reason in the headers error-code and error-message");
     }
     let advice = "set max_message_size = 2097152 in rabbitmq.conf: larger messages only cost memory";
@@ -234,5 +234,9 @@ async fn takes_large_messages(connection: &lapin::Connection) -> Result<bool, la
         Ok(confirm) => confirm.await,
         Err(error) => Err(error),
     };
-    Ok(confirmed.is_ok_and(|confirmation| confirmation.is_ack()))
+    match confirmed {
+        Ok(confirmation) => Ok(confirmation.is_ack()),
+        Err(error) if matches!(error.kind(), lapin::ErrorKind::ProtocolError(_)) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
