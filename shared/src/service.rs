@@ -86,7 +86,8 @@ fn variables_of(command: &Command, error: &clap::Error) -> Vec<String> {
     };
     let flag = |name: &str| name.split([' ', '=']).next().and_then(|flag| flag.strip_prefix("--")).map(str::to_owned);
     let flags: Vec<String> = named.into_iter().filter_map(|name| flag(name)).collect();
-    let concerned = command.get_arguments().filter(|one| one.get_long().is_some_and(|long| flags.iter().any(|flag| flag == long)));
+    let concerned =
+        command.get_arguments().filter(|one| one.get_long().is_some_and(|long| flags.iter().any(|flag| flag == long)));
     concerned.filter_map(|one| Some(one.get_env()?.to_string_lossy().into_owned())).collect()
 }
 
@@ -99,12 +100,14 @@ where
     W: FnOnce(Service, R) -> F,
     F: Future<Output = Result<(), DbError>>,
 {
-    let parsed = command::<O>(identity).try_get_matches().and_then(|matches| ProcessOptions::<O>::from_arg_matches(&matches));
+    let parsed =
+        command::<O>(identity).try_get_matches().and_then(|matches| ProcessOptions::<O>::from_arg_matches(&matches));
     let options = match parsed {
         Ok(options) => options,
         Err(error) => {
             let _ = error.print();
-            let asked = matches!(error.kind(), clap::error::ErrorKind::DisplayHelp | clap::error::ErrorKind::DisplayVersion);
+            let asked =
+                matches!(error.kind(), clap::error::ErrorKind::DisplayHelp | clap::error::ErrorKind::DisplayVersion);
             if asked {
                 return ExitCode::SUCCESS;
             }

@@ -47,14 +47,16 @@ pub async fn serve_admin(
     health: Health,
     shutdown: CancellationToken,
 ) -> Result<(), ConfigError> {
-    let unusable = |error: std::io::Error| ConfigError::new("LETHE_ADMIN_LISTEN", format!("cannot listen on {address}: {error}"));
+    let unusable =
+        |error: std::io::Error| ConfigError::new("LETHE_ADMIN_LISTEN", format!("cannot listen on {address}: {error}"));
     let listener = TcpListener::bind(address).await.map_err(unusable)?;
     let bound = listener.local_addr().map_err(unusable)?;
     tracing::info!(%bound, "admin address");
     if let Some(folder) = run_dir {
         let file = folder.join(format!("{name}-{}.addr", std::process::id()));
         let written = std::fs::create_dir_all(folder).and_then(|()| std::fs::write(&file, bound.to_string()));
-        written.map_err(|error| ConfigError::new("LETHE_RUN_DIR", format!("cannot write {}: {error}", file.display())))?;
+        written
+            .map_err(|error| ConfigError::new("LETHE_RUN_DIR", format!("cannot write {}: {error}", file.display())))?;
     }
     let ready = move || {
         let down = health.down();

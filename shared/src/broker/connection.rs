@@ -38,7 +38,9 @@ impl BrokerError {
     #[must_use]
     pub fn disposition(&self) -> Disposition {
         match self {
-            Self::Amqp { source } if matches!(source.kind(), lapin::ErrorKind::ProtocolError(_)) => Disposition::Permanent,
+            Self::Amqp { source } if matches!(source.kind(), lapin::ErrorKind::ProtocolError(_)) => {
+                Disposition::Permanent
+            }
             _ => Disposition::Transient,
         }
     }
@@ -64,9 +66,8 @@ impl Broker {
     /// [`ConfigError`] where `url` cannot be used.
     pub fn new(url: &str, name: &str) -> Result<Self, ConfigError> {
         let invalid = |what: &str| ConfigError::new("AMQP_URL", what);
-        let mut uri: AMQPUri = url
-            .parse()
-            .map_err(|_| invalid("must be a URL such as amqp://user:password@host:5672/%2f"))?;
+        let mut uri: AMQPUri =
+            url.parse().map_err(|_| invalid("must be a URL such as amqp://user:password@host:5672/%2f"))?;
         // Without a heartbeat a connection that was cut silently looks alive for hours.
         uri.query.heartbeat.get_or_insert(20);
         Ok(Self { uri, name: name.to_owned() })
@@ -85,10 +86,8 @@ impl Broker {
     pub async fn connect(&self) -> Result<(Connection, Channel), BrokerError> {
         let connect = async {
             let properties = ConnectionProperties::default().with_connection_name(self.name.as_str().into());
-            
-            let connection =
-                Connection::connect_uri(self.uri.clone(), properties)
-                    .await?;
+
+            let connection = Connection::connect_uri(self.uri.clone(), properties).await?;
             let channel = connection.create_channel().await?;
             topology::declare(&channel).await?;
             Ok((connection, channel))

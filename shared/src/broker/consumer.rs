@@ -131,11 +131,12 @@ impl<H: GroupHandler> Consumer<H> {
         let mut reconnect = Reconnect::default();
         while !shutdown.is_cancelled() {
             let connected = self.health.component(self.queue.name);
-            match self.consume(&shutdown, || {
-                connected.set(true);
-                tracing::info!(queue = self.queue.name, "consuming");
-            })
-            .await
+            match self
+                .consume(&shutdown, || {
+                    connected.set(true);
+                    tracing::info!(queue = self.queue.name, "consuming");
+                })
+                .await
             {
                 Ok(()) => break,
                 Err(error) => {
@@ -205,12 +206,19 @@ impl<H: GroupHandler> Consumer<H> {
         let started = Instant::now();
         let messages: Vec<Message> = group.iter_mut().map(Message::from).collect();
         let outcomes = self.handler.handle(&messages).await;
-        metrics::histogram!("lethe_group_size", "queue" => self.queue.name).record(f64::from(u32::try_from(messages.len()).unwrap_or(u32::MAX)));
-        metrics::histogram!("lethe_handling_seconds", "queue" => self.queue.name).record(started.elapsed().as_secs_f64());
+        metrics::histogram!("lethe_group_size", "queue" => self.queue.name)
+            .record(f64::from(u32::try_from(messages.len()).unwrap_or(u32::MAX)));
+        metrics::histogram!("lethe_handling_seconds", "queue" => self.queue.name)
+            .record(started.elapsed().as_secs_f64());
         for outcome in &outcomes {
-            metrics::counter!("lethe_deliveries_total", "queue" => self.queue.name, "outcome" => outcome.name()).increment(1);
+            metrics::counter!("lethe_deliveries_total", "queue" => self.queue.name, "outcome" => outcome.name())
+                .increment(1);
         }
-        let dead: Vec<Outgoing> = messages.iter().zip(&outcomes).filter_map(|(message, outcome)| self.dead_letter(message, outcome)).collect();
+        let dead: Vec<Outgoing> = messages
+            .iter()
+            .zip(&outcomes)
+            .filter_map(|(message, outcome)| self.dead_letter(message, outcome))
+            .collect();
         self.publisher.publish(&dead).await?;
         self.acknowledge(&group, &outcomes, shutdown).await
     }

@@ -123,7 +123,9 @@ pub async fn declare(channel: &Channel) -> Result<(), lapin::Error> {
     channel.queue_declare(REJECTED.into(), options, keeping_queue(true)).await?;
     bind(channel, REJECTED, UNROUTED, "").await?;
     for queue in &QUEUES {
-        channel.queue_declare(dead_letters_of(queue.name).as_str().into(), options, keeping_queue(queue.holds_bodies)).await?;
+        channel
+            .queue_declare(dead_letters_of(queue.name).as_str().into(), options, keeping_queue(queue.holds_bodies))
+            .await?;
         channel.queue_declare(queue.name.into(), options, work_queue(queue)).await?;
         for key in queue.bindings {
             bind(channel, queue.name, REQUESTS, key).await?;
@@ -133,7 +135,9 @@ pub async fn declare(channel: &Channel) -> Result<(), lapin::Error> {
 }
 
 async fn bind(channel: &Channel, queue: &str, exchange: &str, key: &str) -> Result<(), lapin::Error> {
-    channel.queue_bind(queue.into(), exchange.into(), key.into(), QueueBindOptions::default(), FieldTable::default()).await
+    channel
+        .queue_bind(queue.into(), exchange.into(), key.into(), QueueBindOptions::default(), FieldTable::default())
+        .await
 }
 
 /// What the broker tells of a queue.

@@ -97,9 +97,11 @@ impl CallbackClient {
             .pool_max_idle_per_host(16)
             .tcp_keepalive(Duration::from_secs(30));
         if let Some(path) = extra_ca {
-            let invalid = |error: String| ConfigError::new("LETHE_CALLBACK_CA_FILE", format!("{}: {error}", path.display()));
+            let invalid =
+                |error: String| ConfigError::new("LETHE_CALLBACK_CA_FILE", format!("{}: {error}", path.display()));
             let pem = std::fs::read(path).map_err(|error| invalid(error.to_string()))?;
-            let certificates = reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| invalid(error.to_string()))?;
+            let certificates =
+                reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| invalid(error.to_string()))?;
             builder = builder.tls_certs_merge(certificates);
         }
         let client = builder.build().map_err(|error| ConfigError::new("LETHE_CALLBACK_CA_FILE", error))?;
@@ -205,6 +207,12 @@ impl Attempt {
     }
 
     const fn failed(class: &'static str, endpoint_trouble: bool) -> Self {
-        Self { duration: Duration::ZERO, status_code: None, error_class: Some(class), endpoint_trouble, retry_after: None }
+        Self {
+            duration: Duration::ZERO,
+            status_code: None,
+            error_class: Some(class),
+            endpoint_trouble,
+            retry_after: None,
+        }
     }
 }

@@ -150,8 +150,7 @@ fn read_key(path: &Path) -> Result<PrivatePkcs8KeyDer<'static>, SigningError> {
 }
 
 fn read_certificate(path: &Path, public_key: &[u8]) -> Result<CertificateFacts, SigningError> {
-    let unreadable =
-        |reason: String| SigningError::Certificate { path: path.display().to_string(), reason };
+    let unreadable = |reason: String| SigningError::Certificate { path: path.display().to_string(), reason };
     let der = CertificateDer::from_pem_file(path).map_err(|error| unreadable(error.to_string()))?;
     let (_, certificate) = X509Certificate::from_der(&der).map_err(|error| unreadable(error.to_string()))?;
     if certificate.public_key().subject_public_key.data.as_ref() != public_key {
@@ -191,7 +190,10 @@ pub fn algorithm_named(text: &str) -> Algorithm {
 
 /// Signs many bodies off the async threads, on as many threads as there are cores. In order; a refusal of the library
 /// is an error of that body alone.
-pub async fn sign_all(signer: std::sync::Arc<Signer>, bodies: Vec<(Algorithm, Vec<u8>)>) -> Vec<Result<String, SigningError>> {
+pub async fn sign_all(
+    signer: std::sync::Arc<Signer>,
+    bodies: Vec<(Algorithm, Vec<u8>)>,
+) -> Vec<Result<String, SigningError>> {
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let share = bodies.len().div_ceil(threads).max(1);
     let mut bodies = bodies.into_iter().peekable();

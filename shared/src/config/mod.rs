@@ -9,7 +9,8 @@ mod secret;
 
 pub use duration::{HumanDuration, InvalidDuration};
 pub use options::{
-    CalendarOptions, CapOptions, CommonOptions, IntakeOptions, KeyOptions, LogFormat, ResultOptions, SigningOptions, parse_backoff,
+    CalendarOptions, CapOptions, CommonOptions, IntakeOptions, KeyOptions, LogFormat, ResultOptions, SigningOptions,
+    parse_backoff,
 };
 pub use secret::{SecretError, secret};
 

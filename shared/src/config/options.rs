@@ -54,8 +54,13 @@ pub struct IntakeOptions {
     #[arg(long = "processor-domain", env = "LETHE_PROCESSOR_DOMAIN", value_name = "DOMAIN")]
     pub processor_domain: String,
     /// Further keys under `extensions` that are read as ours
-    #[arg(long = "extension-domains", env = "LETHE_EXTENSION_DOMAINS", value_delimiter = ',', value_name = "DOMAINS",
-          default_value = "opendsr.mparticle.com,opengdpr.mparticle.com")]
+    #[arg(
+        long = "extension-domains",
+        env = "LETHE_EXTENSION_DOMAINS",
+        value_delimiter = ',',
+        value_name = "DOMAINS",
+        default_value = "opendsr.mparticle.com,opengdpr.mparticle.com"
+    )]
     pub extension_domains: Vec<String>,
     /// Identity values that name nobody, beside empty, null and all zeros
     #[arg(long = "denied-identities", env = "LETHE_DENIED_IDENTITIES", value_delimiter = ',', value_name = "VALUES")]
@@ -137,10 +142,20 @@ pub struct SigningOptions {
     #[arg(long = "signing-cert-file", env = "LETHE_SIGNING_CERT_FILE", value_name = "FILE")]
     pub signing_cert_file: PathBuf,
     /// P-256 key for controllers that are set to ECDSA, PKCS#8 PEM
-    #[arg(long = "signing-ec-key-file", env = "LETHE_SIGNING_EC_KEY_FILE", value_name = "FILE", requires = "signing_ec_cert_file")]
+    #[arg(
+        long = "signing-ec-key-file",
+        env = "LETHE_SIGNING_EC_KEY_FILE",
+        value_name = "FILE",
+        requires = "signing_ec_cert_file"
+    )]
     pub signing_ec_key_file: Option<PathBuf>,
     /// X.509 chain of that key, PEM
-    #[arg(long = "signing-ec-cert-file", env = "LETHE_SIGNING_EC_CERT_FILE", value_name = "FILE", requires = "signing_ec_key_file")]
+    #[arg(
+        long = "signing-ec-cert-file",
+        env = "LETHE_SIGNING_EC_CERT_FILE",
+        value_name = "FILE",
+        requires = "signing_ec_key_file"
+    )]
     pub signing_ec_cert_file: Option<PathBuf>,
 }
 
@@ -176,10 +191,20 @@ impl SigningOptions {
 #[derive(Clone, Debug, Args)]
 pub struct ResultOptions {
     /// Where result files go: file://, s3://, gs:// or az://
-    #[arg(long = "result-store", env = "LETHE_RESULT_STORE", default_value = "file:///var/lib/lethe/results", value_name = "URL")]
+    #[arg(
+        long = "result-store",
+        env = "LETHE_RESULT_STORE",
+        default_value = "file:///var/lib/lethe/results",
+        value_name = "URL"
+    )]
     pub result_store: Url,
     /// Where the keys of the days of expiry lie, outside PostgreSQL
-    #[arg(long = "key-store", env = "LETHE_KEY_STORE", default_value = "file:///var/lib/lethe/keys", value_name = "URL")]
+    #[arg(
+        long = "key-store",
+        env = "LETHE_KEY_STORE",
+        default_value = "file:///var/lib/lethe/keys",
+        value_name = "URL"
+    )]
     pub key_store: Url,
     /// How long a result link works
     #[arg(long = "result-lifetime", env = "LETHE_RESULT_LIFETIME", default_value = "7d", value_name = "DURATION")]
@@ -190,16 +215,36 @@ pub struct ResultOptions {
 #[derive(Clone, Debug, Args)]
 pub struct CalendarOptions {
     /// When an erasure batch closes (cron, UTC)
-    #[arg(long = "erasure-schedule", env = "LETHE_ERASURE_SCHEDULE", default_value = "30 12 * * MON", value_name = "CRON")]
+    #[arg(
+        long = "erasure-schedule",
+        env = "LETHE_ERASURE_SCHEDULE",
+        default_value = "30 12 * * MON",
+        value_name = "CRON"
+    )]
     pub erasure_schedule: Schedule,
     /// From a batch's closing to its execution
-    #[arg(long = "erasure-waiting-period", env = "LETHE_ERASURE_WAITING_PERIOD", default_value = "7d", value_name = "DURATION")]
+    #[arg(
+        long = "erasure-waiting-period",
+        env = "LETHE_ERASURE_WAITING_PERIOD",
+        default_value = "7d",
+        value_name = "DURATION"
+    )]
     pub erasure_waiting_period: HumanDuration,
     /// When erasures that skip the waiting period run (cron, UTC)
-    #[arg(long = "expedited-schedule", env = "LETHE_EXPEDITED_SCHEDULE", default_value = "30 12 * * *", value_name = "CRON")]
+    #[arg(
+        long = "expedited-schedule",
+        env = "LETHE_EXPEDITED_SCHEDULE",
+        default_value = "30 12 * * *",
+        value_name = "CRON"
+    )]
     pub expedited_schedule: Schedule,
     /// When access and portability batches run (cron, UTC)
-    #[arg(long = "access-schedule", env = "LETHE_ACCESS_SCHEDULE", default_value = "5 0 * * MON,THU", value_name = "CRON")]
+    #[arg(
+        long = "access-schedule",
+        env = "LETHE_ACCESS_SCHEDULE",
+        default_value = "5 0 * * MON,THU",
+        value_name = "CRON"
+    )]
     pub access_schedule: Schedule,
     /// Added to the scheduled time for `expected_completion_time`
     #[arg(long = "completion-margin", env = "LETHE_COMPLETION_MARGIN", default_value = "48h", value_name = "DURATION")]

@@ -120,14 +120,15 @@ pub async fn claim(
     wanted: i32,
 ) -> Result<Vec<ClaimedCallback>, DbError> {
     let token = Uuid::new_v4();
-    let rows = session
-        .query(CLAIM, &[&endpoint_id, &token, &limits.lease.as_secs_f64(), &limits.in_flight, &wanted])
-        .await?;
+    let rows =
+        session.query(CLAIM, &[&endpoint_id, &token, &limits.lease.as_secs_f64(), &limits.in_flight, &wanted]).await?;
     // One that cannot be read (sealed under another master key, say) must not hold up the others of its endpoint: its
     // lease runs out, and it is due again.
     let read = |row: &Row| {
         read_claimed(row, keys, endpoint_id, token)
-            .inspect_err(|error| tracing::error!(%error, callback = %row.get::<_, CallbackId>(0), "a callback cannot be read"))
+            .inspect_err(
+                |error| tracing::error!(%error, callback = %row.get::<_, CallbackId>(0), "a callback cannot be read"),
+            )
             .ok()
     };
     Ok(rows.iter().filter_map(read).collect())

@@ -117,8 +117,18 @@ pub async fn add(db: &Db, new: &NewController) -> Result<Option<Credentials>, Db
     let algorithm = new.algorithm.as_str();
     let tx = db.begin("add_controller").await?;
     let added = tx
-        .execute(ADD, &[&new.controller_id, &new.amqp_user, &new.any_amqp_user, &credentials.api_key, &secret_hash,
-            &algorithm, &new.include_profile])
+        .execute(
+            ADD,
+            &[
+                &new.controller_id,
+                &new.amqp_user,
+                &new.any_amqp_user,
+                &credentials.api_key,
+                &secret_hash,
+                &algorithm,
+                &new.include_profile,
+            ],
+        )
         .await?;
     if added == 0 {
         tx.rollback().await;

@@ -203,8 +203,7 @@ impl IntakeContext {
             plans.push(Plan { lane, batch, expected: promise.expected_completion_time });
         }
         let keys = insert_requests(&tx, &self.keys, group, &plans, received_at).await?;
-        let distinct =
-            insert_consequences(&tx, group, &plans, &matched, &keys, &endpoints, received_at).await?;
+        let distinct = insert_consequences(&tx, group, &plans, &matched, &keys, &endpoints, received_at).await?;
         tx.commit().await?;
         self.batches.lock().unwrap_or_else(PoisonError::into_inner).extend(opened);
         Ok(distinct)
@@ -254,7 +253,10 @@ impl IntakeContext {
         }
         let batch = open_batch(tx, lane, promise, version).await?;
         // Ticks behind us are never promised again.
-        self.batches.lock().unwrap_or_else(PoisonError::into_inner).retain(|(_, old), _| old.tick_at >= promise.tick_at);
+        self.batches
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|(_, old), _| old.tick_at >= promise.tick_at);
         opened.insert(key, batch);
         Ok(batch)
     }
@@ -320,8 +322,25 @@ async fn insert_requests(
     let approvals: Vec<&str> =
         plans.iter().map(|plan| if plan.batch.is_some() { "not_needed" } else { "needed" }).collect();
     let rows = tx
-        .query(INSERT_REQUESTS, &[&controllers, &ids, &versions, &regulations, &types, &lanes, &batches, &digests,
-            &sealed, &groups, &submitted, &expected, &received_at, &approvals])
+        .query(
+            INSERT_REQUESTS,
+            &[
+                &controllers,
+                &ids,
+                &versions,
+                &regulations,
+                &types,
+                &lanes,
+                &batches,
+                &digests,
+                &sealed,
+                &groups,
+                &submitted,
+                &expected,
+                &received_at,
+                &approvals,
+            ],
+        )
         .await?;
     rows.iter()
         .map(|row| {
@@ -374,12 +393,10 @@ async fn insert_consequences(
         new_controllers.push(id.0.as_str().to_owned());
         new_ids.push(id.1);
         new_keys.push(*key);
-        rows.insert(id, Row {
-            digest: one.digest.clone(),
-            received_at,
-            expected_completion_time: plan.expected,
-            inserted: true,
-        });
+        rows.insert(
+            id,
+            Row { digest: one.digest.clone(), received_at, expected_completion_time: plan.expected, inserted: true },
+        );
     }
     if !mpids.is_empty() {
         tx.execute(INSERT_MPIDS, &[&mpid_keys, &mpids, &sources]).await?;
@@ -400,12 +417,15 @@ async fn insert_consequences(
         for row in tx.query(FIND_EXISTING, &[&old_controllers, &old_ids]).await? {
             let controller = row.get::<_, &str>(0).parse();
             let controller = controller.map_err(|_| DbError::Unexpected { place: "requests.controller_id" })?;
-            rows.insert((controller, row.get(1)), Row {
-                digest: row.get(2),
-                received_at: row.get(3),
-                expected_completion_time: row.get(4),
-                inserted: false,
-            });
+            rows.insert(
+                (controller, row.get(1)),
+                Row {
+                    digest: row.get(2),
+                    received_at: row.get(3),
+                    expected_completion_time: row.get(4),
+                    inserted: false,
+                },
+            );
         }
     }
     Ok(Distinct { rows, endpoints: woken })

@@ -81,7 +81,9 @@ pub async fn find(session: &Session, wanted: &[Wanted<'_>]) -> Result<Vec<Matche
         }
     }
     // One more than the cap and the named ones can explain shows that it is exceeded.
-    let limit_of = |one: &Wanted<'_>| one.cap.map_or(i64::MAX, |cap| i64::from(cap) + 1 + i64::try_from(one.named.len()).unwrap_or(0));
+    let limit_of = |one: &Wanted<'_>| {
+        one.cap.map_or(i64::MAX, |cap| i64::from(cap) + 1 + i64::try_from(one.named.len()).unwrap_or(0))
+    };
     let limit: i64 = wanted.iter().map(limit_of).max().unwrap_or(0);
     let statement = session.prepared(MATCH).await?;
     let params: [&(dyn ToSql + Sync); 6] = [&ords, &controllers, &types, &formats, &values, &limit];

@@ -56,6 +56,7 @@ pub async fn load(session: &Session) -> Result<Overview, DbError> {
 async fn oldest(session: &Session) -> Result<Vec<(String, f64)>, DbError> {
     let now: jiff::Timestamp = session.query_one(NOW, &[]).await?.get(0);
     let rows = session.query(OLDEST, &[]).await?;
-    let age = |since: Option<jiff::Timestamp>| since.map_or(0.0, |since| now.duration_since(since).as_secs_f64().max(0.0));
+    let age =
+        |since: Option<jiff::Timestamp>| since.map_or(0.0, |since| now.duration_since(since).as_secs_f64().max(0.0));
     Ok(rows.iter().map(|row| (row.get(0), age(row.get(1)))).collect())
 }

@@ -17,7 +17,8 @@ pub struct Db {
 }
 
 /// How long a statement, a wait for a lock and an idle transaction may take.
-const SESSION: &str = "-c statement_timeout=60s -c lock_timeout=10s -c idle_in_transaction_session_timeout=60s -c TimeZone=UTC";
+const SESSION: &str =
+    "-c statement_timeout=60s -c lock_timeout=10s -c idle_in_transaction_session_timeout=60s -c TimeZone=UTC";
 
 impl Db {
     /// A pool for `url`. Connects only when it is asked for the first session.
@@ -196,7 +197,10 @@ impl Tx {
 
 impl Deref for Tx {
     type Target = Session;
-    #[expect(clippy::expect_used, reason = "only commit, rollback and drop take the session, and each of them ends the value")]
+    #[expect(
+        clippy::expect_used,
+        reason = "only commit, rollback and drop take the session, and each of them ends the value"
+    )]
     fn deref(&self) -> &Session {
         self.session.as_ref().expect("a transaction has its session until it ends")
     }

@@ -203,7 +203,8 @@ async fn step_once(
 /// built-in one may hold it. The cap counts the union.
 async fn join_known(tx: &Tx, candidates: &[Candidate], matched: &mut [Matched], cap: u32) -> Result<(), DbError> {
     let keys: Vec<RequestKey> = candidates.iter().map(|one| one.key).collect();
-    let index: std::collections::HashMap<RequestKey, usize> = keys.iter().enumerate().map(|(i, key)| (*key, i)).collect();
+    let index: std::collections::HashMap<RequestKey, usize> =
+        keys.iter().enumerate().map(|(i, key)| (*key, i)).collect();
     for row in tx.query(KNOWN_MPIDS, &[&keys]).await? {
         let (key, mpid): (RequestKey, Mpid) = (row.get(0), row.get(1));
         let place = index.get(&key).and_then(|i| candidates.get(*i).zip(matched.get_mut(*i)));

@@ -8,9 +8,7 @@ use super::intake::{BEGIN_INTAKE, open_batch};
 use super::pool::Session;
 use super::{Db, DbError, Tx, statements};
 use crate::opendsr::ApiVersion;
-use crate::request::{
-    ControllerId, EndpointId, Lane, RequestKey, RequestStatus, RequestType, SubjectRequestId,
-};
+use crate::request::{ControllerId, EndpointId, Lane, RequestKey, RequestStatus, RequestType, SubjectRequestId};
 
 statements! {
     /// Locks in the order of the key, as the release does: the two can wait for each other, never in a circle.
@@ -241,9 +239,7 @@ pub struct RequestRow {
 fn read_request(row: &Row) -> Result<RequestRow, DbError> {
     let unexpected = || DbError::Unexpected { place: "requests" };
     let text = |index| row.get::<_, &str>(index);
-    let result = row
-        .get::<_, Option<uuid::Uuid>>(8)
-        .map(|id| (id, row.get::<_, Vec<u8>>(9), row.get::<_, i64>(10)));
+    let result = row.get::<_, Option<uuid::Uuid>>(8).map(|id| (id, row.get::<_, Vec<u8>>(9), row.get::<_, i64>(10)));
     Ok(RequestRow {
         request_key: row.get(0),
         controller_id: text(1).parse().map_err(|_| unexpected())?,

@@ -207,12 +207,7 @@ pub async fn members(session: &Session, slice_id: SliceId) -> Result<Vec<Member>
 ///
 /// # Errors
 /// [`DbError::LeaseLost`].
-pub async fn open_receipts(
-    db: &Db,
-    claimed: &Claimed,
-    keys: &[RequestKey],
-    stores: &[&str],
-) -> Result<(), DbError> {
+pub async fn open_receipts(db: &Db, claimed: &Claimed, keys: &[RequestKey], stores: &[&str]) -> Result<(), DbError> {
     let tx = db.begin("open_receipts").await?;
     hold(&tx, claimed).await?;
     tx.execute(OPEN_RECEIPTS, &[&keys, &stores, &claimed.as_of]).await?;
@@ -326,12 +321,7 @@ pub async fn retry_later(
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn nudge(
-    session: &Session,
-    stage: Stage,
-    pause_seconds: f64,
-    limit: i64,
-) -> Result<Vec<SliceId>, DbError> {
+pub async fn nudge(session: &Session, stage: Stage, pause_seconds: f64, limit: i64) -> Result<Vec<SliceId>, DbError> {
     let rows = session.query(NUDGE, &[&stage.as_str(), &pause_seconds, &limit]).await?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }

@@ -28,7 +28,8 @@ enum Verification {
 /// The connection's settings without what only we understand, and the connector that does what was asked.
 pub(super) fn parse(text: &str) -> Result<(tokio_postgres::Config, MakeRustlsConnect), DbError> {
     let invalid = |what: &str| DbError::Url(format!("DATABASE_URL {what}"));
-    let mut url = Url::parse(text).map_err(|_| invalid("must be a URL: postgres://user:password@host:5432/database"))?;
+    let mut url =
+        Url::parse(text).map_err(|_| invalid("must be a URL: postgres://user:password@host:5432/database"))?;
     if !matches!(url.scheme(), "postgres" | "postgresql") {
         return Err(invalid("must begin with postgres://"));
     }
@@ -53,7 +54,9 @@ pub(super) fn parse(text: &str) -> Result<(tokio_postgres::Config, MakeRustlsCon
         Some("require") => (SslMode::Require, Verification::None),
         Some("verify-ca") => (SslMode::Require, Verification::Chain),
         Some("verify-full") => (SslMode::Require, Verification::Full),
-        Some(_) => return Err(invalid("has an unknown sslmode; use disable, prefer, require, verify-ca or verify-full")),
+        Some(_) => {
+            return Err(invalid("has an unknown sslmode; use disable, prefer, require, verify-ca or verify-full"));
+        }
     };
     let mut config: tokio_postgres::Config =
         url.as_str().parse().map_err(|error| invalid(&format!("cannot be used: {error}")))?;
@@ -64,7 +67,8 @@ pub(super) fn parse(text: &str) -> Result<(tokio_postgres::Config, MakeRustlsCon
 fn connector(verification: Verification, root: Option<&str>) -> Result<MakeRustlsConnect, DbError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let failed = |error: rustls::Error| DbError::Url(format!("TLS cannot be set up: {error}"));
-    let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().map_err(failed)?;
+    let builder =
+        ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().map_err(failed)?;
     let config = if verification == Verification::None {
         let verifier = Arc::new(Lenient { chain: None, provider });
         builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth()
@@ -170,8 +174,12 @@ mod tests {
 
     #[test]
     fn what_cannot_be_used_is_said_without_the_password() {
-        for url in ["mysql://u:secret@h/d", "nonsense", "postgres://u:secret@h/d?sslmode=maybe",
-            "postgres://u:secret@h/d?sslmode=verify-ca&sslrootcert=/nowhere.pem"] {
+        for url in [
+            "mysql://u:secret@h/d",
+            "nonsense",
+            "postgres://u:secret@h/d?sslmode=maybe",
+            "postgres://u:secret@h/d?sslmode=verify-ca&sslrootcert=/nowhere.pem",
+        ] {
             let message = parse(url).err().unwrap().to_string();
             assert!(!message.contains("secret"), "{message}");
         }

@@ -125,7 +125,9 @@ impl Intake {
                     pending.push(second);
                     pending.push(first);
                 }
-                Err(error) if error.disposition() == Disposition::Poison => outcomes.push(Err(Unanswered::Poison(error))),
+                Err(error) if error.disposition() == Disposition::Poison => {
+                    outcomes.push(Err(Unanswered::Poison(error)))
+                }
                 Err(error) => {
                     tracing::debug!(%error, "a group could not be recorded");
                     let class = error.class();
@@ -217,13 +219,17 @@ impl Intake {
 fn received(incoming: &Incoming<'_>, submission: &Submission, recorded: &Recorded) -> Answer {
     let version = submission.request.api_version;
     match recorded {
-        Recorded::Accepted { received_at, expected_completion_time, .. } => Answer::json(201, version, &RequestReceived {
-            controller_id: incoming.controller_id.clone(),
-            expected_completion_time: *expected_completion_time,
-            received_time: *received_at,
-            encoded_request: RequestReceived::encode(incoming.body),
-            subject_request_id: submission.request.subject_request_id,
-        }),
+        Recorded::Accepted { received_at, expected_completion_time, .. } => Answer::json(
+            201,
+            version,
+            &RequestReceived {
+                controller_id: incoming.controller_id.clone(),
+                expected_completion_time: *expected_completion_time,
+                received_time: *received_at,
+                encoded_request: RequestReceived::encode(incoming.body),
+                subject_request_id: submission.request.subject_request_id,
+            },
+        ),
         Recorded::Conflict => {
             let message = "this subject_request_id is taken by a request with other content; use a new one";
             Answer::error(&ApiError::new(409, message), version)
@@ -233,13 +239,17 @@ fn received(incoming: &Incoming<'_>, submission: &Submission, recorded: &Recorde
 
 fn cancelled((controller_id, subject_request_id): &Target, outcome: &Cancellation) -> Answer {
     let accepted = |received_time, api_version: Option<ApiVersion>| {
-        Answer::json(202, api_version.unwrap_or(ApiVersion::V3), &CancellationReceived {
-            controller_id: controller_id.clone(),
-            received_time,
-            subject_request_id: *subject_request_id,
-            expected_completion_time: None,
-            api_version,
-        })
+        Answer::json(
+            202,
+            api_version.unwrap_or(ApiVersion::V3),
+            &CancellationReceived {
+                controller_id: controller_id.clone(),
+                received_time,
+                subject_request_id: *subject_request_id,
+                expected_completion_time: None,
+                api_version,
+            },
+        )
     };
     match *outcome {
         Cancellation::Cancelled { received_at, api_version } => accepted(received_at, Some(api_version)),

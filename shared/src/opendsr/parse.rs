@@ -68,16 +68,15 @@ impl Parser {
             value.as_str()?.parse::<SubjectRequestId>().ok()
         });
         let kind = "one of erasure, access, portability";
-        let subject_request_type = problems.required(object, "subject_request_type", kind, |value| {
-            value.as_str()?.parse::<RequestType>().ok()
-        });
-        let submitted_time = problems.required(object, "submitted_time", "an RFC 3339 time or an ISO date", |value| {
-            read_time(value.as_str()?)
-        });
+        let subject_request_type = problems
+            .required(object, "subject_request_type", kind, |value| value.as_str()?.parse::<RequestType>().ok());
+        let submitted_time = problems
+            .required(object, "submitted_time", "an RFC 3339 time or an ISO date", |value| read_time(value.as_str()?));
         let regulation = match version {
             ApiVersion::V1 => None,
-            ApiVersion::V2 | ApiVersion::V3 => problems
-                .required(object, "regulation", "one of gdpr, ccpa", |value| value.as_str()?.parse::<Regulation>().ok()),
+            ApiVersion::V2 | ApiVersion::V3 => problems.required(object, "regulation", "one of gdpr, ccpa", |value| {
+                value.as_str()?.parse::<Regulation>().ok()
+            }),
         };
         let group_id = problems.optional(object, "group_id", "a string of at most 256 characters", |value| {
             let text = value.as_str()?;
@@ -359,7 +358,11 @@ impl Named<'_> {
                 continue;
             };
             let Some(name) = entry.get("identity_type").and_then(Value::as_str) else {
-                self.problems.add(format!("{field}.identity_type"), "required", "is required: the name of an identity type");
+                self.problems.add(
+                    format!("{field}.identity_type"),
+                    "required",
+                    "is required: the name of an identity type",
+                );
                 continue;
             };
             let format = present(entry, "identity_format");
@@ -415,7 +418,9 @@ impl Named<'_> {
         let format = match format.map(|format| format.as_str().and_then(|text| text.parse::<IdentityFormat>().ok())) {
             None => IdentityFormat::Raw,
             Some(Some(format)) => format,
-            Some(None) => return self.problems.add(field, "format", "has an encoding other than raw, sha256, sha1, md5"),
+            Some(None) => {
+                return self.problems.add(field, "format", "has an encoding other than raw, sha256, sha1, md5");
+            }
         };
         if name == "mpid" && !standard {
             match value.and_then(read_mpid) {

@@ -115,9 +115,8 @@ fn unknown_types_and_people_who_are_nobody_are_refused_without_their_value() {
 
 #[test]
 fn limits() {
-    let many: Vec<_> = (0..5_001)
-        .map(|n| json!({"identity_type": "email", "identity_value": format!("{n}@example.com")}))
-        .collect();
+    let many: Vec<_> =
+        (0..5_001).map(|n| json!({"identity_type": "email", "identity_value": format!("{n}@example.com")})).collect();
     assert_eq!(parse(&with(v2(), "subject_identities", json!(many[..5_000]))).unwrap().identities.len(), 5_000);
     assert_eq!(parse(&with(v2(), "subject_identities", json!(many))).unwrap_err().code, 413);
     assert_eq!(parser().request(&vec![b' '; MAX_BODY + 1], None).unwrap_err().code, 413);
@@ -148,8 +147,17 @@ fn requests() -> impl Strategy<Value = SubjectRequest> {
     let version = prop::sample::select(ApiVersion::ALL);
     let kind = prop::sample::select(RequestType::ALL);
     let regulation = prop::sample::select(Regulation::ALL);
-    (version, kind, regulation, identities(), prop::collection::vec(any::<i64>(), 0..4), any::<bool>(), any::<bool>(),
-        0_i64..4_000_000_000_000_000, "\\PC{0,40}")
+    (
+        version,
+        kind,
+        regulation,
+        identities(),
+        prop::collection::vec(any::<i64>(), 0..4),
+        any::<bool>(),
+        any::<bool>(),
+        0_i64..4_000_000_000_000_000,
+        "\\PC{0,40}",
+    )
         .prop_map(|(version, kind, regulation, mut identities, mpids, mpid_instead, skip, micros, group)| {
             let mut mpids: Vec<_> = mpids.into_iter().map(Mpid).collect();
             if version == ApiVersion::V3 {

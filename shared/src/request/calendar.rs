@@ -52,7 +52,9 @@ pub struct Schedule {
 
 /// The text is no cron expression, or one that never comes.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("{reason}; expected a cron expression of five fields (minute hour day month weekday), or six with seconds first")]
+#[error(
+    "{reason}; expected a cron expression of five fields (minute hour day month weekday), or six with seconds first"
+)]
 pub struct InvalidSchedule {
     reason: String,
 }

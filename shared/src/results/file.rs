@@ -209,7 +209,8 @@ fn pack_zip<S: FnMut(Bytes) -> io::Result<()>>(
     include_profile: bool,
     next: Next<'_>,
 ) -> io::Result<Written> {
-    let options = SimpleFileOptions::default().compression_method(CompressionMethod::Deflated).compression_level(Some(1));
+    let options =
+        SimpleFileOptions::default().compression_method(CompressionMethod::Deflated).compression_level(Some(1));
     let mut parts = Parts { zip: ZipWriter::new_stream(encryptor), options, part: None, size: 0, number: 1 };
     let mut lines = 0;
     while let Some(bundle) = next()? {

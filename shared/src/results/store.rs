@@ -22,7 +22,8 @@ pub fn open(setting: &'static str, url: &Url) -> Result<Store, ConfigError> {
     let invalid = |problem: String| ConfigError::new(setting, problem);
     if url.scheme() == "file" {
         let folder = url.to_file_path().map_err(|()| invalid("must be an absolute file:///… URL".to_owned()))?;
-        let unusable = |error: std::io::Error| invalid(format!("the folder {} cannot be used: {error}", folder.display()));
+        let unusable =
+            |error: std::io::Error| invalid(format!("the folder {} cannot be used: {error}", folder.display()));
         std::fs::create_dir_all(&folder).map_err(unusable)?;
         let probe = folder.join(format!(".probe-{}", std::process::id()));
         std::fs::write(&probe, b"").and_then(|()| std::fs::remove_file(&probe)).map_err(unusable)?;

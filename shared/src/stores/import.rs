@@ -208,7 +208,8 @@ mod tests {
 
     #[test]
     fn profiles_lose_identities_that_name_nobody() {
-        let line = r#"{"mpid":-5,"identities":{"email":"a@example.com","android_id":"","other":null},"attributes":{"a":1}}"#;
+        let line =
+            r#"{"mpid":-5,"identities":{"email":"a@example.com","android_id":"","other":null},"attributes":{"a":1}}"#;
         let parsed = ProfileLine::parse(line, &DeniedValues::default()).unwrap();
         assert_eq!((parsed.mpid, parsed.identities.len(), parsed.skipped), (Mpid(-5), 1, 2));
         assert_eq!((parsed.attributes.as_str(), parsed.audiences.as_str()), (r#"{"a":1}"#, "[]"));

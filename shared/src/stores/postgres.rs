@@ -182,7 +182,8 @@ async fn record(tx: &Tx, erasure: &Erasure<'_>, rows: &[Row]) -> Result<i64, DbE
         slices::record_deleted(tx, PostgresStore::NAME, &deleted).await?;
     }
     let total = deleted.iter().map(|(_, rows)| rows).sum();
-    metrics::counter!("lethe_rows_erased_total", "store" => PostgresStore::NAME).increment(u64::try_from(total).unwrap_or(0));
+    metrics::counter!("lethe_rows_erased_total", "store" => PostgresStore::NAME)
+        .increment(u64::try_from(total).unwrap_or(0));
     Ok(total)
 }
 

@@ -122,7 +122,8 @@ impl Compiler {
             let _ = store::delete(&self.ready.results, &path).await;
         }
         let finished = recorded?;
-        metrics::counter!("lethe_requests_completed_total", "stage" => "compilation").increment(finished.completed as u64);
+        metrics::counter!("lethe_requests_completed_total", "stage" => "compilation")
+            .increment(finished.completed as u64);
         metrics::counter!("lethe_result_bytes_total").increment(written.size);
         wake::endpoints(&self.publisher, finished.endpoints).await;
         Ok(Compiled::Recorded)

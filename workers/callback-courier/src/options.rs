@@ -21,10 +21,20 @@ pub(crate) struct Options {
     #[command(flatten)]
     signing: SigningOptions,
     /// The wait after the first failed attempt
-    #[arg(long = "callback-first-retry", env = "LETHE_CALLBACK_FIRST_RETRY", default_value = "30s", value_name = "DURATION")]
+    #[arg(
+        long = "callback-first-retry",
+        env = "LETHE_CALLBACK_FIRST_RETRY",
+        default_value = "30s",
+        value_name = "DURATION"
+    )]
     first_retry: HumanDuration,
     /// The longest wait between attempts
-    #[arg(long = "callback-max-retry", env = "LETHE_CALLBACK_MAX_RETRY", default_value = "6h", value_name = "DURATION")]
+    #[arg(
+        long = "callback-max-retry",
+        env = "LETHE_CALLBACK_MAX_RETRY",
+        default_value = "6h",
+        value_name = "DURATION"
+    )]
     max_retry: HumanDuration,
     /// How long a callback is tried before it is exhausted
     #[arg(long = "callback-give-up", env = "LETHE_CALLBACK_GIVE_UP", default_value = "72h", value_name = "DURATION")]
@@ -42,7 +52,12 @@ pub(crate) struct Options {
           value_parser = clap::value_parser!(u16).range(1..=10_000))]
     breaker: u16,
     /// The longest wait between the probes of such an endpoint
-    #[arg(long = "callback-max-probe", env = "LETHE_CALLBACK_MAX_PROBE", default_value = "5m", value_name = "DURATION")]
+    #[arg(
+        long = "callback-max-probe",
+        env = "LETHE_CALLBACK_MAX_PROBE",
+        default_value = "5m",
+        value_name = "DURATION"
+    )]
     max_probe: HumanDuration,
     /// PEM file of certificates that are trusted beside those of the system
     #[arg(long = "callback-ca-file", env = "LETHE_CALLBACK_CA_FILE", value_name = "FILE")]

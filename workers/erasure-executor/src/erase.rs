@@ -77,7 +77,8 @@ impl Executor {
                 Err(error) => {
                     failed = true;
                     last = error.class();
-                    metrics::counter!("lethe_store_failures_total", "store" => store.name(), "class" => last.clone()).increment(1);
+                    metrics::counter!("lethe_store_failures_total", "store" => store.name(), "class" => last.clone())
+                        .increment(1);
                     slices::record_failure(&self.db, claimed, store.name(), &[member.request_key], &last).await?;
                 }
             }

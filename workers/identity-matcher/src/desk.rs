@@ -79,13 +79,15 @@ impl Desk {
         if wanted.is_empty() {
             return;
         }
-        let bodies = wanted.iter().map(|(message, _, answer)| (senders.algorithm(message), answer.body.clone())).collect();
+        let bodies =
+            wanted.iter().map(|(message, _, answer)| (senders.algorithm(message), answer.body.clone())).collect();
         let signatures = signature::sign_all(self.signer.clone(), bodies).await;
         let replies: Vec<Outgoing> = wanted
             .into_iter()
             .zip(signatures)
             .filter_map(|((message, reply_to, answer), signature)| {
-                let signature = signature.inspect_err(|error| tracing::error!(%error, "an answer was not signed")).ok()?;
+                let signature =
+                    signature.inspect_err(|error| tracing::error!(%error, "an answer was not signed")).ok()?;
                 let mut reply = Outgoing::to_queue(reply_to, answer.body.clone())
                     .header("status", answer.status.to_string())
                     .header(answer.version.domain_header(), self.domain.clone())

@@ -115,7 +115,8 @@ impl GroupHandler for Cancellations {
         let cancellations: Vec<Message> = cancellations.into_iter().cloned().collect();
         let mut outcomes = self.cancel(&cancellations).await.into_iter();
         let all_handled = !outcomes.as_slice().iter().any(|outcome| matches!(outcome, Outcome::RetryAfter(_)));
-        let batches: Vec<_> = markers.into_iter().filter_map(CancellationMarker::of).map(|marker| marker.batch_id).collect();
+        let batches: Vec<_> =
+            markers.into_iter().filter_map(CancellationMarker::of).map(|marker| marker.batch_id).collect();
         let recorded = all_handled && self.0.intake.cancellations_handled(&batches).await.is_ok();
         let of_marker = if recorded { Outcome::Done } else { Outcome::RetryAfter(Duration::from_secs(1)) };
         group

@@ -43,9 +43,7 @@ impl Output {
     pub(crate) fn one<T: Serialize>(self, item: &T, rows: Vec<(&str, String)>) -> anyhow::Result<()> {
         match self.0 {
             Format::Json => print_json(item),
-            Format::Table => {
-                line(&table(&[], rows.into_iter().map(|(name, value)| vec![name.to_owned(), value])))
-            }
+            Format::Table => line(&table(&[], rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]))),
         }
     }
 

@@ -21,7 +21,12 @@ pub(crate) struct Options {
     #[command(flatten)]
     results: ResultOptions,
     /// How often it looks for what is due
-    #[arg(long = "scheduler-interval", env = "LETHE_SCHEDULER_INTERVAL", default_value = "500ms", value_name = "DURATION")]
+    #[arg(
+        long = "scheduler-interval",
+        env = "LETHE_SCHEDULER_INTERVAL",
+        default_value = "500ms",
+        value_name = "DURATION"
+    )]
     interval: HumanDuration,
     /// How long work that is due may lie untouched before it is driven again; doubles with each time, up to 5 minutes
     #[arg(long = "redrive-after", env = "LETHE_REDRIVE_AFTER", default_value = "10s", value_name = "DURATION")]

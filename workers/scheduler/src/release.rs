@@ -23,7 +23,10 @@ pub(crate) async fn due_batches(scheduler: &mut Scheduler) -> Result<(), DbError
     let due = batches::to_release(&scheduler.service.db.session().await?).await?;
     let mut open: Vec<DueBatch> = Vec::new();
     for one in due {
-        if one.late_seconds < LATE_SECONDS || one.cancellations_handled || await_cancellations(scheduler, one.batch.batch_id).await {
+        if one.late_seconds < LATE_SECONDS
+            || one.cancellations_handled
+            || await_cancellations(scheduler, one.batch.batch_id).await
+        {
             open.push(one.batch);
         }
     }

@@ -110,7 +110,8 @@ impl Scheduler {
         for kind in RequestType::ALL.iter().map(|kind| kind.as_str()) {
             for status in RequestStatus::ALL.iter().map(|status| status.as_str()) {
                 let found = overview.requests.iter().find(|(one, two, _)| one == kind && two == status);
-                metrics::gauge!("lethe_requests", "type" => kind, "status" => status).set(gauge(found.map_or(0, |row| row.2)));
+                metrics::gauge!("lethe_requests", "type" => kind, "status" => status)
+                    .set(gauge(found.map_or(0, |row| row.2)));
             }
         }
         for state in ["waiting", "ready", "delivered", "exhausted"] {

@@ -61,11 +61,30 @@ impl Command {
         match self {
             Self::List { limit } => {
                 let rows = batches::list(&database().await?.session().await?, None, limit).await?;
-                let headings =
-                    ["batch", "lane", "closes", "runs", "state", "requests", "pending", "in progress", "completed", "cancelled"];
+                let headings = [
+                    "batch",
+                    "lane",
+                    "closes",
+                    "runs",
+                    "state",
+                    "requests",
+                    "pending",
+                    "in progress",
+                    "completed",
+                    "cancelled",
+                ];
                 output.list(&rows, &headings, |row| {
-                    let mut cells = vec![row.batch_id.to_string(), row.lane.clone(), row.tick_at.to_string(), row.runs_at.to_string(), row.state.clone()];
-                    cells.extend([row.requests, row.pending, row.in_progress, row.completed, row.cancelled].map(|n| n.to_string()));
+                    let mut cells = vec![
+                        row.batch_id.to_string(),
+                        row.lane.clone(),
+                        row.tick_at.to_string(),
+                        row.runs_at.to_string(),
+                        row.state.clone(),
+                    ];
+                    cells.extend(
+                        [row.requests, row.pending, row.in_progress, row.completed, row.cancelled]
+                            .map(|n| n.to_string()),
+                    );
                     cells
                 })
             }
@@ -150,7 +169,10 @@ impl Shown {
                 rows.push(("ran on", format!("{count} profiles {meaning}")));
             }
             for (store, deleted, arrived, failing) in &executed.rows {
-                rows.push(("store", format!("{store}: {deleted} rows deleted, {arrived} arrived later, {failing} requests failing")));
+                rows.push((
+                    "store",
+                    format!("{store}: {deleted} rows deleted, {arrived} arrived later, {failing} requests failing"),
+                ));
             }
         }
         rows

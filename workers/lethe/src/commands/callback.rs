@@ -31,7 +31,8 @@ impl Command {
         let Self::List { controller, state, request, limit } = self;
         let session = database().await?.session().await?;
         let rows = callbacks::list(&session, controller.as_ref(), state.as_deref(), request, limit).await?;
-        let headings = ["callback", "controller", "request", "reports", "state", "attempts", "due", "endpoint", "last outcome"];
+        let headings =
+            ["callback", "controller", "request", "reports", "state", "attempts", "due", "endpoint", "last outcome"];
         output.list(&rows, &headings, |row| {
             let last = match (&row.last_error_class, row.last_status_code) {
                 (None, Some(code)) => code.to_string(),

@@ -91,7 +91,13 @@ impl Command {
                 output.list(&all, &["controller", "AMQP user", "signature", "profile in files", "added"], |one| {
                     let user = if one.any_amqp_user { "any".to_owned() } else { or_dash(one.amqp_user.as_ref()) };
                     let profile = if one.include_profile { "yes" } else { "no" };
-                    vec![one.controller_id.to_string(), user, one.signature.to_owned(), profile.to_owned(), one.created_at.clone()]
+                    vec![
+                        one.controller_id.to_string(),
+                        user,
+                        one.signature.to_owned(),
+                        profile.to_owned(),
+                        one.created_at.clone(),
+                    ]
                 })
             }
             Self::RotateSecret { id } => match controllers::rotate_secret(&db.session().await?, &id).await? {
@@ -104,10 +110,13 @@ impl Command {
 
 fn print(output: Output, id: ControllerId, credentials: controllers::Credentials) -> anyhow::Result<()> {
     let shown = Credentials { controller_id: id, api_key: credentials.api_key, api_secret: credentials.api_secret };
-    output.one(&shown, vec![
-        ("controller_id", shown.controller_id.to_string()),
-        ("api_key", shown.api_key.clone()),
-        ("api_secret", shown.api_secret.clone()),
-    ])?;
+    output.one(
+        &shown,
+        vec![
+            ("controller_id", shown.controller_id.to_string()),
+            ("api_key", shown.api_key.clone()),
+            ("api_secret", shown.api_secret.clone()),
+        ],
+    )?;
     output.say("Keep the secret now: it is stored as a hash and cannot be shown again.")
 }

@@ -54,7 +54,13 @@ impl Findings {
         self.0.push(Finding { subject, verdict, what: what.to_string(), advice: advice.to_owned() });
     }
 
-    fn check<T, E: std::fmt::Display>(&mut self, subject: &'static str, outcome: Result<T, E>, good: &str, advice: &str) -> Option<T> {
+    fn check<T, E: std::fmt::Display>(
+        &mut self,
+        subject: &'static str,
+        outcome: Result<T, E>,
+        good: &str,
+        advice: &str,
+    ) -> Option<T> {
         match outcome {
             Ok(value) => {
                 self.add(subject, Verdict::Good, good, "");
@@ -95,7 +101,8 @@ impl Doctor {
         findings.check("master key", self.keys.keys(), "readable", advice);
         let signer = self.intake.domain().and_then(|domain| self.signing.signer(&domain));
         let advice = "see «Keys and certificate» in the README";
-        let Some(signer) = findings.check("signing key and certificate", signer, "belong together and name the domain", advice)
+        let Some(signer) =
+            findings.check("signing key and certificate", signer, "belong together and name the domain", advice)
         else {
             return;
         };
@@ -113,7 +120,12 @@ impl Doctor {
             ("result store", "LETHE_RESULT_STORE", &self.results.result_store),
             ("key store", "LETHE_KEY_STORE", &self.results.key_store),
         ] {
-            findings.check(subject, store::open(setting, url), "can be opened", "make it writable for the user of the workers");
+            findings.check(
+                subject,
+                store::open(setting, url),
+                "can be opened",
+                "make it writable for the user of the workers",
+            );
         }
     }
 }
@@ -124,7 +136,9 @@ async fn database(findings: &mut Findings) {
         db.ping().await?;
         anyhow::Ok(db)
     };
-    let Some(db) = findings.check("PostgreSQL", opened.await, "answers", "check DATABASE_URL, the server and the way to it") else {
+    let Some(db) =
+        findings.check("PostgreSQL", opened.await, "answers", "check DATABASE_URL, the server and the way to it")
+    else {
         return;
     };
     let checks = async {
@@ -139,22 +153,44 @@ async fn database(findings: &mut Findings) {
         Err(error) => findings.add("PostgreSQL", Verdict::Bad, error, "check the rights of the user in DATABASE_URL"),
         Ok((version, settings)) => {
             let verdict = if version >= 150_000 { Verdict::Good } else { Verdict::Bad };
-            findings.add("PostgreSQL version", verdict, version / 10_000, if verdict == Verdict::Good { "" } else { "use 15 or newer" });
+            findings.add(
+                "PostgreSQL version",
+                verdict,
+                version / 10_000,
+                if verdict == Verdict::Good { "" } else { "use 15 or newer" },
+            );
             let encoding: String = settings.get(0);
             if encoding != "UTF8" {
                 findings.add("encoding", Verdict::Bad, encoding, "create the database with ENCODING 'UTF8'");
             }
             for (name, value) in [("fsync", settings.get::<_, String>(1)), ("synchronous_commit", settings.get(2))] {
                 if value == "off" {
-                    findings.add("durability", Verdict::Bad, format!("{name} is off"), "turn it on: what is answered 201 must survive");
+                    findings.add(
+                        "durability",
+                        Verdict::Bad,
+                        format!("{name} is off"),
+                        "turn it on: what is answered 201 must survive",
+                    );
                 }
             }
             let skew = Timestamp::now().duration_since(settings.get::<_, Timestamp>(3)).as_secs_f64();
             let verdict = if skew.abs() < 5.0 { Verdict::Good } else { Verdict::Look };
-            findings.add("clock skew", verdict, format!("{skew:.1} s"), if verdict == Verdict::Good { "" } else { "synchronise the clocks (NTP); PostgreSQL's is the one that counts" });
+            findings.add(
+                "clock skew",
+                verdict,
+                format!("{skew:.1} s"),
+                if verdict == Verdict::Good {
+                    ""
+                } else {
+                    "synchronise the clocks (NTP); PostgreSQL's is the one that counts"
+                },
+            );
         }
     }
-    if findings.check("schema", migrate::check_version(&db).await, "the one of this release", "run `lethe migrate`").is_none() {
+    if findings
+        .check("schema", migrate::check_version(&db).await, "the one of this release", "run `lethe migrate`")
+        .is_none()
+    {
         return;
     }
     state(findings, &db).await;
@@ -163,14 +199,23 @@ async fn database(findings: &mut Findings) {
 async fn state(findings: &mut Findings, db: &lethe::db::Db) {
     let loaded = async {
         let session = db.session().await?;
-        Ok::<_, lethe::db::DbError>((calendar::current(&session).await?, overview::load(&session).await?, batches::due(&session).await?))
+        Ok::<_, lethe::db::DbError>((
+            calendar::current(&session).await?,
+            overview::load(&session).await?,
+            batches::due(&session).await?,
+        ))
     };
     match loaded.await {
         Err(error) => findings.add("state", Verdict::Bad, error, ""),
         Ok((calendar, overview, _)) => {
             match calendar {
                 None => findings.add("calendar", Verdict::Bad, "none is stored; requests wait", "start a scheduler"),
-                Some(calendar) => findings.add("calendar", Verdict::Good, format!("version {}, erasure at `{}`", calendar.version, calendar.calendar.erasure), ""),
+                Some(calendar) => findings.add(
+                    "calendar",
+                    Verdict::Good,
+                    format!("version {}, erasure at `{}`", calendar.version, calendar.calendar.erasure),
+                    "",
+                ),
             }
             for (stage, seconds) in overview.oldest_seconds {
                 let advice = match stage.as_str() {
@@ -193,9 +238,14 @@ async fn broker(findings: &mut Findings) {
         let encrypted = broker.is_encrypted();
         anyhow::Ok((broker.connect().await?, encrypted))
     };
-    let advice = "check AMQP_URL, the server and the rights of the user; a queue that was declared otherwise must be deleted";
-    let Some(((connection, channel), encrypted)) = findings.check("RabbitMQ and topology", connected.await, "answers; every exchange and queue is declared", advice)
-    else {
+    let advice =
+        "check AMQP_URL, the server and the rights of the user; a queue that was declared otherwise must be deleted";
+    let Some(((connection, channel), encrypted)) = findings.check(
+        "RabbitMQ and topology",
+        connected.await,
+        "answers; every exchange and queue is declared",
+        advice,
+    ) else {
         return;
     };
     if !encrypted {
@@ -204,15 +254,27 @@ async fn broker(findings: &mut Findings) {
     for queue in topology::QUEUES {
         let dead = topology::dead_letters_of(queue.name);
         if let Ok(QueueState { ready: count @ 1.., .. }) = topology::state(&channel, &dead).await {
-            findings.add("dead letters", Verdict::Look, format!("{count} in {dead}"), "each carries its reason in the headers error-code and error-message");
+            findings.add(
+                "dead letters",
+                Verdict::Look,
+                format!("{count} in {dead}"),
+                "each carries its reason in the headers error-code and error-message",
+            );
         }
     }
     if let Ok(QueueState { ready: count @ 1.., .. }) = topology::state(&channel, topology::REJECTED).await {
-        findings.add("rejected messages", Verdict::Look, format!("{count} in {}", topology::REJECTED), "each carries its reason in the headers error-code and error-message");
+        findings.add(
+            "rejected messages",
+            Verdict::Look,
+            format!("{count} in {}", topology::REJECTED),
+            "each carries its reason in the headers error-code and error-message",
+        );
     }
     let advice = "set max_message_size = 2097152 in rabbitmq.conf: larger messages only cost memory";
     match takes_large_messages(&connection).await {
-        Ok(false) => findings.add("max_message_size", Verdict::Good, "messages over 2 MiB are stopped at the broker", ""),
+        Ok(false) => {
+            findings.add("max_message_size", Verdict::Good, "messages over 2 MiB are stopped at the broker", "")
+        }
         Ok(true) => findings.add("max_message_size", Verdict::Look, "the broker takes messages over 2 MiB", advice),
         Err(error) => findings.add("max_message_size", Verdict::Look, error, advice),
     }
@@ -227,7 +289,13 @@ async fn takes_large_messages(connection: &lapin::Connection) -> Result<bool, la
     let queue = channel.queue_declare("".into(), options, FieldTable::default()).await?;
     let body = vec![b' '; (2 << 20) + 1];
     let published = channel
-        .basic_publish("".into(), queue.name().clone(), BasicPublishOptions::default(), &body, BasicProperties::default())
+        .basic_publish(
+            "".into(),
+            queue.name().clone(),
+            BasicPublishOptions::default(),
+            &body,
+            BasicProperties::default(),
+        )
         .await;
     // The broker answers by closing the channel.
     let confirmed = match published {

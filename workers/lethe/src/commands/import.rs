@@ -70,17 +70,24 @@ impl Command {
                 Summary { lines, identities_left_out: left_out }
             }
             Self::EventBatches { source } => {
-                let lines = each_group(&db, &source, output, EventBatchLine::parse, async |db, id, group: &[EventBatchLine]| {
-                    import::event_batches(db, id, group).await
-                })
+                let lines = each_group(
+                    &db,
+                    &source,
+                    output,
+                    EventBatchLine::parse,
+                    async |db, id, group: &[EventBatchLine]| import::event_batches(db, id, group).await,
+                )
                 .await?;
                 Summary { lines, identities_left_out: 0 }
             }
         };
-        output.one(&summary, vec![
-            ("lines imported", summary.lines.to_string()),
-            ("identities left out (they name nobody)", summary.identities_left_out.to_string()),
-        ])
+        output.one(
+            &summary,
+            vec![
+                ("lines imported", summary.lines.to_string()),
+                ("identities left out (they name nobody)", summary.identities_left_out.to_string()),
+            ],
+        )
     }
 }
 
@@ -104,7 +111,8 @@ async fn each_group<T>(
     let mut line = String::new();
     loop {
         line.clear();
-        let read = reader.read_line(&mut line).await.with_context(|| format!("cannot read line {} of {shown}", number + 1))?;
+        let read =
+            reader.read_line(&mut line).await.with_context(|| format!("cannot read line {} of {shown}", number + 1))?;
         number += u64::from(read > 0);
         let text = line.trim_end_matches(['\r', '\n']);
         if !text.trim().is_empty() {
@@ -115,7 +123,9 @@ async fn each_group<T>(
             bytes += text.len();
         }
         if group.len() >= LINES || bytes >= BYTES || (read == 0 && !group.is_empty()) {
-            store(db, &source.controller, &group).await.with_context(|| format!("the lines after {stored} of {shown} are not stored"))?;
+            store(db, &source.controller, &group)
+                .await
+                .with_context(|| format!("the lines after {stored} of {shown} are not stored"))?;
             stored = number;
             bar.set_position(bar.position() + bytes as u64);
             group.clear();

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
-use lethe::db::requests::{self, Cancellation, Filter, Overtaking, Receipt, RequestRow};
 use lethe::db::Db;
+use lethe::db::requests::{self, Cancellation, Filter, Overtaking, Receipt, RequestRow};
 use lethe::intake::{Incoming, Unanswered};
 use lethe::request::{ControllerId, RequestStatus};
 use serde::Serialize;
@@ -101,7 +101,8 @@ impl Command {
                 let filter = Filter { controller_id: controller, status, awaiting_approval };
                 let rows = requests::list(&db.session().await?, &filter, limit).await?;
                 let rows: Vec<Shown> = rows.iter().map(Shown::of).collect();
-                let headings = ["controller", "subject_request_id", "type", "status", "approval", "received", "expected", "batch"];
+                let headings =
+                    ["controller", "subject_request_id", "type", "status", "approval", "received", "expected", "batch"];
                 output.list(&rows, &headings, |row| {
                     vec![
                         row.controller_id.to_string(),
@@ -116,26 +117,32 @@ impl Command {
                 })
             }
             Self::Approve(target) => match requests::approve(&db, &target.pair()).await? {
-                None => bail!("no such request waits for an approval; `lethe request list --awaiting-approval` shows those that do"),
+                None => bail!(
+                    "no such request waits for an approval; `lethe request list --awaiting-approval` shows those that do"
+                ),
                 Some((lane, promise)) => {
                     let shown = serde_json::json!({
                         "subject_request_id": target.id, "lane": lane.as_str(), "runs_at": promise.runs_at,
                         "expected_completion_time": promise.expected_completion_time,
                     });
-                    output.one(&shown, vec![
-                        ("approved", target.id.to_string()),
-                        ("runs at", promise.runs_at.to_string()),
-                        ("expected completion", promise.expected_completion_time.to_string()),
-                    ])
+                    output.one(
+                        &shown,
+                        vec![
+                            ("approved", target.id.to_string()),
+                            ("runs at", promise.runs_at.to_string()),
+                            ("expected completion", promise.expected_completion_time.to_string()),
+                        ],
+                    )
                 }
             },
             Self::Retry(target) => {
                 if !requests::retry(&db.session().await?, &target.pair()).await? {
                     bail!("nothing of this request waits: it is not in progress, or somebody is working on it");
                 }
-                output.one(&serde_json::json!({"subject_request_id": target.id, "retried": true}), vec![
-                    ("retried", target.id.to_string()),
-                ])
+                output.one(
+                    &serde_json::json!({"subject_request_id": target.id, "retried": true}),
+                    vec![("retried", target.id.to_string())],
+                )
             }
         }
     }
@@ -195,7 +202,10 @@ async fn status(db: &Db, target: &Target, output: Output) -> anyhow::Result<()> 
             (None, None) => "under way".to_owned(),
         };
         let arrived = or_dash(receipt.rows_arrived);
-        rows.push(("store", format!("{}: {} rows deleted, {arrived} arrived later, {state}", receipt.store, receipt.rows_deleted)));
+        rows.push((
+            "store",
+            format!("{}: {} rows deleted, {arrived} arrived later, {state}", receipt.store, receipt.rows_deleted),
+        ));
     }
     output.one(&status, rows)
 }
@@ -208,7 +218,9 @@ async fn cancel(db: &Db, target: &Target, output: Output) -> anyhow::Result<()> 
             let shown = serde_json::json!({"subject_request_id": target.id, "status": "cancelled", "received_time": received_at});
             output.one(&shown, vec![("cancelled", target.id.to_string()), ("received", received_at.to_string())])
         }
-        Some(Cancellation::TooLate(status)) => bail!("the request is {status} already and cannot be cancelled any more"),
+        Some(Cancellation::TooLate(status)) => {
+            bail!("the request is {status} already and cannot be cancelled any more")
+        }
         _ => bail!("controller {} has no request {}", target.controller, target.id),
     }
 }

@@ -56,7 +56,8 @@ pub(crate) async fn all(
 
 fn answers(cases: &[Case], sent: &Sent) -> Vec<Claim> {
     let of = |key: &str| sent.answers.get(key).map_or(&[][..], Vec::as_slice);
-    let accepted = |case: &&Case| of(&case.request.subject_request_id.to_string()).iter().all(|(status, _)| *status == 201);
+    let accepted =
+        |case: &&Case| of(&case.request.subject_request_id.to_string()).iter().all(|(status, _)| *status == 201);
     let refused = cases.iter().filter(|case| !accepted(case)).count();
     let duplicates: Vec<_> = cases.iter().filter(|case| case.twist == Twist::Duplicate).collect();
     let differing = duplicates.iter().filter(|case| {
@@ -71,7 +72,8 @@ fn answers(cases: &[Case], sent: &Sent) -> Vec<Claim> {
     });
     let uncancelled = uncancelled.count();
     let malformed = of("malformed");
-    let wrong = malformed.iter().filter(|(status, _)| *status != 400).count() + sent.malformed.abs_diff(malformed.len());
+    let wrong =
+        malformed.iter().filter(|(status, _)| *status != 400).count() + sent.malformed.abs_diff(malformed.len());
     vec![
         claim("every request was answered 201", refused, cases.len(), "requests"),
         claim("duplicates got the first answer's times", differing, duplicates.len(), "duplicates"),
@@ -121,7 +123,10 @@ async fn subject_data(world: &World, people: &People, cases: &[Case]) -> anyhow:
         }
     }
     let receipts = session
-        .query_one("SELECT coalesce(sum(rows_deleted), 0)::bigint FROM lethe.erasure_receipts WHERE verified_at IS NOT NULL", &[])
+        .query_one(
+            "SELECT coalesce(sum(rows_deleted), 0)::bigint FROM lethe.erasure_receipts WHERE verified_at IS NOT NULL",
+            &[],
+        )
         .await?
         .get::<_, i64>(0);
     let gone: i64 = people
@@ -129,9 +134,9 @@ async fn subject_data(world: &World, people: &People, cases: &[Case]) -> anyhow:
         .iter()
         .enumerate()
         .filter(|(index, _)| {
-            by_person.get(index).is_some_and(|case| {
-                !case.is_cancelled() && case.request.subject_request_type == RequestType::Erasure
-            })
+            by_person
+                .get(index)
+                .is_some_and(|case| !case.is_cancelled() && case.request.subject_request_type == RequestType::Erasure)
         })
         .map(|(_, person)| 4 + i64::from(person.event_batches))
         .sum();
@@ -149,7 +154,8 @@ async fn subject_data(world: &World, people: &People, cases: &[Case]) -> anyhow:
 
 /// Opens every file with the keys at rest and compares it with what the store holds, byte by byte.
 async fn files(world: &World, people: &People, cases: &[Case]) -> anyhow::Result<Claim> {
-    let master_key_file = std::env::var("LETHE_MASTER_KEY_FILE").context("LETHE_MASTER_KEY_FILE is not set; `make demo` sets it")?;
+    let master_key_file =
+        std::env::var("LETHE_MASTER_KEY_FILE").context("LETHE_MASTER_KEY_FILE is not set; `make demo` sets it")?;
     let keys: Arc<Keys> = Arc::new(KeyOptions { master_key_file: master_key_file.into() }.keys()?);
     let results = store::open("LETHE_RESULT_STORE", &world.store("results")?)?;
     let day_keys = DayKeys::new(store::open("LETHE_KEY_STORE", &world.store("keys")?)?, keys);
@@ -162,7 +168,8 @@ async fn files(world: &World, people: &People, cases: &[Case]) -> anyhow::Result
         )
         .await?;
     let by_id: HashMap<SubjectRequestId, _> = rows.iter().map(|row| (row.get::<_, SubjectRequestId>(0), row)).collect();
-    let compiled: Vec<&Case> = cases.iter().filter(|case| case.request.subject_request_type != RequestType::Erasure).collect();
+    let compiled: Vec<&Case> =
+        cases.iter().filter(|case| case.request.subject_request_type != RequestType::Erasure).collect();
     let mut wrong = 0;
     for case in &compiled {
         let checked = async {
@@ -184,7 +191,9 @@ async fn files(world: &World, people: &People, cases: &[Case]) -> anyhow::Result
                 let text = String::from_utf8(plain)?;
                 text.split_once('\n').map(|(profile, rest)| (profile.to_owned(), rest.to_owned())).context("no line")?
             };
-            let whole = found == events && profile.contains(&person.mpid.to_string()) && !profile.contains("audiences")
+            let whole = found == events
+                && profile.contains(&person.mpid.to_string())
+                && !profile.contains("audiences")
                 && row.get::<_, i64>(4) == 1 + i64::from(person.event_batches);
             anyhow::Ok(whole)
         };

@@ -54,7 +54,11 @@ pub(crate) async fn generate(
     for _ in 0..event_batches {
         // The cube of a uniform number: a tenth of the people have almost half of the data.
         let share: f64 = random.random::<f64>().powi(3);
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an index below the number of people")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "an index below the number of people"
+        )]
         let index = (share * f64::from(profiles)) as usize;
         people[index.min(profiles as usize - 1)].event_batches += 1;
     }

@@ -19,7 +19,8 @@ const STATUSES: [&str; 4] = ["pending", "in_progress", "completed", "cancelled"]
 /// Follows the requests until all have ended and all callbacks are delivered; `false` where patience ends first.
 pub(crate) async fn watch(world: &World, cases: &[Case], output: Output, patience: Duration) -> anyhow::Result<bool> {
     let bars = MultiProgress::new();
-    let style = ProgressStyle::with_template("{prefix:>12} {bar:40} {pos:>6}").unwrap_or_else(|_| ProgressStyle::default_bar());
+    let style =
+        ProgressStyle::with_template("{prefix:>12} {bar:40} {pos:>6}").unwrap_or_else(|_| ProgressStyle::default_bar());
     let bar = |name: &'static str, total: usize| {
         bars.add(ProgressBar::new(total as u64)).with_style(style.clone()).with_prefix(name)
     };

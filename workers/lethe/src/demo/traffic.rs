@@ -114,7 +114,13 @@ struct Door {
 }
 
 impl Door {
-    async fn publish(&self, controller_id: &ControllerId, kind: &str, body: &[u8], correlation: &str) -> anyhow::Result<lapin::PublisherConfirm> {
+    async fn publish(
+        &self,
+        controller_id: &ControllerId,
+        kind: &str,
+        body: &[u8],
+        correlation: &str,
+    ) -> anyhow::Result<lapin::PublisherConfirm> {
         let mut headers = FieldTable::default();
         headers.insert("controller-id".into(), AMQPValue::LongString(controller_id.as_str().into()));
         let properties = BasicProperties::default()
@@ -124,7 +130,10 @@ impl Door {
             .with_correlation_id(correlation.into())
             .with_headers(headers);
         let key = format!("{controller_id}.{kind}");
-        Ok(self.channel.basic_publish(REQUESTS.into(), key.as_str().into(), BasicPublishOptions::default(), body, properties).await?)
+        Ok(self
+            .channel
+            .basic_publish(REQUESTS.into(), key.as_str().into(), BasicPublishOptions::default(), body, properties)
+            .await?)
     }
 }
 
@@ -138,7 +147,11 @@ pub(crate) async fn publish(world: &World, cases: &[Case], output: Output) -> an
     let queue = channel.queue_declare("".into(), exclusive, FieldTable::default()).await?;
     let reply_to = queue.name().as_str().to_owned();
     let consume = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
-    let mut replies = connection.create_channel().await?.basic_consume(queue.name().clone(), "".into(), consume, FieldTable::default()).await?;
+    let mut replies = connection
+        .create_channel()
+        .await?
+        .basic_consume(queue.name().clone(), "".into(), consume, FieldTable::default())
+        .await?;
     let door = Door { channel, reply_to };
 
     let malformed = cases.len() / 50;
@@ -154,8 +167,12 @@ pub(crate) async fn publish(world: &World, cases: &[Case], output: Output) -> an
         }
         confirms.push(door.publish(&case.controller_id, "request", &body, &id.to_string()).await?);
         match case.twist {
-            Twist::Duplicate => confirms.push(door.publish(&case.controller_id, "request", &body, &id.to_string()).await?),
-            Twist::Cancel => confirms.push(door.publish(&case.controller_id, "cancellation", &cancellation, &cancel).await?),
+            Twist::Duplicate => {
+                confirms.push(door.publish(&case.controller_id, "request", &body, &id.to_string()).await?)
+            }
+            Twist::Cancel => {
+                confirms.push(door.publish(&case.controller_id, "cancellation", &cancellation, &cancel).await?)
+            }
             Twist::None | Twist::CancelFirst => {}
         }
         expected += if case.twist == Twist::None { 1 } else { 2 };
@@ -172,7 +189,9 @@ pub(crate) async fn publish(world: &World, cases: &[Case], output: Output) -> an
 
     let mut answers: BTreeMap<String, Vec<(u16, serde_json::Value)>> = BTreeMap::new();
     for _ in 0..expected {
-        let reply = tokio::time::timeout(Duration::from_mins(1), replies.next()).await.context("not every message was answered within 60 s")?;
+        let reply = tokio::time::timeout(Duration::from_mins(1), replies.next())
+            .await
+            .context("not every message was answered within 60 s")?;
         let reply = reply.context("the queue of answers has ended")??;
         let properties = &reply.properties;
         let correlation = properties.correlation_id().as_ref().map(|id| id.as_str().to_owned()).unwrap_or_default();

@@ -6,10 +6,10 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
+use lethe::callback::signature::Algorithm;
 use lethe::config::secret;
 use lethe::db::controllers::{self, NewController};
 use lethe::db::{Db, migrate};
-use lethe::callback::signature::Algorithm;
 use lethe::request::ControllerId;
 use tokio::process::{Child, Command};
 use url::Url;
@@ -55,12 +55,18 @@ impl World {
         let management = std::env::var("RABBITMQ_MANAGEMENT_URL").context(
             "RABBITMQ_MANAGEMENT_URL is not set; `make demo` sets it, it makes the demo's own vhost (http://user:password@host:15672)",
         )?;
-        let certificate = std::env::var("LETHE_SIGNING_CERT_FILE").context("LETHE_SIGNING_CERT_FILE is not set; `make demo` sets it")?;
+        let certificate = std::env::var("LETHE_SIGNING_CERT_FILE")
+            .context("LETHE_SIGNING_CERT_FILE is not set; `make demo` sets it")?;
         let name = format!("lethe_demo_{}", Uuid::new_v4().simple());
         let folder = std::env::temp_dir().join(&name);
         std::fs::create_dir_all(&folder)?;
         let admin = Db::new(&database_url, 1, "lethe demo")?;
-        admin.session().await?.batch_execute(&format!("CREATE DATABASE {name}")).await.context("the demo makes a database of its own")?;
+        admin
+            .session()
+            .await?
+            .batch_execute(&format!("CREATE DATABASE {name}"))
+            .await
+            .context("the demo makes a database of its own")?;
         let mut own_database = Url::parse(&database_url)?;
         own_database.set_path(&name);
         let mut own_vhost = Url::parse(&amqp_url)?;
@@ -99,7 +105,8 @@ impl World {
 
     /// Where result files go, and where the keys of their days of expiry lie.
     pub(crate) fn store(&self, name: &str) -> anyhow::Result<Url> {
-        Url::from_directory_path(self.folder.join(name)).map_err(|()| anyhow::anyhow!("the folder for {name} has no absolute path"))
+        Url::from_directory_path(self.folder.join(name))
+            .map_err(|()| anyhow::anyhow!("the folder for {name} has no absolute path"))
     }
 
     async fn management_call(&self, method: reqwest::Method, path: &str, body: String) -> anyhow::Result<()> {
@@ -109,7 +116,11 @@ impl World {
         let _ = url.set_password(None);
         url.set_path(path);
         let client = reqwest::Client::builder().no_proxy().build()?;
-        let request = client.request(method, url).basic_auth(user, password).header("content-type", "application/json").body(body);
+        let request = client
+            .request(method, url)
+            .basic_auth(user, password)
+            .header("content-type", "application/json")
+            .body(body);
         request.send().await?.error_for_status().context("RabbitMQ's management API refused")?;
         Ok(())
     }
@@ -139,7 +150,9 @@ impl World {
                     .stderr(log)
                     .kill_on_drop(true)
                     .spawn()
-                    .with_context(|| format!("{worker} cannot be started; build all with `cargo build --release --workspace`"))?;
+                    .with_context(|| {
+                        format!("{worker} cannot be started; build all with `cargo build --release --workspace`")
+                    })?;
                 self.workers.push((worker, child));
             }
         }
@@ -152,7 +165,11 @@ impl World {
                     bail!("{worker} has ended with {status}");
                 }
                 if let Ok(address) = tokio::fs::read_to_string(&file).await
-                    && client.get(format!("http://{address}/readyz")).send().await.is_ok_and(|answer| answer.status().is_success())
+                    && client
+                        .get(format!("http://{address}/readyz"))
+                        .send()
+                        .await
+                        .is_ok_and(|answer| answer.status().is_success())
                 {
                     break;
                 }
@@ -183,7 +200,8 @@ impl World {
         for (_, mut child) in self.workers.drain(..) {
             let _ = child.kill().await;
         }
-        let _ = self.management_call(reqwest::Method::DELETE, &format!("/api/vhosts/{}", self.name), String::new()).await;
+        let _ =
+            self.management_call(reqwest::Method::DELETE, &format!("/api/vhosts/{}", self.name), String::new()).await;
         if let Ok(session) = self.admin.session().await {
             let _ = session.batch_execute(&format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name)).await;
         }
