@@ -34,7 +34,8 @@ impl Answer {
     /// Whether the signature is over exactly this body; `header` is `X-OpenDSR-Signature` or that of version 1.
     pub fn is_signed(&self, header: &str) -> bool {
         let signature = self.headers.get(header);
-        signature.is_some_and(|text| signing::verifies(lethe::callback::signature::Algorithm::RsaPkcs1v15, text, &self.body))
+        signature
+            .is_some_and(|text| signing::verifies(lethe::callback::signature::Algorithm::RsaPkcs1v15, text, &self.body))
     }
 }
 
@@ -71,10 +72,12 @@ impl Publisher {
         let channel = connection.create_channel().await.unwrap();
         lethe::broker::topology::declare(&channel).await.unwrap();
         channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
-        let queue = channel.queue_declare("".into(), QueueDeclareOptions::exclusive(), FieldTable::default()).await.unwrap();
+        let queue =
+            channel.queue_declare("".into(), QueueDeclareOptions::exclusive(), FieldTable::default()).await.unwrap();
         let replies = queue.name().as_str().to_owned();
         let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
-        let mut answers = channel.basic_consume(replies.as_str().into(), "".into(), options, FieldTable::default()).await.unwrap();
+        let mut answers =
+            channel.basic_consume(replies.as_str().into(), "".into(), options, FieldTable::default()).await.unwrap();
         let waiting: Waiting = Arc::default();
         let table = waiting.clone();
         tokio::spawn(async move {
@@ -109,7 +112,8 @@ impl Publisher {
         sending: &Sending,
         correlation: Option<&str>,
     ) -> impl Future<Output = lapin::Result<lapin::Confirmation>> + use<> {
-        let mut properties = BasicProperties::default().with_delivery_mode(2).with_content_type("application/json".into());
+        let mut properties =
+            BasicProperties::default().with_delivery_mode(2).with_content_type("application/json".into());
         if let Some(user) = &sending.user_id {
             properties = properties.with_user_id(user.as_str().into());
         }

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 /// A version 3 request under construction.
+#[must_use]
 #[derive(Clone, Debug)]
 pub struct Request {
     /// A fresh `subject_request_id`.

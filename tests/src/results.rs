@@ -12,7 +12,8 @@ use crate::world::World;
 /// Decrypts the result of a request, by way of the key of its day.
 pub async fn open(world: &World, id: &str) -> Vec<u8> {
     let row = record(world, id).await;
-    let (result_id, path, size): (uuid::Uuid, String, i64) = (row.get("result_id"), row.get("object_path"), row.get("size_bytes"));
+    let (result_id, path, size): (uuid::Uuid, String, i64) =
+        (row.get("result_id"), row.get("object_path"), row.get("size_bytes"));
     let (wrapped, day): (Vec<u8>, jiff::civil::Date) = (row.get("wrapped_key"), row.get("expiry_day"));
     let day_keys = DayKeys::new(open_store(world, "keys"), world.keys());
     let key = day_keys.get(day).await.unwrap().open(result_id.as_bytes(), &wrapped).unwrap();
@@ -32,6 +33,12 @@ fn open_store(world: &World, part: &str) -> store::Store {
 pub async fn record(world: &World, id: &str) -> Row {
     let sql = "SELECT s.* FROM lethe.results s JOIN lethe.requests r USING (request_key) WHERE r.subject_request_id::text = $1";
     world.db.session().await.unwrap().raw().query_one(sql, &[&id]).await.unwrap()
+}
+
+/// The number of lines; the last one ends like the others.
+pub fn lines(bytes: &[u8]) -> usize {
+    assert_eq!(bytes.last(), Some(&b'\n'));
+    bytes.split(|byte| *byte == b'\n').count() - 1
 }
 
 /// The files of a zip, by name, in order.

@@ -10,7 +10,8 @@ use url::Url;
 
 /// A variable that `.local/env` sets.
 pub fn setting(name: &str) -> String {
-    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run `make test`, or `make servers` and `. .local/env`"))
+    std::env::var(name)
+        .unwrap_or_else(|_| panic!("{name} is not set: run `make test`, or `make servers` and `. .local/env`"))
 }
 
 fn with_database(database: &str) -> String {
@@ -19,7 +20,7 @@ fn with_database(database: &str) -> String {
     url.to_string()
 }
 
-async fn administrator() -> Db {
+fn administrator() -> Db {
     Db::new(&setting("DATABASE_URL"), 1, "lethe-tests").expect("DATABASE_URL can be used")
 }
 
@@ -43,7 +44,7 @@ const TEMPLATE_UNLOCK: &str = "SELECT pg_advisory_unlock(5499812999)";
 /// Makes the migrated template once; under another name first, so that what is there is whole.
 async fn template() -> String {
     let name = format!("lethe_template_{}", migrations_hash());
-    let db = administrator().await;
+    let db = administrator();
     let session = db.session().await.expect("PostgreSQL answers");
     session.batch_execute(TEMPLATE_LOCK).await.unwrap();
     let exists = session.raw().query_opt("SELECT 1 FROM pg_database WHERE datname = $1", &[&name]).await.unwrap();
@@ -70,7 +71,7 @@ async fn migrate(url: &str) {
 pub async fn create_database(name: &str) -> String {
     static TEMPLATE: tokio::sync::OnceCell<String> = tokio::sync::OnceCell::const_new();
     let template = TEMPLATE.get_or_init(template).await;
-    let db = administrator().await;
+    let db = administrator();
     let session = db.session().await.expect("PostgreSQL answers");
     session.batch_execute(&format!("CREATE DATABASE {name} TEMPLATE {template}")).await.unwrap();
     with_database(name)
@@ -78,7 +79,7 @@ pub async fn create_database(name: &str) -> String {
 
 /// Makes an empty database; returns its URL.
 pub async fn create_empty_database(name: &str) -> String {
-    let db = administrator().await;
+    let db = administrator();
     db.session().await.expect("PostgreSQL answers").batch_execute(&format!("CREATE DATABASE {name}")).await.unwrap();
     with_database(name)
 }
@@ -86,7 +87,7 @@ pub async fn create_empty_database(name: &str) -> String {
 /// Drops it, whoever is connected.
 pub async fn drop_database(name: &str) {
     let drop = format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)");
-    administrator().await.session().await.unwrap().batch_execute(&drop).await.unwrap();
+    administrator().session().await.unwrap().batch_execute(&drop).await.unwrap();
 }
 
 /// The management API of RabbitMQ.

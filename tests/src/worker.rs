@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use tokio::process::{Child, Command};
 
+use crate::signing::DOMAIN;
 use crate::wait::{eventually_some, seconds};
 use crate::world::World;
-use crate::signing::DOMAIN;
 
 /// Every worker.
 pub const ALL: [&str; 5] = ["scheduler", "identity-matcher", "erasure-executor", "access-compiler", "callback-courier"];
@@ -119,7 +119,8 @@ impl Worker {
     /// Waits until the admin address says that it is ready.
     pub async fn ready(&self) {
         let what = format!("{} is ready; its log:\n{}", self.name, self.log());
-        eventually_some(&what, seconds(20), async || self.get("/readyz").await.filter(|(status, _)| *status == 200)).await;
+        eventually_some(&what, seconds(20), async || self.get("/readyz").await.filter(|(status, _)| *status == 200))
+            .await;
     }
 
     /// Asks the admin address; `None` while it does not listen.
@@ -149,7 +150,10 @@ impl Worker {
 
     /// Waits until it ends by itself.
     pub async fn exit(&mut self, limit: Duration) -> ExitStatus {
-        tokio::time::timeout(limit, self.child.wait()).await.unwrap_or_else(|_| panic!("{} did not end", self.name)).unwrap()
+        tokio::time::timeout(limit, self.child.wait())
+            .await
+            .unwrap_or_else(|_| panic!("{} did not end", self.name))
+            .unwrap()
     }
 
     /// Tells it to stop, and checks that it drains and says so.

@@ -81,7 +81,8 @@ impl World {
     pub async fn profile(&self, controller: &ControllerId, mpid: i64, identities: &[(&str, &str)]) {
         let identities: serde_json::Map<String, Value> =
             identities.iter().map(|(kind, value)| ((*kind).to_owned(), json!(value))).collect();
-        let line = json!({"mpid": mpid, "identities": identities, "attributes": {"city": "Ghent"}, "audiences": ["secret"]});
+        let line =
+            json!({"mpid": mpid, "identities": identities, "attributes": {"city": "Ghent"}, "audiences": ["secret"]});
         self.profiles(controller, &[line.to_string()]).await;
     }
 
@@ -107,7 +108,8 @@ impl World {
 
     /// Rows of a profile in the three tables of the built-in store.
     pub async fn rows_of(&self, controller: &ControllerId, mpid: i64) -> (i64, i64, i64) {
-        let count = |table| format!("(SELECT count(*) FROM subject_data.{table} WHERE controller_id = $1 AND mpid = $2)");
+        let count =
+            |table| format!("(SELECT count(*) FROM subject_data.{table} WHERE controller_id = $1 AND mpid = $2)");
         let sql = format!("SELECT {}, {}, {}", count("profiles"), count("profile_identities"), count("event_batches"));
         let session = self.db.session().await.unwrap();
         let row = session.raw().query_one(&sql, &[controller, &mpid]).await.unwrap();
@@ -217,11 +219,12 @@ impl Drop for World {
         let (name, management, folder) = (self.name.clone(), Management::new(), self.folder.clone());
         let removal = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async {
-                management.delete_vhost(&name).await;
-                servers::drop_database(&name).await;
-            });
             let _ = std::fs::remove_dir_all(folder);
+            // Apart, so that one that fails does not leave the other behind.
+            let database = name.clone();
+            let dropped = runtime.spawn(async move { servers::drop_database(&database).await });
+            let deleted = runtime.spawn(async move { management.delete_vhost(&name).await });
+            runtime.block_on(async { futures_util::join!(dropped, deleted) })
         });
         let _ = removal.join();
     }

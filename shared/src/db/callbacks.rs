@@ -18,14 +18,9 @@ use crate::request::{CallbackId, ControllerId, EndpointId, RequestStatus};
 
 statements! {
     CLAIM = "
-        SELECT c.callback_id, c.url_no, c.request_status, c.expected_completion_time, c.attempt, c.started_at,
-               r.controller_id, r.subject_request_id, r.sealed_request, k.signature_algorithm,
-               s.result_id, s.token_salt, s.lines, r.status
-          FROM lethe.claim_callbacks($1, $2, $3, $4, $5) c
-          JOIN lethe.requests r USING (request_key)
-          JOIN lethe.controllers k USING (controller_id)
-          LEFT JOIN lethe.results s USING (request_key)
-         ORDER BY c.callback_id";
+        SELECT callback_id, url_no, request_status, expected_completion_time, attempt, started_at, controller_id,
+               subject_request_id, sealed_request, signature_algorithm, result_id, token_salt, lines
+          FROM lethe.claim_callbacks($1, $2, $3, $4, $5)";
     /// Only the holder of the lease records. In the order of the key, as everyone who locks several callbacks.
     FINISH = "
         UPDATE lethe.callbacks c

@@ -3,7 +3,7 @@
 use jiff::SignedDuration;
 use lethe::results::link;
 use lethe_tests::requests::fixture;
-use lethe_tests::results::{files_below, open, record, unzip};
+use lethe_tests::results::{files_below, lines, open, record, unzip};
 use lethe_tests::wait::{eventually, seconds};
 use lethe_tests::{Publisher, Request, SECONDS, Worker, World, seconds_with};
 use serde_json::{Value, json};
@@ -137,7 +137,8 @@ async fn at_expiry_key_and_bytes_are_gone_and_the_key_of_the_day_after_it() {
     assert_eq!(row.get::<_, Option<Vec<u8>>>("wrapped_key"), None);
     assert_eq!(files_below(&world.folder.join("keys")).len(), 1, "others may expire on the same day");
     world.set_clock(expires_at + SignedDuration::from_hours(24)).await;
-    eventually("the key of the day is gone", seconds(10), async || files_below(&world.folder.join("keys")).is_empty()).await;
+    eventually("the key of the day is gone", seconds(10), async || files_below(&world.folder.join("keys")).is_empty())
+        .await;
 }
 
 #[tokio::test]
@@ -162,7 +163,7 @@ async fn a_result_store_that_fails_delays_and_never_completes_by_halves() {
     std::fs::remove_file(&folder).unwrap();
     std::fs::create_dir(&folder).unwrap();
     world.reaches(&request.id, "completed").await;
-    assert_eq!(open(&world, &request.id).await.iter().filter(|byte| **byte == b'\n').count(), 9);
+    assert_eq!(lines(&open(&world, &request.id).await), 9);
     assert_eq!(files_below(&folder).len(), 1);
 }
 
@@ -192,6 +193,9 @@ async fn a_compiler_that_is_killed_is_followed_by_one_that_compiles_the_whole() 
     world.set_clock(later).await;
     world.reaches(&request.id, "completed").await;
     let file = open(&world, &request.id).await;
-    assert_eq!(file.iter().filter(|byte| **byte == b'\n').count(), 30_001);
-    assert_eq!(files_below(&world.folder.join("results")).iter().filter(|path| !path.to_string_lossy().contains('#')).count(), 1);
+    assert_eq!(lines(&file), 30_001);
+    assert_eq!(
+        files_below(&world.folder.join("results")).iter().filter(|path| !path.to_string_lossy().contains('#')).count(),
+        1
+    );
 }

@@ -15,7 +15,9 @@ fn before(instant: Timestamp, span: i64) -> Timestamp {
 }
 
 async fn when(world: &World, column: &str, id: &str) -> Option<Timestamp> {
-    let sql = format!("SELECT {column} FROM lethe.requests LEFT JOIN lethe.batches USING (batch_id) WHERE subject_request_id::text = $1");
+    let sql = format!(
+        "SELECT {column} FROM lethe.requests LEFT JOIN lethe.batches USING (batch_id) WHERE subject_request_id::text = $1"
+    );
     world.one(&sql, &[&id]).await
 }
 
@@ -33,7 +35,9 @@ async fn an_erasure_runs_seven_days_after_its_tick_and_not_a_second_before() {
     assert_eq!((tick, runs), (at("2026-11-23T12:30:00Z"), at("2026-11-30T12:30:00Z")));
 
     world.set_clock(before(tick, 1)).await;
-    let closed = eventually_some("the batch is closed", seconds(10), async || when(&world, "closed_at", &request.id).await).await;
+    let closed =
+        eventually_some("the batch is closed", seconds(10), async || when(&world, "closed_at", &request.id).await)
+            .await;
     assert!(closed >= tick, "closed at {closed}");
     let next = Request::erasure("ada@example.com");
     publisher.request("acme", &next).await;
@@ -93,10 +97,17 @@ async fn ticks_missed_in_weeks_of_outage_are_made_up_once_each_in_a_batch_of_its
     for id in &requests[..4] {
         world.reaches(id, "in_progress").await;
     }
-    eventually("the third tick is closed", seconds(10), async || when(&world, "closed_at", &requests[4]).await.is_some()).await;
+    eventually("the third tick is closed", seconds(10), async || {
+        when(&world, "closed_at", &requests[4]).await.is_some()
+    })
+    .await;
     stays("the third batch", seconds(1), async || world.status(&requests[5]).await == "pending").await;
-    let ticks: Vec<String> =
-        world.all("SELECT to_char(tick_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI') FROM lethe.batches ORDER BY tick_at", &[]).await;
+    let ticks: Vec<String> = world
+        .all(
+            "SELECT to_char(tick_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI') FROM lethe.batches ORDER BY tick_at",
+            &[],
+        )
+        .await;
     assert_eq!(ticks, ["2026-11-23 12:30", "2026-11-30 12:30", "2026-12-07 12:30"]);
     let sizes: Vec<i64> =
         world.all("SELECT count(*) FROM lethe.requests GROUP BY batch_id ORDER BY batch_id", &[]).await;

@@ -9,7 +9,10 @@ use lethe_tests::{Publisher, Receiver, Reply, Request, SECONDS, Worker, World, s
 const LIFE: [&str; 3] = ["pending", "in_progress", "completed"];
 
 async fn completes(receiver: &Receiver, path: &str) {
-    becomes("the statuses that were delivered", seconds(20), LIFE.map(str::to_owned).to_vec(), async || receiver.statuses(path)).await;
+    becomes("the statuses that were delivered", seconds(20), LIFE.map(str::to_owned).to_vec(), async || {
+        receiver.statuses(path)
+    })
+    .await;
 }
 
 async fn callbacks_in(world: &World, state: &str) -> i64 {
@@ -20,21 +23,27 @@ async fn callbacks_in(world: &World, state: &str) -> i64 {
 async fn each_change_of_status_is_reported_exactly_and_signed() {
     let world = World::new().await;
     let acme = world.controller("acme").await;
-    world.controller_with("pss", |new| {
-        new.any_amqp_user = true;
-        new.algorithm = Algorithm::RsaPss;
-    })
-    .await;
+    world
+        .controller_with("pss", |new| {
+            new.any_amqp_user = true;
+            new.algorithm = Algorithm::RsaPss;
+        })
+        .await;
     world.person(&acme, 1, "ada@example.com", 2).await;
     let receiver = Receiver::start().await;
     let _workers = Worker::fleet(&world, SECONDS).await;
     let publisher = Publisher::connect(&world).await;
-    let erasure = Request::erasure("ada@example.com").group("g \"1\"").callback(&receiver.url("/a?x=1&y=%20")).callback(&receiver.url("/b"));
+    let erasure = Request::erasure("ada@example.com")
+        .group("g \"1\"")
+        .callback(&receiver.url("/a?x=1&y=%20"))
+        .callback(&receiver.url("/b"));
     let answer = publisher.request("acme", &erasure).await.json();
     let access = Request::access("ada@example.com").callback(&receiver.url("/pss"));
     publisher.request("pss", &access).await;
     let (first, mut body) = lethe_tests::requests::renamed("opendsr/v1-request.json");
-    let text = String::from_utf8(body).unwrap().replace("https://controller.example.com/opengdpr_callbacks", &receiver.url("/v1"));
+    let text = String::from_utf8(body)
+        .unwrap()
+        .replace("https://controller.example.com/opengdpr_callbacks", &receiver.url("/v1"));
     body = text.into_bytes();
     publisher.request("acme", body).await;
     for path in ["/a", "/b", "/pss", "/v1"] {
@@ -64,7 +73,10 @@ async fn each_change_of_status_is_reported_exactly_and_signed() {
         assert_eq!(received.header("x-opengdpr-processor-domain"), "localhost");
         assert!(received.is_signed_as("x-opengdpr-signature", Algorithm::RsaPkcs1v15));
         assert!(!received.headers.contains_key("x-opendsr-signature"));
-        assert_eq!((&received.json()["api_version"], &received.json()["subject_request_id"]), (&"1.0".into(), &first.clone().into()));
+        assert_eq!(
+            (&received.json()["api_version"], &received.json()["subject_request_id"]),
+            (&"1.0".into(), &first.clone().into())
+        );
     }
     for received in receiver.at("/pss") {
         assert!(received.is_signed_as("x-opendsr-signature", Algorithm::RsaPss) && !received.is_signed());
@@ -79,7 +91,14 @@ async fn failures_of_every_kind_are_tried_again_in_order_under_the_same_id() {
     let world = World::new().await;
     world.controller("acme").await;
     let receiver = Receiver::start().await;
-    let trouble = [Reply::Status(500), Reply::Status(404), Reply::Redirect(receiver.url("/elsewhere")), Reply::Reset, Reply::Status(429), Reply::Accept];
+    let trouble = [
+        Reply::Status(500),
+        Reply::Status(404),
+        Reply::Redirect(receiver.url("/elsewhere")),
+        Reply::Reset,
+        Reply::Status(429),
+        Reply::Accept,
+    ];
     receiver.script("/x", trouble);
     let _workers = Worker::fleet(&world, SECONDS).await;
     let publisher = Publisher::connect(&world).await;
@@ -87,20 +106,23 @@ async fn failures_of_every_kind_are_tried_again_in_order_under_the_same_id() {
     publisher.request("acme", &request).await;
     world.reaches(&request.id, "completed").await;
     completes(&receiver, "/x").await;
-    let received = receiver.at("/x");
-    assert_eq!(received.len(), 8, "five failures, three deliveries");
-    for (number, attempt) in received[..6].iter().enumerate() {
+    let posts = receiver.at("/x");
+    assert_eq!(posts.len(), 8, "five failures, three deliveries");
+    for (number, attempt) in posts[..6].iter().enumerate() {
         assert_eq!(attempt.status(), "pending", "none overtakes");
-        assert_eq!(attempt.header("x-lethe-callback-id"), received[0].header("x-lethe-callback-id"));
+        assert_eq!(attempt.header("x-lethe-callback-id"), posts[0].header("x-lethe-callback-id"));
         assert_eq!(attempt.header("x-lethe-attempt"), (number + 1).to_string());
-        assert_eq!(attempt.body, received[0].body);
+        assert_eq!(attempt.body, posts[0].body);
         assert!(attempt.is_signed());
     }
     assert!(receiver.at("/elsewhere").is_empty(), "redirects are not followed");
     becomes("delivered callbacks", seconds(10), 3, async || callbacks_in(&world, "delivered").await).await;
     let log: Vec<String> = world
-        .all("SELECT coalesce(status_code::text, '-') || ' ' || coalesce(error_class, 'delivered')
-                FROM lethe.callback_attempts JOIN lethe.callbacks USING (callback_id) ORDER BY sequence, attempt", &[])
+        .all(
+            "SELECT coalesce(status_code::text, '-') || ' ' || coalesce(error_class, 'delivered')
+                FROM lethe.callback_attempts JOIN lethe.callbacks USING (callback_id) ORDER BY sequence, attempt",
+            &[],
+        )
         .await;
     let expected = ["500 status_5xx", "404 status_4xx", "302 redirect", "- connection_lost", "429 status_429"];
     assert_eq!(log[..5], expected);
@@ -141,7 +163,10 @@ async fn a_callback_that_is_given_up_is_exhausted_and_lets_the_next_one_go() {
     statuses.dedup();
     assert_eq!(statuses, LIFE, "each only after the one before was given up");
     assert!(attempts > 6, "only {attempts} attempts");
-    assert_eq!(world.one::<i64>("SELECT count(*) FROM lethe.callback_attempts", &[]).await, i64::try_from(attempts).unwrap());
+    assert_eq!(
+        world.one::<i64>("SELECT count(*) FROM lethe.callback_attempts", &[]).await,
+        i64::try_from(attempts).unwrap()
+    );
 }
 
 #[tokio::test]
@@ -154,10 +179,12 @@ async fn an_endpoint_that_hangs_slows_none_of_the_other_fifty() {
     }
     receivers[0].script("/x", [Reply::Hang]);
     // Fewer deliveries at once than wait for the one that hangs.
-    let settings = seconds_with(&[("LETHE_CALLBACK_DELIVERIES", "32"), ("LETHE_CALLBACK_DELIVERIES_PER_ENDPOINT", "8")]);
+    let settings =
+        seconds_with(&[("LETHE_CALLBACK_DELIVERIES", "32"), ("LETHE_CALLBACK_DELIVERIES_PER_ENDPOINT", "8")]);
     let _workers = Worker::fleet(&world, &settings).await;
     let publisher = Publisher::connect(&world).await;
-    let dead: Vec<Request> = (0..40).map(|_| Request::erasure("ada@example.com").callback(&receivers[0].url("/x"))).collect();
+    let dead: Vec<Request> =
+        (0..40).map(|_| Request::erasure("ada@example.com").callback(&receivers[0].url("/x"))).collect();
     publisher.send_all(&dead.iter().map(|one| publisher.sending("acme", "request", one)).collect::<Vec<_>>()).await;
     eventually("the one hangs", seconds(10), async || receivers[0].all().len() == 8).await;
     let alive: Vec<Request> =
@@ -182,7 +209,9 @@ async fn the_limit_of_an_endpoint_holds_over_two_couriers() {
     workers.push(Worker::start(&world, "callback-courier", &settings).await);
     let publisher = Publisher::connect(&world).await;
     let all: Vec<_> = (0..40)
-        .map(|_| publisher.sending("acme", "request", &Request::erasure("ada@example.com").callback(&receiver.url("/x"))))
+        .map(|_| {
+            publisher.sending("acme", "request", &Request::erasure("ada@example.com").callback(&receiver.url("/x")))
+        })
         .collect();
     publisher.send_all(&all).await;
     becomes("delivered callbacks", seconds(30), 120, async || callbacks_in(&world, "delivered").await).await;
@@ -206,7 +235,9 @@ async fn the_breaker_probes_a_failing_endpoint_and_lets_it_recover() {
     let _workers = Worker::fleet(&world, &settings).await;
     let publisher = Publisher::connect(&world).await;
     let all: Vec<_> = (0..30)
-        .map(|_| publisher.sending("acme", "request", &Request::erasure("ada@example.com").callback(&receiver.url("/x"))))
+        .map(|_| {
+            publisher.sending("acme", "request", &Request::erasure("ada@example.com").callback(&receiver.url("/x")))
+        })
         .collect();
     publisher.send_all(&all).await;
     eventually("the breaker is open", seconds(10), async || {
@@ -241,7 +272,12 @@ async fn proxies_of_the_environment_are_not_used_and_private_addresses_refused()
     assert!(receiver.all().is_empty());
     guarded.stop().await;
     let url = proxy.url("");
-    let settings = [("HTTP_PROXY", url.as_str()), ("http_proxy", url.as_str()), ("ALL_PROXY", url.as_str()), ("HTTPS_PROXY", url.as_str())];
+    let settings = [
+        ("HTTP_PROXY", url.as_str()),
+        ("http_proxy", url.as_str()),
+        ("ALL_PROXY", url.as_str()),
+        ("HTTPS_PROXY", url.as_str()),
+    ];
     let _courier = Worker::start(&world, "callback-courier", &settings).await;
     eventually("it is delivered", seconds(20), async || !receiver.statuses("/x").is_empty()).await;
     assert!(proxy.all().is_empty());
@@ -256,8 +292,10 @@ mod resolver {
     use lethe_tests::Receiver;
 
     fn lookup(answers: &[&[&str]]) -> Lookup {
-        let answers: Vec<Vec<_>> =
-            answers.iter().map(|list| list.iter().map(|ip| std::net::SocketAddr::new(ip.parse().unwrap(), 0)).collect()).collect();
+        let answers: Vec<Vec<_>> = answers
+            .iter()
+            .map(|list| list.iter().map(|ip| std::net::SocketAddr::new(ip.parse().unwrap(), 0)).collect())
+            .collect();
         let next = Arc::new(AtomicUsize::new(0));
         Arc::new(move |_| {
             let index = next.fetch_add(1, Ordering::SeqCst).min(answers.len() - 1);
@@ -291,7 +329,13 @@ mod resolver {
         ] {
             assert_eq!(deliver("http", &[answers], &url).await, Some("address_refused"), "{answers:?}");
         }
-        for literal in ["http://[::ffff:127.0.0.1]:1/", "http://0x7f.1/", "http://2130706433/", "http://localhost/", "http://a@93.184.216.34/"] {
+        for literal in [
+            "http://[::ffff:127.0.0.1]:1/",
+            "http://0x7f.1/",
+            "http://2130706433/",
+            "http://localhost/",
+            "http://a@93.184.216.34/",
+        ] {
             assert_eq!(deliver("http", &[&["93.184.216.34"]], literal).await, Some("address_refused"), "{literal}");
         }
         assert!(receiver.all().is_empty());

@@ -88,8 +88,9 @@ async fn in_a_race_with_the_release_exactly_one_wins_and_the_answer_says_which()
     const ALL: i64 = 600;
     let world = World::new().await;
     let acme = world.controller("acme").await;
-    let profiles: Vec<String> =
-        (0..ALL).map(|n| json!({"mpid": n, "identities": {"email": format!("p{n}@example.com")}}).to_string()).collect();
+    let profiles: Vec<String> = (0..ALL)
+        .map(|n| json!({"mpid": n, "identities": {"email": format!("p{n}@example.com")}}).to_string())
+        .collect();
     world.profiles(&acme, &profiles).await;
     world.set_clock("2026-11-22T09:00:00Z".parse().unwrap()).await;
     let _workers = Worker::several(&world, &ERASURE[..3], &[]).await;

@@ -33,7 +33,8 @@ const ERASURE: [&str; 3] = ["scheduler", "identity-matcher", "erasure-executor"]
 
 /// A trigger on the partition of a controller; `body` is PL/pgSQL.
 async fn trigger(world: &World, controller: &ControllerId, table: &str, level: &str, body: &str) {
-    let number: i32 = world.one("SELECT partition_no FROM lethe.controllers WHERE controller_id = $1", &[controller]).await;
+    let number: i32 =
+        world.one("SELECT partition_no FROM lethe.controllers WHERE controller_id = $1", &[controller]).await;
     world
         .run(&format!(
             "CREATE FUNCTION public.trap() RETURNS trigger LANGUAGE plpgsql AS $f$ BEGIN {body} RETURN OLD; END $f$;
@@ -56,7 +57,9 @@ async fn what_arrives_after_the_start_stays_and_is_counted() {
     let request = Request::erasure("ada@example.com");
     publisher.request("acme", &request).await;
     eventually("the executor has begun", seconds(8), async || {
-        world.one("SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = 42 AND NOT granted)", &[]).await
+        world
+            .one("SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = 42 AND NOT granted)", &[])
+            .await
     })
     .await;
     world.event_batches(&acme, &[r#"{"mpid":1,"late":true}"#.to_owned()]).await;
@@ -73,7 +76,8 @@ async fn a_transaction_that_wrote_before_the_start_is_waited_for() {
     let acme = world.controller("acme").await;
     world.person(&acme, 1, "ada@example.com", 1).await;
     let writer = world.db.begin("writer").await.unwrap();
-    let insert = r#"INSERT INTO subject_data.event_batches (controller_id, mpid, body) VALUES ('acme', 1, '{"mpid":1}')"#;
+    let insert =
+        r#"INSERT INTO subject_data.event_batches (controller_id, mpid, body) VALUES ('acme', 1, '{"mpid":1}')"#;
     writer.batch_execute(insert).await.unwrap();
     let _workers = Worker::several(&world, &ERASURE, SECONDS).await;
     let publisher = Publisher::connect(&world).await;
@@ -184,7 +188,8 @@ async fn a_request_that_matches_too_many_profiles_waits_for_an_operator() {
     family(12, 16, "growing@example.com").await;
     world.set_clock("2026-11-22T12:30:00Z".parse().unwrap()).await;
     let needed = async |id: &str| -> bool {
-        let sql = "SELECT approval = 'needed' AND batch_id IS NULL FROM lethe.requests WHERE subject_request_id::text = $1";
+        let sql =
+            "SELECT approval = 'needed' AND batch_id IS NULL FROM lethe.requests WHERE subject_request_id::text = $1";
         world.one(sql, &[&id]).await
     };
     eventually("the second is held back at the release", seconds(10), async || needed(&growing.id).await).await;

@@ -49,7 +49,11 @@ async fn every_published_example_is_accepted_signed_and_promised_by_the_calendar
         assert!(json["received_time"].as_str().unwrap().starts_with("2026-11-22T09:00:"), "{path}: {json}");
         assert_eq!(json["encoded_request"], json!(STANDARD.encode(&body)), "{path}");
         let (ours, others) = if path.contains("/v1-") { ("OpenGDPR", "OpenDSR") } else { ("OpenDSR", "OpenGDPR") };
-        assert_eq!(answer.headers.get(&format!("X-{ours}-Processor-Domain")).map(String::as_str), Some("localhost"), "{path}");
+        assert_eq!(
+            answer.headers.get(&format!("X-{ours}-Processor-Domain")).map(String::as_str),
+            Some("localhost"),
+            "{path}"
+        );
         assert!(answer.is_signed(&format!("X-{ours}-Signature")), "{path}: {:?}", answer.headers);
         assert!(!answer.headers.contains_key(&format!("X-{others}-Signature")), "{path}");
     }
@@ -123,7 +127,8 @@ async fn what_is_refused_says_why_and_is_kept() {
         assert_eq!((answer.status, reason(&answer).as_str()), (400, *expected), "{what}: {}", answer.json());
         assert!(answer.is_signed("X-OpenDSR-Signature"), "{what}");
     }
-    let both = publisher.sending("acme", "request", fixture("mparticle/v3-erasure-mpid-and-email-invalid-request.json"));
+    let both =
+        publisher.sending("acme", "request", fixture("mparticle/v3-erasure-mpid-and-email-invalid-request.json"));
     assert_eq!(publisher.ask(&both).await.status, 400);
     let flawed = publisher.sending("acme", "request", fixture("opendsr/v2-request-flawed.txt"));
     assert_eq!(publisher.ask(&flawed).await.status, 400);
@@ -175,7 +180,11 @@ async fn a_bad_message_takes_no_neighbour_with_it() {
         ("empty", Vec::new(), 400),
         ("a list", b"[]".to_vec(), 400),
         ("duplicate key", text.replacen('{', "{\"regulation\":\"ccpa\",", 1).into_bytes(), 400),
-        ("wrong types", Request::erasure("a@b.c").with("subject_identities", json!(7)).with("group_id", json!([])).bytes(), 400),
+        (
+            "wrong types",
+            Request::erasure("a@b.c").with("subject_identities", json!(7)).with("group_id", json!([])).bytes(),
+            400,
+        ),
         ("bad UTF-8", [good(), vec![0xff]].concat(), 400),
         ("deep", [vec![b'['; 100_000], vec![b']'; 100_000]].concat(), 400),
         ("half a million elements", format!("{{\"x\":[{}1],{}", "1,".repeat(500_000), &text[1..]).into_bytes(), 201),
@@ -184,17 +193,26 @@ async fn a_bad_message_takes_no_neighbour_with_it() {
         ("exactly 1 MiB", [good(), vec![b' '; (1 << 20) - good().len()]].concat(), 201),
         ("empty e-mail", nobody("  "), 400),
         ("null", nobody("null"), 400),
-        ("zeros", Request::new("erasure").identity("ios_advertising_id", "00000000-0000-0000-0000-000000000000").bytes(), 400),
+        (
+            "zeros",
+            Request::new("erasure").identity("ios_advertising_id", "00000000-0000-0000-0000-000000000000").bytes(),
+            400,
+        ),
         ("NUL", nobody("a\0@example.com"), 400),
     ];
     let mut asked = Vec::new();
     for (what, body, expected) in bad {
-        asked.push(("a good neighbour", 201, publisher.begin_asking(&publisher.sending("acme", "request", good())).await));
+        asked.push((
+            "a good neighbour",
+            201,
+            publisher.begin_asking(&publisher.sending("acme", "request", good())).await,
+        ));
         asked.push((what, expected, publisher.begin_asking(&publisher.sending("acme", "request", body)).await));
     }
     let accepted = asked.iter().filter(|(_, expected, _)| *expected == 201).count();
     for (what, expected, answer) in asked {
-        let answer = tokio::time::timeout(seconds(20), answer).await.unwrap_or_else(|_| panic!("no answer: {what}")).unwrap();
+        let answer =
+            tokio::time::timeout(seconds(20), answer).await.unwrap_or_else(|_| panic!("no answer: {what}")).unwrap();
         assert_eq!(answer.status, expected, "{what}: {}", answer.json()["error"]);
     }
     assert_eq!(world.in_status("pending").await, i64::try_from(accepted).unwrap());

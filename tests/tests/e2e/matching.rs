@@ -36,7 +36,10 @@ async fn every_format_alias_and_spelling_finds_the_same_people_and_no_others() {
         (Request::new("erasure").identity("roku_publishing_id", "R-1"), vec!["1 receipt".to_owned()]),
         (Request::new("erasure").identity("roku_publisher_id", "r-1"), vec![]),
         (Request::new("erasure").identity("controller_customer_id", "ada@example.com"), vec![]),
-        (Request::new("erasure").identity("email", "grace@example.com").identity("android_id", "unknown"), vec!["3 receipt".to_owned()]),
+        (
+            Request::new("erasure").identity("email", "grace@example.com").identity("android_id", "unknown"),
+            vec!["3 receipt".to_owned()],
+        ),
         (Request::new("erasure").mpid(4).with("subject_identities", json!(null)), vec!["4 named".to_owned()]),
     ];
     for (request, expected) in cases {
@@ -85,7 +88,10 @@ async fn matching_probes_indexes_however_many_identities_there_are() {
     let (_, statement) = all_statements().into_iter().find(|(name, _)| *name == "MATCH").unwrap();
     let session = world.db.session().await.unwrap();
     session.batch_execute("SET plan_cache_mode = force_generic_plan").await.unwrap();
-    session.batch_execute(&format!("PREPARE matching (int[], text[], text[], text[], text[], bigint) AS {statement}")).await.unwrap();
+    session
+        .batch_execute(&format!("PREPARE matching (int[], text[], text[], text[], text[], bigint) AS {statement}"))
+        .await
+        .unwrap();
     for count in [1, 200] {
         let list = |value: &str| format!("array_fill({value}, ARRAY[{count}])");
         let explain = format!(
@@ -108,7 +114,21 @@ async fn matching_probes_indexes_however_many_identities_there_are() {
 async fn the_database_normalises_and_digests_as_the_code_does() {
     let world = World::new().await;
     let space = [" ", "\t", "\n", "\r", "\u{b}", "\u{c}", "\u{a0}", "\u{2003}", ""];
-    let middles = ["Ada@Example.COM", "vera@example.com", "fvtnr", "ÀDA@EXAMPLE.com", "İstanbul", "straße", "ǅ", "a b\tc", "\\", "'", "😀X", "K", ""];
+    let middles = [
+        "Ada@Example.COM",
+        "vera@example.com",
+        "fvtnr",
+        "ÀDA@EXAMPLE.com",
+        "İstanbul",
+        "straße",
+        "ǅ",
+        "a b\tc",
+        "\\",
+        "'",
+        "😀X",
+        "K",
+        "",
+    ];
     let session = world.db.session().await.unwrap();
     let sql = "SELECT lethe.normalise_identity($1, $2), lethe.identity_sha256($1, $2), lethe.identity_sha1($1, $2), lethe.identity_md5($1, $2)";
     let statement = session.prepared(sql).await.unwrap();
@@ -120,7 +140,9 @@ async fn the_database_normalises_and_digests_as_the_code_does() {
                     let row = session.raw().query_one(&statement, &[&kind.as_str(), &value]).await.unwrap();
                     let normal = kind.normalise(&value);
                     assert_eq!(row.get::<_, &str>(0), normal, "{kind:?} {value:?}");
-                    for (column, format) in [(1, IdentityFormat::Sha256), (2, IdentityFormat::Sha1), (3, IdentityFormat::Md5)] {
+                    for (column, format) in
+                        [(1, IdentityFormat::Sha256), (2, IdentityFormat::Sha1), (3, IdentityFormat::Md5)]
+                    {
                         assert_eq!(crypto::hex(row.get(column)), format.encode(&normal), "{kind:?} {value:?}");
                     }
                 }
@@ -147,8 +169,17 @@ async fn status_and_group_queries_show_a_controller_its_own_requests_only() {
     let status = publisher.status("acme", &requests[0].id).await;
     let body = status.json();
     let fields: Vec<&String> = body.as_object().unwrap().keys().collect();
-    let expected = ["api_version", "controller_id", "expected_completion_time", "extensions", "group_id", "request_status",
-        "results_count", "results_url", "subject_request_id"];
+    let expected = [
+        "api_version",
+        "controller_id",
+        "expected_completion_time",
+        "extensions",
+        "group_id",
+        "request_status",
+        "results_count",
+        "results_url",
+        "subject_request_id",
+    ];
     assert_eq!((status.status, fields), (200, expected.map(str::to_owned).iter().collect::<Vec<_>>()));
     assert_eq!((&body["request_status"], &body["group_id"]), (&json!("pending"), &json!("the group")));
     assert!(status.is_signed("X-OpenDSR-Signature"));
@@ -159,7 +190,13 @@ async fn status_and_group_queries_show_a_controller_its_own_requests_only() {
         publisher.ask(&publisher.sending(controller, "group", body.to_string())).await
     };
     let ids = |answer: &lethe_tests::Answer| -> Vec<String> {
-        answer.json().as_array().unwrap().iter().map(|one| one["subject_request_id"].as_str().unwrap().to_owned()).collect()
+        answer
+            .json()
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|one| one["subject_request_id"].as_str().unwrap().to_owned())
+            .collect()
     };
     let first = ask("acme", json!({"group_id": "the group"})).await;
     assert_eq!(ids(&first).len(), 1_000);

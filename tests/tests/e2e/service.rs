@@ -2,8 +2,8 @@
 
 use std::process::Output;
 
-use lethe_tests::worker::{ALL, bare, environment};
 use lethe_tests::wait::{eventually, seconds};
+use lethe_tests::worker::{ALL, bare, environment};
 use lethe_tests::{Publisher, Request, SECONDS, Worker, World};
 
 async fn run(name: &str, arguments: &[&str], settings: &[(&str, String)]) -> Output {
@@ -20,7 +20,9 @@ async fn help_names_every_option_with_its_variable_and_default() {
         let text = String::from_utf8(help.stdout).unwrap();
         let options = text.lines().filter(|line| line.trim_start().starts_with("--")).count();
         assert!(options >= 6, "{name}: {text}");
-        for paragraph in text.split("\n\n").flat_map(|part| part.split("\n      --")).filter(|part| part.contains("LETHE_")) {
+        for paragraph in
+            text.split("\n\n").flat_map(|part| part.split("\n      --")).filter(|part| part.contains("LETHE_"))
+        {
             assert!(paragraph.contains("[env: LETHE_"), "{name}: {paragraph}");
         }
         for expected in ["LETHE_DRAIN_TIMEOUT", "[default: 30s]", "DATABASE_URL", "AMQP_URL", "Exit codes"] {
@@ -60,7 +62,12 @@ async fn bad_configuration_is_said_before_anything_connects() {
         ("callback-courier", "LETHE_CALLBACK_FIRST_RETRY", Some("soon"), "LETHE_CALLBACK_FIRST_RETRY"),
         ("erasure-executor", "DATABASE_URL", None, "DATABASE_URL"),
         ("erasure-executor", "LETHE_ERASURE_SLICES", Some("0"), "LETHE_ERASURE_SLICES"),
-        ("access-compiler", "LETHE_MASTER_KEY_FILE", Some(&world.files.certificate.display().to_string()), "LETHE_MASTER_KEY_FILE"),
+        (
+            "access-compiler",
+            "LETHE_MASTER_KEY_FILE",
+            Some(&world.files.certificate.display().to_string()),
+            "LETHE_MASTER_KEY_FILE",
+        ),
         ("access-compiler", "LETHE_DRAIN_TIMEOUT", Some("1 fortnight"), "LETHE_DRAIN_TIMEOUT"),
     ];
     for (name, variable, value, expected) in cases {
@@ -109,13 +116,17 @@ async fn an_encrypted_address_is_never_spoken_to_in_the_clear() {
     let world = World::new().await;
     let encrypted = world.amqp_url.replacen("amqp://", "amqps://", 1);
     let worker = Worker::spawn(&world, "erasure-executor", &[("AMQP_URL", &encrypted)]);
-    eventually("it says that it cannot connect", seconds(20), async || worker.log().contains("consuming has stopped")).await;
+    eventually("it says that it cannot connect", seconds(20), async || worker.log().contains("consuming has stopped"))
+        .await;
     assert_eq!(worker.get("/readyz").await.unwrap().0, 503);
     assert!(!worker.log().contains("INFO consuming"));
     worker.stop().await;
     let database = format!("{}?sslmode=require", world.database_url);
     let worker = Worker::spawn(&world, "erasure-executor", &[("DATABASE_URL", &database)]);
-    eventually("it waits for an encrypted connection", seconds(20), async || worker.log().contains("waiting for PostgreSQL")).await;
+    eventually("it waits for an encrypted connection", seconds(20), async || {
+        worker.log().contains("waiting for PostgreSQL")
+    })
+    .await;
     assert_eq!(worker.get("/readyz").await.unwrap().0, 503);
     worker.stop().await;
 }

@@ -1,16 +1,21 @@
 //! Servers that are away, queues that are lost, connections that are cut: everything goes on by itself (contract 12).
 
+use jiff::SignedDuration;
+use lethe_tests::erasure::deleted_in_all;
 use lethe_tests::proxy::{Proxy, Way};
 use lethe_tests::wait::{becomes, eventually, seconds};
 use lethe_tests::worker::ALL;
 use lethe_tests::{Publisher, Receiver, Request, SECONDS, Worker, World, seconds_with};
+use serde_json::json;
 
 const LIFE: [&str; 3] = ["pending", "in_progress", "completed"];
 
 /// Sends `count` erasures with callbacks.
 async fn send(publisher: &Publisher, receiver: &Receiver, count: usize) {
     let all: Vec<_> = (0..count)
-        .map(|_| publisher.sending("acme", "request", &Request::erasure("ada@example.com").callback(&receiver.url("/x"))))
+        .map(|_| {
+            publisher.sending("acme", "request", &Request::erasure("ada@example.com").callback(&receiver.url("/x")))
+        })
         .collect();
     publisher.send_all(&all).await;
 }
@@ -65,13 +70,18 @@ async fn workers_wait_for_servers_that_are_away_and_go_on_by_themselves() {
     // Both are cut in the middle of the work, one after the other.
     send(&publisher, &receiver, 50).await;
     rabbitmq.set(Way::Refusing);
-    eventually("it is noticed", seconds(20), async || workers[1].log().matches("consuming has stopped").count() >= 2).await;
+    eventually("it is noticed", seconds(20), async || workers[1].log().matches("consuming has stopped").count() >= 2)
+        .await;
     rabbitmq.set(Way::Open);
     send(&publisher, &receiver, 50).await;
     postgresql.set(Way::Refusing);
     send(&publisher, &receiver, 50).await;
-    eventually("it is noticed", seconds(20), async || workers[0].log().contains("a round of the schedule has failed")).await;
+    eventually("it is noticed", seconds(20), async || workers[0].log().contains("a round of the schedule has failed"))
+        .await;
     postgresql.set(Way::Open);
+    // What could not be handed back lies under its lease; the clock does not wait for it.
+    let later = world.now().await + SignedDuration::from_secs(61);
+    world.set_clock(later).await;
     all_is_done(&world, &receiver, 170).await;
     for worker in &mut workers {
         assert!(worker.is_running());
@@ -117,4 +127,41 @@ async fn connections_that_the_broker_closes_are_made_again() {
         .await;
         all_is_done(&world, &receiver, i64::try_from(100 * round).unwrap()).await;
     }
+}
+
+#[tokio::test]
+async fn processes_that_are_killed_at_any_point_lose_and_double_nothing() {
+    const PEOPLE: i64 = 300;
+    let world = World::new().await;
+    let acme = world.controller("acme").await;
+    let profiles: Vec<String> = (0..PEOPLE)
+        .map(|n| json!({"mpid": n, "identities": {"email": format!("p{n}@example.com")}}).to_string())
+        .collect();
+    world.profiles(&acme, &profiles).await;
+    let batches: Vec<String> = (0..PEOPLE * 4).map(|n| json!({"mpid": n % PEOPLE}).to_string()).collect();
+    world.event_batches(&acme, &batches).await;
+    let receiver = Receiver::start().await;
+    let mut workers = Worker::fleet(&world, SECONDS).await;
+    let publisher = Publisher::connect(&world).await;
+    // Each round sends a share, lets it get under way, and kills one process after the other.
+    for round in 0..6 {
+        let share = (round * PEOPLE / 6)..((round + 1) * PEOPLE / 6);
+        let requests = share.map(|n| Request::erasure(&format!("p{n}@example.com")).callback(&receiver.url("/x")));
+        let all: Vec<_> = requests.map(|one| publisher.sending("acme", "request", &one)).collect();
+        publisher.send_all(&all).await;
+        let seen = receiver.all().len();
+        eventually("something moves", seconds(20), async || receiver.all().len() > seen).await;
+        let victim = usize::try_from(round).unwrap() % ALL.len();
+        let fresh = Worker::spawn(&world, ALL[victim], SECONDS);
+        std::mem::replace(&mut workers[victim], fresh).kill().await;
+        // The leases of the dead one last; the clock does not wait for them.
+        let later = world.now().await + SignedDuration::from_secs(61);
+        world.set_clock(later).await;
+    }
+    all_is_done(&world, &receiver, PEOPLE).await;
+    let left: i64 = world.one("SELECT count(*) FROM subject_data.event_batches", &[]).await;
+    assert_eq!((left, deleted_in_all(&world).await), (0, PEOPLE * 6), "every row is counted once");
+    let uneven = "SELECT count(*) FROM lethe.erasure_receipts WHERE rows_deleted <> 6 OR verified_at IS NULL";
+    assert_eq!(world.one::<i64>(uneven, &[]).await, 0);
+    assert_eq!(world.one::<i64>("SELECT count(*) FROM lethe.callbacks", &[]).await, PEOPLE * 3);
 }

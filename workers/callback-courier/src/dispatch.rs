@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use lethe::broker::topology::CALLBACK_DELIVERY;
 use lethe::broker::wake::EndpointWakeUp;
 use lethe::broker::{Consumer, Gather, GroupHandler, Message, Outcome};
@@ -13,7 +14,7 @@ use lethe::db::callbacks::{self, ClaimedCallback};
 use lethe::db::{Db, DbError};
 use lethe::request::EndpointId;
 use lethe::service::Service;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -57,8 +58,8 @@ struct Shared {
     ready: Arc<Ready>,
     recorder: Recorder,
     permits: Arc<Semaphore>,
-    /// Endpoints with a task; `true` where one more wake-up came since its last claim.
-    active: Mutex<HashMap<EndpointId, bool>>,
+    /// Endpoints with a task, which hears of each further wake-up.
+    active: Mutex<HashMap<EndpointId, Arc<Notify>>>,
     tasks: TaskTracker,
     shutdown: CancellationToken,
 }
@@ -84,21 +85,20 @@ impl GroupHandler for Dispatcher {
 
 fn wake(shared: &Arc<Shared>, endpoint_id: EndpointId) {
     let mut active = shared.active.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(again) = active.get_mut(&endpoint_id) {
-        *again = true;
+    if let Some(woken) = active.get(&endpoint_id) {
+        woken.notify_one();
         return;
     }
-    active.insert(endpoint_id, false);
+    let woken = Arc::new(Notify::new());
+    active.insert(endpoint_id, woken.clone());
     let shared = shared.clone();
-    shared.tasks.clone().spawn(async move { drain(&shared, endpoint_id).await });
+    shared.tasks.clone().spawn(async move { drain(&shared, endpoint_id, &woken).await });
 }
 
-/// Whether another wake-up came meanwhile; if not, the endpoint is no longer active.
-fn ends(shared: &Shared, endpoint_id: EndpointId) -> bool {
+/// Whether no other wake-up came meanwhile; then the endpoint is no longer active.
+fn ends(shared: &Shared, endpoint_id: EndpointId, woken: &Notify) -> bool {
     let mut active = shared.active.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(again) = active.get_mut(&endpoint_id)
-        && std::mem::take(again)
-    {
+    if woken.notified().now_or_never().is_some() {
         return false;
     }
     active.remove(&endpoint_id);
@@ -106,7 +106,7 @@ fn ends(shared: &Shared, endpoint_id: EndpointId) -> bool {
 }
 
 /// Delivers what an endpoint has until nothing is due any more.
-async fn drain(shared: &Arc<Shared>, endpoint_id: EndpointId) {
+async fn drain(shared: &Arc<Shared>, endpoint_id: EndpointId, woken: &Notify) {
     let limit = usize::try_from(shared.ready.limits.in_flight).unwrap_or(1);
     let mut in_flight = JoinSet::new();
     loop {
@@ -126,12 +126,16 @@ async fn drain(shared: &Arc<Shared>, endpoint_id: EndpointId) {
             });
         }
         if in_flight.is_empty() && idle {
-            if shared.shutdown.is_cancelled() || ends(shared, endpoint_id) {
+            if shared.shutdown.is_cancelled() || ends(shared, endpoint_id, woken) {
                 return;
             }
             continue;
         }
-        in_flight.join_next().await;
+        // A delivery that hangs must not keep what became due meanwhile from the places that are free.
+        tokio::select! {
+            _ = in_flight.join_next(), if !in_flight.is_empty() => {}
+            () = woken.notified(), if in_flight.len() < limit => {}
+        }
         // Outcomes are recorded in groups, so several places come free at once.
         while in_flight.try_join_next().is_some() {}
     }

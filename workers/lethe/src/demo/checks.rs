@@ -229,18 +229,21 @@ fn callbacks(cases: &[Case], received: &[Received]) -> Vec<Claim> {
             counts.insert(&callback.subject_request_id, callback.results_count);
         }
     }
-    let mut disordered = 0;
+    let (mut disordered, mut example) = (0, String::new());
     for case in cases {
         let id = case.request.subject_request_id.to_string();
         let expected: &[&str] =
             if case.is_cancelled() { &["pending", "cancelled"] } else { &["pending", "in_progress", "completed"] };
         let compiled = case.request.subject_request_type != RequestType::Erasure;
         let counted = counts.get(id.as_str()).copied().flatten().is_some() == compiled;
-        disordered += usize::from(orders.get(id.as_str()).map(Vec::as_slice) != Some(expected) || !counted);
+        let arrived = orders.get(id.as_str()).map_or(&[][..], Vec::as_slice);
+        if arrived != expected || !counted {
+            disordered += 1;
+            example = format!(" (for instance {id}: {arrived:?}, results_count as expected: {counted})");
+        }
     }
     let strangers = received.iter().filter(|callback| !callback.url.ends_with("/callbacks")).count();
-    vec![
-        claim("every callback is signed", unsigned + strangers, received.len(), "callbacks"),
-        claim("callbacks arrived in order, none missing", disordered, cases.len(), "requests"),
-    ]
+    let mut in_order = claim("callbacks arrived in order, none missing", disordered, cases.len(), "requests");
+    in_order.evidence.push_str(&example);
+    vec![claim("every callback is signed", unsigned + strangers, received.len(), "callbacks"), in_order]
 }
