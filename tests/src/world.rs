@@ -42,12 +42,12 @@ impl World {
     pub async fn new() -> Self {
         let name = servers::unique_name();
         let management = Management::new();
+        let database_url = servers::create_database(&name).await;
+        let amqp_url = management.create_vhost(&name).await;
         let folder = std::env::temp_dir().join(&name);
         for part in ["keys", "results", "log", "run"] {
             std::fs::create_dir_all(folder.join(part)).unwrap();
         }
-        let database_url = servers::create_database(&name).await;
-        let amqp_url = management.create_vhost(&name).await;
         let db = Db::new(&database_url, 16, "lethe-tests").unwrap();
         let files = KeyFiles::write(&folder);
         Self { name, database_url, amqp_url, db, management, folder, files }
