@@ -38,7 +38,7 @@ test: ## Run all tests, against real servers and real binaries
 		cargo nextest run --workspace $(LOCKED) && \
 		cargo test --doc --workspace $(LOCKED); \
 	else \
-		cargo test --workspace $(LOCKED); \
+		RUST_TEST_THREADS=4 cargo test --workspace $(LOCKED); \
 	fi
 
 lint: ## Check formatting, clippy, shell scripts, licences

@@ -122,16 +122,16 @@ mod tests {
 
     #[test]
     fn it_doubles() {
-        let policy = BackoffPolicy::new(Duration::from_secs(30), Duration::from_secs(6 * 3600)).unwrap();
+        let policy = BackoffPolicy::new(Duration::from_secs(30), Duration::from_hours(6)).unwrap();
         let delays: Vec<u64> = (1..=4).map(|failures| policy.delay(failures, 1.0).as_secs()).collect();
         assert_eq!(delays, [30, 60, 120, 240]);
-        assert_eq!(policy.delay(1_000_000, 1.0), Duration::from_secs(6 * 3600));
+        assert_eq!(policy.delay(1_000_000, 1.0), Duration::from_hours(6));
     }
 
     #[test]
     fn retry_after_is_seconds_or_a_date() {
         let now: Timestamp = "1994-11-06T08:49:00Z".parse().unwrap();
-        assert_eq!(parse_retry_after("120", now), Some(Duration::from_secs(120)));
+        assert_eq!(parse_retry_after("120", now), Some(Duration::from_mins(2)));
         assert_eq!(parse_retry_after("Sun, 06 Nov 1994 08:49:37 GMT", now), Some(Duration::from_secs(37)));
         assert_eq!(parse_retry_after("Sun, 06 Nov 1994 08:00:00 GMT", now), Some(Duration::ZERO));
         assert_eq!(parse_retry_after("-1", now), None);

@@ -70,6 +70,8 @@ impl Broker {
             url.parse().map_err(|_| invalid("must be a URL such as amqp://user:password@host:5672/%2f"))?;
         // Without a heartbeat a connection that was cut silently looks alive for hours.
         uri.query.heartbeat.get_or_insert(20);
+        // lapin keeps buffers of 32 frames for each direction: at the broker's 128 KiB that would be 8 MiB a connection.
+        uri.query.frame_max.get_or_insert(32 * 1024);
         Ok(Self { uri, name: name.to_owned() })
     }
 

@@ -126,7 +126,7 @@ impl Intake {
                     pending.push(first);
                 }
                 Err(error) if error.disposition() == Disposition::Poison => {
-                    outcomes.push(Err(Unanswered::Poison(error)))
+                    outcomes.push(Err(Unanswered::Poison(error)));
                 }
                 Err(error) => {
                     tracing::debug!(%error, "a group could not be recorded");

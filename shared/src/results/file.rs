@@ -260,3 +260,76 @@ impl<W: Write> Parts<W> {
         self.zip.write_all(b"\n")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::sync::Arc;
+
+    use object_store::ObjectStore;
+    use object_store::memory::InMemory;
+
+    use super::super::cipher::Decryptor;
+    use super::*;
+
+    const KEY: [u8; KEY_LEN] = [3; KEY_LEN];
+    const ZIP: Format = Format::Zip { include_profile: true };
+
+    fn event(number: usize, size: usize) -> ExportLine {
+        ExportLine::EventBatch(format!("{number:08}{}", "x".repeat(size - 8)).into())
+    }
+
+    async fn plain(store: &Store, written: Written) -> Vec<u8> {
+        let file = store.get(&Path::from("f")).await.unwrap().bytes().await.unwrap();
+        Decryptor::new(&KEY, written.size).unwrap().open_all(&file).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_zip_is_split_so_that_no_file_passes_64_mib() {
+        let store: Store = Arc::new(InMemory::new());
+        // 140 lines of 1 MiB with their line breaks: 64 fit into a file, exactly.
+        let size = (1 << 20) - 1;
+        let lines = (0..140).map(|number| Ok(event(number, size)));
+        let profile = [Ok(ExportLine::Profile("{\"mpid\":1}".into()))];
+        let lines = futures_util::stream::iter(profile.into_iter().chain(lines));
+        let written = write(&store, "f", &KEY, ZIP, lines).await.unwrap();
+        assert_eq!(written.lines, 141);
+        let mut archive = zip::ZipArchive::new(std::io::Cursor::new(plain(&store, written).await)).unwrap();
+        let mut number = 0;
+        let mut files = Vec::new();
+        for index in 0..archive.len() {
+            let mut file = archive.by_index(index).unwrap();
+            let mut text = String::new();
+            file.read_to_string(&mut text).unwrap();
+            files.push((file.name().unwrap().into_owned(), text.len() as u64));
+            for line in text.lines().filter(|line| !line.starts_with('{')) {
+                assert!(line.starts_with(&format!("{number:08}")), "in order, none missing");
+                number += 1;
+            }
+        }
+        let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["profile.jsonl", "events-00001.jsonl", "events-00002.jsonl", "events-00003.jsonl"]);
+        assert!(files.iter().all(|(_, size)| *size <= MAX_PART), "{files:?}");
+        assert_eq!(files[1].1, MAX_PART);
+    }
+
+    #[tokio::test]
+    async fn an_export_that_breaks_off_leaves_no_object() {
+        let store: Store = Arc::new(InMemory::new());
+        for format in [Format::Text, ZIP] {
+            let lines = (0..20).map(|number| Ok(event(number, 1 << 20)));
+            let lines = futures_util::stream::iter(lines.chain([Err(StoreError::WritersUnderWay)]));
+            let outcome = write(&store, "f", &KEY, format, lines).await;
+            assert!(matches!(outcome, Err(FileError::Store(StoreError::WritersUnderWay))), "{outcome:?}");
+            assert!(store.list(None).next().await.is_none(), "nothing half-written is there");
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_found_is_no_object() {
+        let store: Store = Arc::new(InMemory::new());
+        let written = write(&store, "f", &KEY, ZIP, futures_util::stream::empty()).await.unwrap();
+        assert_eq!(written, Written { size: 0, lines: 0 });
+        assert!(store.list(None).next().await.is_none());
+    }
+}

@@ -198,6 +198,34 @@ async fn an_endpoint_that_hangs_slows_none_of_the_other_fifty() {
     assert_eq!(receivers[0].all().len(), 8, "no more than its limit");
 }
 
+/// 16,000 callbacks for a host where nobody listens. (200,000 behave the same; they only take longer to publish.)
+#[tokio::test]
+async fn a_flood_for_a_dead_host_starves_nobody_and_gives_up_nothing_untried() {
+    let world = World::new().await;
+    world.controller("acme").await;
+    let receiver = Receiver::start().await;
+    let settings = seconds_with(&[("LETHE_CALLBACK_GIVE_UP", "1s"), ("LETHE_CALLBACK_MAX_PROBE", "500ms")]);
+    let _workers = Worker::fleet(&world, &settings).await;
+    let publisher = Publisher::connect(&world).await;
+    let flood: Vec<Request> = (0..1_000)
+        .map(|_| {
+            let request = Request::erasure("ada@example.com");
+            (0..16).fold(request, |request, url| request.callback(&format!("http://127.0.0.1:1/{url}")))
+        })
+        .collect();
+    publisher.send_all(&flood.iter().map(|one| publisher.sending("acme", "request", one)).collect::<Vec<_>>()).await;
+    let tried = "SELECT count(*) FROM lethe.callbacks WHERE attempts > 0";
+    eventually("the flood is being tried", seconds(30), async || world.one::<i64>(tried, &[]).await > 10).await;
+    let request = Request::erasure("bob@example.com").callback(&receiver.url("/alive"));
+    publisher.request("acme", &request).await;
+    completes(&receiver, "/alive").await;
+    eventually("the first ones are given up", seconds(30), async || callbacks_in(&world, "exhausted").await > 0).await;
+    let untried = "SELECT count(*) FROM lethe.callbacks WHERE state = 'exhausted' AND attempts < 2";
+    assert_eq!(world.one::<i64>(untried, &[]).await, 0, "what was tried once has not used up its time");
+    let waiting = "SELECT count(*) FROM lethe.callbacks WHERE state = 'ready' AND attempts = 0";
+    assert!(world.one::<i64>(waiting, &[]).await > 10_000, "the breaker holds back what it does not try");
+}
+
 #[tokio::test]
 async fn the_limit_of_an_endpoint_holds_over_two_couriers() {
     let world = World::new().await;

@@ -40,11 +40,11 @@ pub(crate) struct Options {
     #[arg(long = "callback-give-up", env = "LETHE_CALLBACK_GIVE_UP", default_value = "72h", value_name = "DURATION")]
     give_up: HumanDuration,
     /// Deliveries in flight at once in this process
-    #[arg(long = "callback-deliveries", env = "LETHE_CALLBACK_DELIVERIES", default_value_t = 256, value_name = "NUMBER",
+    #[arg(long = "callback-deliveries", env = "LETHE_CALLBACK_DELIVERIES", default_value_t = 1_024, value_name = "NUMBER",
           value_parser = clap::value_parser!(u16).range(1..=10_000))]
     deliveries: u16,
     /// Deliveries in flight at once to one endpoint, over all couriers
-    #[arg(long = "callback-deliveries-per-endpoint", env = "LETHE_CALLBACK_DELIVERIES_PER_ENDPOINT", default_value_t = 16, value_name = "NUMBER",
+    #[arg(long = "callback-deliveries-per-endpoint", env = "LETHE_CALLBACK_DELIVERIES_PER_ENDPOINT", default_value_t = 8, value_name = "NUMBER",
           value_parser = clap::value_parser!(u16).range(1..=1_000))]
     deliveries_per_endpoint: u16,
     /// Consecutive failures of an endpoint after which only one delivery at a time probes it

@@ -273,7 +273,7 @@ async fn broker(findings: &mut Findings) {
     let advice = "set max_message_size = 2097152 in rabbitmq.conf: larger messages only cost memory";
     match takes_large_messages(&connection).await {
         Ok(false) => {
-            findings.add("max_message_size", Verdict::Good, "messages over 2 MiB are stopped at the broker", "")
+            findings.add("max_message_size", Verdict::Good, "messages over 2 MiB are stopped at the broker", "");
         }
         Ok(true) => findings.add("max_message_size", Verdict::Look, "the broker takes messages over 2 MiB", advice),
         Err(error) => findings.add("max_message_size", Verdict::Look, error, advice),

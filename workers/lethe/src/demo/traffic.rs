@@ -168,10 +168,10 @@ pub(crate) async fn publish(world: &World, cases: &[Case], output: Output) -> an
         confirms.push(door.publish(&case.controller_id, "request", &body, &id.to_string()).await?);
         match case.twist {
             Twist::Duplicate => {
-                confirms.push(door.publish(&case.controller_id, "request", &body, &id.to_string()).await?)
+                confirms.push(door.publish(&case.controller_id, "request", &body, &id.to_string()).await?);
             }
             Twist::Cancel => {
-                confirms.push(door.publish(&case.controller_id, "cancellation", &cancellation, &cancel).await?)
+                confirms.push(door.publish(&case.controller_id, "cancellation", &cancellation, &cancel).await?);
             }
             Twist::None | Twist::CancelFirst => {}
         }
