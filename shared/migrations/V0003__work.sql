@@ -23,6 +23,7 @@ CREATE TABLE lethe.slices (
 );
 CREATE INDEX slices_open ON lethe.slices (stage, next_attempt_at) WHERE state = 'ready';
 CREATE INDEX slices_of_batch ON lethe.slices (batch_id);
+CREATE INDEX slices_open_of_batch ON lethe.slices (batch_id) WHERE state = 'ready';
 ALTER TABLE lethe.requests ADD FOREIGN KEY (slice_id) REFERENCES lethe.slices;
 
 -- What an erasure did, per request and store.
@@ -58,6 +59,7 @@ CREATE TABLE lethe.results (
     expired_at   timestamptz
 );
 CREATE INDEX results_unexpired ON lethe.results (expires_at) WHERE expired_at IS NULL;
+CREATE INDEX results_to_delete ON lethe.results (expired_at) WHERE expired_at IS NOT NULL AND object_path IS NOT NULL;
 
 -- Where callbacks go: controller, scheme, host and port share one limit and one breaker over all couriers.
 CREATE TABLE lethe.endpoints (

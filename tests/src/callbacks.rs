@@ -1,5 +1,6 @@
 //! A controller's receiver of callbacks: a real HTTP server that records everything and can be told to misbehave.
 
+use std::collections::BTreeSet;
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -130,9 +131,12 @@ impl Receiver {
         self.all().into_iter().filter(|one| one.path == path).collect()
     }
 
-    /// The statuses that were taken at `path`, in order.
+    /// The statuses that were taken at `path`, in order. A callback that comes again (it is promised at least once, and
+    /// a clock that jumps ends its lease) counts where it came first.
     pub fn statuses(&self, path: &str) -> Vec<String> {
-        self.at(path).iter().filter(|one| one.accepted).map(Received::status).collect()
+        let mut seen = BTreeSet::new();
+        let taken = self.at(path).into_iter().filter(|one| one.accepted);
+        taken.filter(|one| seen.insert(one.header("x-lethe-callback-id").to_owned())).map(|one| one.status()).collect()
     }
 
     /// The most POSTs that were under way at the same time.

@@ -1,9 +1,11 @@
 //! Connections to RabbitMQ. We supervise them ourselves: whoever needs one asks again when it broke.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Channel, Connection, ConnectionProperties};
+use tokio::sync::Mutex;
 
 use super::topology;
 use crate::config::ConfigError;
@@ -28,6 +30,10 @@ pub enum BrokerError {
     /// The broker cancelled the consumer, for instance because the queue was deleted.
     #[error("RabbitMQ cancelled the consumer")]
     ConsumerCancelled,
+    /// Messages of a queue that is handled in order were not handled; the channel is given up, so that they come again
+    /// before those behind them.
+    #[error("messages could not be handled and are delivered again in order")]
+    OutOfOrder,
     /// The broker refused a message: a queue is full.
     #[error("RabbitMQ refused a message: a queue is full")]
     Refused,
@@ -51,6 +57,8 @@ impl BrokerError {
 pub struct Broker {
     uri: AMQPUri,
     name: String,
+    /// The connection that all consumers of this process share.
+    consuming: Arc<Mutex<Option<Connection>>>,
 }
 
 impl std::fmt::Debug for Broker {
@@ -70,9 +78,7 @@ impl Broker {
             url.parse().map_err(|_| invalid("must be a URL such as amqp://user:password@host:5672/%2f"))?;
         // Without a heartbeat a connection that was cut silently looks alive for hours.
         uri.query.heartbeat.get_or_insert(20);
-        // lapin keeps buffers of 32 frames for each direction: at the broker's 128 KiB that would be 8 MiB a connection.
-        uri.query.frame_max.get_or_insert(32 * 1024);
-        Ok(Self { uri, name: name.to_owned() })
+        Ok(Self { uri, name: name.to_owned(), consuming: Arc::default() })
     }
 
     /// Whether the connection is encrypted.
@@ -86,10 +92,45 @@ impl Broker {
     /// # Errors
     /// [`BrokerError`].
     pub async fn connect(&self) -> Result<(Connection, Channel), BrokerError> {
+        self.connect_to(self.uri.clone()).await
+    }
+
+    /// As [`Self::connect`], for a connection that only publishes. lapin keeps buffers of 32 frames for each direction;
+    /// with small frames a connection costs 2 MiB rather than 8. One that consumes cannot have them: the headers of a
+    /// message come in one frame, as large as the publisher's connection allows.
+    ///
+    /// # Errors
+    /// [`BrokerError`].
+    pub async fn connect_to_publish(&self) -> Result<(Connection, Channel), BrokerError> {
+        let mut uri = self.uri.clone();
+        uri.query.frame_max.get_or_insert(32 * 1024);
+        self.connect_to(uri).await
+    }
+
+    /// A channel on the connection that the consumers of this process share; connects where there is none.
+    ///
+    /// # Errors
+    /// [`BrokerError`].
+    pub async fn consuming_channel(&self) -> Result<Channel, BrokerError> {
+        let mut shared = self.consuming.lock().await;
+        if let Some(connection) = &*shared
+            && connection.status().connected()
+        {
+            let channel = tokio::time::timeout(CONNECT_TIMEOUT, connection.create_channel()).await;
+            if let Ok(Ok(channel)) = channel {
+                return Ok(channel);
+            }
+        }
+        *shared = None;
+        let (connection, channel) = self.connect().await?;
+        *shared = Some(connection);
+        Ok(channel)
+    }
+
+    async fn connect_to(&self, uri: AMQPUri) -> Result<(Connection, Channel), BrokerError> {
         let connect = async {
             let properties = ConnectionProperties::default().with_connection_name(self.name.as_str().into());
-
-            let connection = Connection::connect_uri(self.uri.clone(), properties).await?;
+            let connection = Connection::connect_uri(uri, properties).await?;
             let channel = connection.create_channel().await?;
             topology::declare(&channel).await?;
             Ok((connection, channel))

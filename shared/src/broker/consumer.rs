@@ -139,6 +139,8 @@ impl<H: GroupHandler> Consumer<H> {
                 .await
             {
                 Ok(()) => break,
+                // The handler said why; it has waited already.
+                Err(BrokerError::OutOfOrder) => tracing::debug!(queue = self.queue.name, "delivered again in order"),
                 Err(error) => {
                     if connected.set(false) {
                         reconnect = Reconnect::default();
@@ -156,8 +158,8 @@ impl<H: GroupHandler> Consumer<H> {
     }
 
     async fn consume(&self, shutdown: &CancellationToken, started: impl FnOnce()) -> Result<(), BrokerError> {
-        let (connection, channel) = tokio::select! {
-            connected = self.broker.connect() => connected?,
+        let channel = tokio::select! {
+            channel = self.broker.consuming_channel() => channel?,
             () = shutdown.cancelled() => return Ok(()),
         };
         channel.basic_qos(self.prefetch, BasicQosOptions::default()).await?;
@@ -170,7 +172,7 @@ impl<H: GroupHandler> Consumer<H> {
                 first = deliveries.next() => first,
                 () = shutdown.cancelled() => {
                     // Closing gives back what was not begun.
-                    let _ = connection.close(200, "shutting down".into()).await;
+                    let _ = channel.close(200, "shutting down".into()).await;
                     return Ok(());
                 }
             };
@@ -178,7 +180,10 @@ impl<H: GroupHandler> Consumer<H> {
             let Some(first) = first else { return Err(BrokerError::ConsumerCancelled) };
             let mut group = vec![first?];
             self.gather_more(&mut group, &mut deliveries).await?;
-            self.handle(group, shutdown).await?;
+            if let Err(error) = self.handle(group, shutdown).await {
+                let _ = channel.close(200, "giving back what was not handled".into()).await;
+                return Err(error);
+            }
         }
     }
 
@@ -231,7 +236,7 @@ impl<H: GroupHandler> Consumer<H> {
             .header("error-message", reason.clone())
             .header("routing-key", message.routing_key.clone());
         letter.content_type.clone_from(&message.content_type);
-        if let Some(controller_id) = &message.controller_id {
+        if let Some(controller_id) = message.controller_id.as_ref().filter(|id| id.len() <= 64) {
             letter = letter.header("controller-id", controller_id.clone());
         }
         Some(letter)
@@ -261,6 +266,11 @@ impl<H: GroupHandler> Consumer<H> {
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             () = shutdown.cancelled() => {}
+        }
+        if self.queue.in_order {
+            // What was delivered behind these must not be handled before them: with the channel, all of it goes back
+            // to the queue, in its order.
+            return Err(BrokerError::OutOfOrder);
         }
         for (delivery, outcome) in group.iter().zip(outcomes) {
             if matches!(outcome, Outcome::RetryAfter(_)) {

@@ -108,7 +108,7 @@ impl Publisher {
             return Ok(channel.clone());
         }
         *link = None;
-        let (connection, channel) = self.broker.connect().await?;
+        let (connection, channel) = self.broker.connect_to_publish().await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
         *link = Some((connection, channel.clone()));
         Ok(channel)
@@ -124,8 +124,8 @@ impl Publisher {
         }
         let outcome = tokio::time::timeout(CONFIRM_TIMEOUT, self.publish_all(messages)).await;
         let outcome = outcome.unwrap_or(Err(BrokerError::Timeout(CONFIRM_TIMEOUT)));
-        if outcome.is_err() {
-            // Whatever is wrong with the channel, the next one begins with a new one.
+        if outcome.as_ref().is_err_and(|error| !matches!(error, BrokerError::Refused)) {
+            // Whatever is wrong with the channel, the next one begins with a new one. A full queue is no fault of it.
             *self.link.lock().await = None;
         }
         outcome

@@ -21,6 +21,10 @@ statements! {
         SELECT callback_id, url_no, request_status, expected_completion_time, attempt, started_at, controller_id,
                subject_request_id, sealed_request, signature_algorithm, result_id, token_salt, lines
           FROM lethe.claim_callbacks($1, $2, $3, $4, $5)";
+    PUT_OFF = "
+        UPDATE lethe.callbacks
+           SET lease_token = NULL, lease_expires_at = NULL, next_attempt_at = lethe.now() + interval '1 hour'
+         WHERE callback_id = ANY ($1) AND lease_token = $2";
     /// Only the holder of the lease records. In the order of the key, as everyone who locks several callbacks.
     FINISH = "
         UPDATE lethe.callbacks c
@@ -117,16 +121,23 @@ pub async fn claim(
     let token = Uuid::new_v4();
     let rows =
         session.query(CLAIM, &[&endpoint_id, &token, &limits.lease.as_secs_f64(), &limits.in_flight, &wanted]).await?;
-    // One that cannot be read (sealed under another master key, say) must not hold up the others of its endpoint: its
-    // lease runs out, and it is due again.
-    let read = |row: &Row| {
-        read_claimed(row, keys, endpoint_id, token)
-            .inspect_err(
-                |error| tracing::error!(%error, callback = %row.get::<_, CallbackId>(0), "a callback cannot be read"),
-            )
-            .ok()
-    };
-    Ok(rows.iter().filter_map(read).collect())
+    // One that cannot be read (sealed under another master key, say) must not hold up the others of its endpoint.
+    let mut unreadable: Vec<CallbackId> = Vec::new();
+    let mut claimed = Vec::with_capacity(rows.len());
+    for row in &rows {
+        match read_claimed(row, keys, endpoint_id, token) {
+            Ok(callback) => claimed.push(callback),
+            Err(error) => {
+                let callback: CallbackId = row.get(0);
+                tracing::error!(%error, %callback, "a callback cannot be read; it is put off for an hour");
+                unreadable.push(callback);
+            }
+        }
+    }
+    if !unreadable.is_empty() {
+        session.execute(PUT_OFF, &[&unreadable, &token]).await?;
+    }
+    Ok(claimed)
 }
 
 fn read_claimed(row: &Row, keys: &Keys, endpoint_id: EndpointId, token: Uuid) -> Result<ClaimedCallback, DbError> {

@@ -106,6 +106,12 @@ impl DbError {
         })
     }
 
+    /// The statement was too much for the server (time, memory, locks); half of it may not be.
+    #[must_use]
+    pub fn is_too_much(&self) -> bool {
+        self.code().is_some_and(|code| *code == SqlState::QUERY_CANCELED || code.code().starts_with("53"))
+    }
+
     /// What it means for the work at hand.
     #[must_use]
     pub fn disposition(&self) -> Disposition {

@@ -1,6 +1,6 @@
 //! Matching: which profiles of a controller carry any of the identities of a request (contract 4).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use futures_util::TryStreamExt;
 use tokio_postgres::types::ToSql;
@@ -11,27 +11,26 @@ use crate::opendsr::Identity;
 use crate::request::{ControllerId, Mpid};
 
 statements! {
-    /// One probe of one index per identity, whatever the size: the lateral query with its limit leaves the planner
-    /// no other way, and the partition is found by the controller at run time.
+    /// One probe of one index per identity, whatever the size: the lateral query with its limit leaves the planner no
+    /// other way. One controller at a time, so that its partition is chosen, and locked, alone.
     MATCH = "
         SELECT q.ord, found.mpid
-          FROM unnest($1::int[], $2::text[], $3::text[], $4::text[], $5::text[])
-               AS q (ord, controller_id, identity_type, format, value)
+          FROM unnest($2::int[], $3::text[], $4::text[], $5::text[]) AS q (ord, identity_type, format, value)
          CROSS JOIN LATERAL (
             (SELECT p.mpid FROM subject_data.profile_identities p
-              WHERE q.format = 'raw' AND p.controller_id = q.controller_id AND p.identity_type = q.identity_type
+              WHERE q.format = 'raw' AND p.controller_id = $1 AND p.identity_type = q.identity_type
                 AND p.sha256 = lethe.identity_sha256(q.identity_type, q.value) LIMIT $6)
             UNION ALL
             (SELECT p.mpid FROM subject_data.profile_identities p
-              WHERE q.format = 'sha256' AND p.controller_id = q.controller_id AND p.identity_type = q.identity_type
+              WHERE q.format = 'sha256' AND p.controller_id = $1 AND p.identity_type = q.identity_type
                 AND p.sha256 = decode(q.value, 'hex') LIMIT $6)
             UNION ALL
             (SELECT p.mpid FROM subject_data.profile_identities p
-              WHERE q.format = 'sha1' AND p.controller_id = q.controller_id AND p.identity_type = q.identity_type
+              WHERE q.format = 'sha1' AND p.controller_id = $1 AND p.identity_type = q.identity_type
                 AND p.sha1 = decode(q.value, 'hex') LIMIT $6)
             UNION ALL
             (SELECT p.mpid FROM subject_data.profile_identities p
-              WHERE q.format = 'md5' AND p.controller_id = q.controller_id AND p.identity_type = q.identity_type
+              WHERE q.format = 'md5' AND p.controller_id = $1 AND p.identity_type = q.identity_type
                 AND p.md5 = decode(q.value, 'hex') LIMIT $6)) found";
 }
 
@@ -64,41 +63,50 @@ pub struct Matched {
 /// [`DbError`].
 pub async fn find(session: &Session, wanted: &[Wanted<'_>]) -> Result<Vec<Matched>, DbError> {
     let mut found = vec![Matched::default(); wanted.len()];
-    let total = wanted.iter().map(|one| one.identities.len()).sum();
-    if total == 0 {
-        return Ok(found);
+    let mut of_controller: BTreeMap<&ControllerId, Vec<(i32, &Wanted<'_>)>> = BTreeMap::new();
+    for (ord, one) in (0..).zip(wanted).filter(|(_, one)| !one.identities.is_empty()) {
+        of_controller.entry(one.controller_id).or_default().push((ord, one));
     }
-    let mut ords: Vec<i32> = Vec::with_capacity(total);
-    let (mut controllers, mut types, mut formats, mut values) =
-        (Vec::with_capacity(total), Vec::with_capacity(total), Vec::with_capacity(total), Vec::with_capacity(total));
-    for (ord, one) in (0..).zip(wanted) {
+    for (controller_id, theirs) in of_controller {
+        find_of(session, controller_id, &theirs, &mut found).await?;
+    }
+    Ok(found)
+}
+
+async fn find_of(
+    session: &Session,
+    controller_id: &ControllerId,
+    wanted: &[(i32, &Wanted<'_>)],
+    found: &mut [Matched],
+) -> Result<(), DbError> {
+    let (mut ords, mut types, mut formats, mut values) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut by_ord: HashMap<i32, &Wanted<'_>> = HashMap::with_capacity(wanted.len());
+    for (ord, one) in wanted {
+        by_ord.insert(*ord, one);
         for identity in one.identities {
-            ords.push(ord);
-            controllers.push(one.controller_id.as_str());
+            ords.push(*ord);
             types.push(identity.identity_type.as_str());
             formats.push(identity.format.as_str());
             values.push(identity.value.as_str());
         }
     }
     // One more than the cap and the named ones can explain shows that it is exceeded.
-    let limit_of = |one: &Wanted<'_>| {
-        one.cap.map_or(i64::MAX, |cap| i64::from(cap) + 1 + i64::try_from(one.named.len()).unwrap_or(0))
-    };
-    let limit: i64 = wanted.iter().map(limit_of).max().unwrap_or(0);
+    let named = |one: &Wanted<'_>| i64::try_from(one.named.len()).unwrap_or(0);
+    let limit_of = |one: &Wanted<'_>| one.cap.map_or(i64::MAX, |cap| i64::from(cap) + 1 + named(one));
+    let limit: i64 = wanted.iter().map(|(_, one)| limit_of(one)).max().unwrap_or(0);
     let statement = session.prepared(MATCH).await?;
-    let params: [&(dyn ToSql + Sync); 6] = [&ords, &controllers, &types, &formats, &values, &limit];
+    let params: [&(dyn ToSql + Sync); 6] = [controller_id, &ords, &types, &formats, &values, &limit];
     let rows = session.raw().query_raw(&statement, params).await?;
     futures_util::pin_mut!(rows);
     while let Some(row) = rows.try_next().await? {
         let (ord, mpid): (i32, Mpid) = (row.get(0), row.get(1));
-        let unexpected = || DbError::Unexpected { place: "profile_identities" };
-        let index = usize::try_from(ord).map_err(|_| unexpected())?;
-        let (one, matched) = (wanted.get(index).ok_or_else(unexpected)?, found.get_mut(index).ok_or_else(unexpected)?);
+        let place = usize::try_from(ord).ok().and_then(|index| found.get_mut(index)).zip(by_ord.get(&ord));
+        let (matched, one) = place.ok_or(DbError::Unexpected { place: "profile_identities" })?;
         if matched.over_cap || one.named.contains(&mpid) {
             continue;
         }
         matched.mpids.insert(mpid);
         matched.over_cap = one.cap.is_some_and(|cap| matched.mpids.len() > cap as usize);
     }
-    Ok(found)
+    Ok(())
 }

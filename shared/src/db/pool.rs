@@ -16,9 +16,10 @@ pub struct Db {
     pool: Pool,
 }
 
-/// How long a statement, a wait for a lock and an idle transaction may take.
-const SESSION: &str =
-    "-c statement_timeout=60s -c lock_timeout=10s -c idle_in_transaction_session_timeout=60s -c TimeZone=UTC";
+/// How long a statement, a wait for a lock and an idle transaction may take. Custom plans only: a generic plan of a
+/// statement on partitioned tables locks the partitions of every controller before it prunes them.
+const SESSION: &str = "-c statement_timeout=60s -c lock_timeout=10s -c idle_in_transaction_session_timeout=60s \
+                       -c TimeZone=UTC -c plan_cache_mode=force_custom_plan";
 
 impl Db {
     /// A pool for `url`. Connects only when it is asked for the first session.

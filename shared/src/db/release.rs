@@ -19,10 +19,15 @@ statements! {
     /// Locks in the order of the key, as cancellations do.
     TAKE = "
         SELECT request_key, controller_id, subject_request_id, sealed_request, approval FROM (
-            SELECT request_key FROM lethe.requests WHERE batch_id = $1 AND status = 'pending'
-             ORDER BY controller_id, request_key LIMIT $2) chosen
+            -- Bounded in bytes as well as in number; the first is taken whatever its size.
+            SELECT request_key,
+                   sum(octet_length(sealed_request)) OVER (ORDER BY controller_id, request_key)
+                       - octet_length(sealed_request) AS bytes_before
+              FROM (SELECT request_key, controller_id, sealed_request FROM lethe.requests
+                     WHERE batch_id = $1 AND status = 'pending'
+                     ORDER BY controller_id, request_key LIMIT $2) first) chosen
           JOIN lethe.requests r USING (request_key)
-         WHERE r.status = 'pending' AND r.batch_id = $1
+         WHERE r.status = 'pending' AND r.batch_id = $1 AND coalesce(chosen.bytes_before, 0) < $3
          ORDER BY request_key FOR UPDATE OF r";
     KNOWN_MPIDS = "
         SELECT request_key, mpid FROM lethe.request_mpids WHERE request_key = ANY ($1)";
@@ -42,6 +47,9 @@ statements! {
          WHERE batch_id = $1 AND state = 'closed'
            AND NOT EXISTS (SELECT FROM lethe.requests r WHERE r.batch_id = $1 AND r.status = 'pending')";
 }
+
+/// Sealed bytes of a step at most.
+const MAX_STEP_BYTES: i64 = 4 << 20;
 
 /// Bounds of a slice and of a step.
 #[derive(Clone, Copy, Debug)]
@@ -137,7 +145,14 @@ pub async fn step(
     cap: u32,
     limits: SliceLimits,
 ) -> Result<Step, DbError> {
-    super::retrying(|| step_once(db, keys, epoch, batch, cap, limits)).await
+    let mut limits = limits;
+    loop {
+        match super::retrying(|| step_once(db, keys, epoch, batch, cap, limits)).await {
+            // Too much for one statement: less of it may do.
+            Err(error) if error.is_too_much() && limits.step > 1 => limits.step /= 2,
+            outcome => return outcome,
+        }
+    }
 }
 
 async fn step_once(
@@ -150,7 +165,7 @@ async fn step_once(
 ) -> Result<Step, DbError> {
     let tx = db.begin("release_slices").await?;
     leader::assert(&tx, epoch).await?;
-    let rows = tx.query(TAKE, &[&batch_id, &i64::from(limits.step)]).await?;
+    let rows = tx.query(TAKE, &[&batch_id, &i64::from(limits.step), &MAX_STEP_BYTES]).await?;
     let (mut candidates, unreadable) = read_candidates(&rows, keys)?;
     if candidates.is_empty() {
         let finished = tx.execute(FINISH, &[&batch_id]).await? == 1;

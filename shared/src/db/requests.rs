@@ -1,5 +1,7 @@
 //! Requests after their receipt: cancellation, status, lists, approval.
 
+use std::collections::HashMap;
+
 use jiff::Timestamp;
 use tokio_postgres::Row;
 
@@ -33,13 +35,14 @@ statements! {
     /// The first time of receipt stays, also when it is asked again.
     REMEMBER_CANCELLATION = "
         INSERT INTO lethe.early_cancellations AS e (controller_id, subject_request_id, received_at, expires_at)
-        SELECT $1, $2, lethe.now(),
+        SELECT DISTINCT controller_id, subject_request_id, lethe.now(),
                lethe.now() + (SELECT waiting_period FROM lethe.calendars ORDER BY version DESC LIMIT 1)
+          FROM unnest($1::text[], $2::uuid[]) AS q (controller_id, subject_request_id)
          WHERE EXISTS (SELECT FROM lethe.calendars)
         ON CONFLICT (controller_id, subject_request_id)
         DO UPDATE SET received_at = CASE WHEN e.expires_at > lethe.now() THEN e.received_at ELSE excluded.received_at END,
                       expires_at = greatest(e.expires_at, excluded.expires_at)
-        RETURNING received_at";
+        RETURNING controller_id, subject_request_id, received_at";
     FORGET_CANCELLATIONS = "
         DELETE FROM lethe.early_cancellations WHERE expires_at <= lethe.now()";
     STATUS = "
@@ -187,10 +190,17 @@ async fn remember(db: &Db, targets: &[Target]) -> Result<(Vec<Cancellation>, Vec
     let tx = db.begin("remember_cancellations").await?;
     tx.query(LOCK_OUT_INTAKE, &[]).await?;
     let (mut outcomes, endpoints) = cancel_known(&tx, targets).await?;
+    // One statement for all: intake waits meanwhile.
+    let unknown = targets.iter().zip(&outcomes).filter(|(_, outcome)| **outcome == Cancellation::Unknown);
+    let (controllers, ids): (Vec<&str>, Vec<SubjectRequestId>) =
+        unknown.map(|((controller, id), _)| (controller.as_str(), *id)).unzip();
+    let rows = tx.query(REMEMBER_CANCELLATION, &[&controllers, &ids]).await?;
+    let remembered: HashMap<(&str, SubjectRequestId), Timestamp> =
+        rows.iter().map(|row| ((row.get(0), row.get(1)), row.get(2))).collect();
     for ((controller, id), outcome) in targets.iter().zip(&mut outcomes) {
         if *outcome == Cancellation::Unknown {
-            let row = tx.query_opt(REMEMBER_CANCELLATION, &[controller, id]).await?;
-            *outcome = Cancellation::Remembered { received_at: row.ok_or(DbError::NoCalendar)?.get(0) };
+            let received_at = *remembered.get(&(controller.as_str(), *id)).ok_or(DbError::NoCalendar)?;
+            *outcome = Cancellation::Remembered { received_at };
         }
     }
     tx.commit().await?;

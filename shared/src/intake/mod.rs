@@ -120,7 +120,7 @@ impl Intake {
                     outcomes.extend(group.outcomes.into_iter().map(Ok));
                     wake::endpoints(&self.publisher, group.endpoints).await;
                 }
-                Err(error) if error.disposition() == Disposition::Poison && part.len() > 1 => {
+                Err(error) if (error.disposition() == Disposition::Poison || error.is_too_much()) && part.len() > 1 => {
                     let (first, second) = part.split_at(part.len() / 2);
                     pending.push(second);
                     pending.push(first);

@@ -270,6 +270,8 @@ impl PageReader {
         let (db, controller_id) = (db.clone(), controller_id.clone());
         let end = tokio::spawn(async move {
             let session = db.session().await?;
+            // The time that a slow reader takes counts as time of the statement.
+            session.batch_execute("SET statement_timeout = '1h'").await?;
             let statement = session.prepared(EXPORT_EVENT_BATCHES).await?;
             let params: [&(dyn ToSql + Sync); 5] = [&controller_id, &mpid, &after, &as_of, &ROWS_PER_PAGE];
             let rows = session.raw().query_raw(&statement, params).await.map_err(DbError::from)?;
@@ -283,6 +285,7 @@ impl PageReader {
                     return Ok(None);
                 }
             }
+            session.batch_execute("RESET statement_timeout").await?;
             Ok((read == ROWS_PER_PAGE).then_some(last))
         });
         Self { lines, end }

@@ -133,7 +133,11 @@ async fn what_is_refused_says_why_and_is_kept() {
     let flawed = publisher.sending("acme", "request", fixture("opendsr/v2-request-flawed.txt"));
     assert_eq!(publisher.ask(&flawed).await.status, 400);
 
-    let senders: [(&str, Sending, u16); 6] = [
+    // A NUL, which PostgreSQL refuses, and more than a small frame holds: neither may stop the queue.
+    let (nul, long) = (Some("ac\0me".to_owned()), Some("x".repeat(60_000)));
+    let senders: [(&str, Sending, u16); 8] = [
+        ("a NUL in the header", Sending { controller_id: nul, ..sending("acme", &good()) }, 403),
+        ("a long header", Sending { controller_id: long, ..sending("acme", &good()) }, 403),
         ("unknown controller", sending("nobody", &good()), 403),
         ("another user", sending("somebody", &good()), 403),
         ("no AMQP at all", sending("http-only", &good()), 403),

@@ -14,7 +14,7 @@ use lethe::db::callbacks::{self, ClaimedCallback};
 use lethe::db::{Db, DbError};
 use lethe::request::EndpointId;
 use lethe::service::Service;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -110,19 +110,14 @@ async fn drain(shared: &Arc<Shared>, endpoint_id: EndpointId, woken: &Notify) {
     let limit = usize::try_from(shared.ready.limits.in_flight).unwrap_or(1);
     let mut in_flight = JoinSet::new();
     loop {
-        let claimed = if shared.shutdown.is_cancelled() {
-            Vec::new()
-        } else {
-            claim(shared, endpoint_id, limit - in_flight.len()).await
-        };
+        let claimed = claim(shared, endpoint_id, limit - in_flight.len(), in_flight.is_empty()).await;
         let idle = claimed.is_empty();
-        for callback in claimed {
+        for (callback, permit) in claimed {
             let shared = shared.clone();
             in_flight.spawn(async move {
-                // Claimed already: this wait is short, since no more is claimed than there are permits.
-                let _permit = shared.permits.acquire().await;
                 let attempt = deliver(&shared.ready, &callback).await;
                 shared.recorder.record(callback, attempt).await;
+                drop(permit);
             });
         }
         if in_flight.is_empty() && idle {
@@ -141,19 +136,38 @@ async fn drain(shared: &Arc<Shared>, endpoint_id: EndpointId, woken: &Notify) {
     }
 }
 
-async fn claim(shared: &Shared, endpoint_id: EndpointId, room: usize) -> Vec<ClaimedCallback> {
-    let wanted = room.min(shared.permits.available_permits().max(1));
-    let Ok(wanted) = i32::try_from(wanted) else { return Vec::new() };
-    if wanted == 0 {
+/// Claims as many callbacks as there is room and permits for, each with its permit: what is claimed is sent at once,
+/// well within its lease. With nothing in flight it waits for the first permit; otherwise it takes what is there.
+async fn claim(
+    shared: &Shared,
+    endpoint_id: EndpointId,
+    room: usize,
+    wait: bool,
+) -> Vec<(ClaimedCallback, OwnedSemaphorePermit)> {
+    let mut permits = Vec::with_capacity(room);
+    if wait && room > 0 {
+        tokio::select! {
+            first = shared.permits.clone().acquire_owned() => permits.extend(first),
+            () = shared.shutdown.cancelled() => {}
+        }
+    }
+    while permits.len() < room
+        && let Ok(permit) = shared.permits.clone().try_acquire_owned()
+    {
+        permits.push(permit);
+    }
+    let Ok(wanted @ 1..) = i32::try_from(permits.len()) else { return Vec::new() };
+    if shared.shutdown.is_cancelled() {
         return Vec::new();
     }
     let claim = async {
         let session = shared.db.session().await?;
         callbacks::claim(&session, &shared.ready.keys, endpoint_id, shared.ready.limits, wanted).await
     };
-    claim.await.unwrap_or_else(|error| {
+    let claimed = claim.await.unwrap_or_else(|error| {
         // What is due stays due; the scheduler wakes us again.
         tracing::warn!(%error, endpoint = %endpoint_id, "callbacks could not be claimed");
         Vec::new()
-    })
+    });
+    claimed.into_iter().zip(permits).collect()
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use lethe::backoff::{Reconnect, jitter};
 use lethe::db::Db;
 use lethe::db::callbacks::{self, Attempt, ClaimedCallback};
+use lethe::disposition::Disposition;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::options::Ready;
@@ -44,27 +45,40 @@ async fn record_all(db: Db, ready: Arc<Ready>, mut receiver: mpsc::Receiver<Item
     while receiver.recv_many(&mut items, GROUP).await > 0 {
         let (outcomes, acknowledgements): (Vec<_>, Vec<_>) =
             items.drain(..).map(|item| ((item.claimed, item.attempt), item.recorded)).unzip();
-        let mut reconnect = Reconnect::default();
-        // Without the record a delivered callback would be sent again: it is worth waiting for the database.
-        loop {
-            match callbacks::record(&db, &ready.policy, &outcomes, jitter).await {
-                Ok(recorded) => {
-                    for (state, count) in recorded.states {
-                        metrics::counter!("lethe_callbacks_recorded_total", "state" => state).increment(count as u64);
-                    }
-                    metrics::counter!("lethe_breakers_opened_total").increment(recorded.breakers_opened as u64);
-                    break;
-                }
-                Err(error) => {
-                    if reconnect.is_first() {
-                        tracing::warn!(%error, outcomes = outcomes.len(), "outcomes could not be recorded; trying again");
-                    }
-                    reconnect.wait().await;
-                }
-            }
-        }
+        record_group(&db, &ready, &outcomes).await;
         for acknowledgement in acknowledgements {
             let _ = acknowledgement.send(());
+        }
+    }
+}
+
+/// Records a group, however long that takes: without the record a delivered callback would be sent again. Where the
+/// database refuses one outcome and nothing else, the group is halved until that one stands alone and is left out.
+async fn record_group(db: &Db, ready: &Ready, outcomes: &[(ClaimedCallback, Attempt)]) {
+    let mut parts = vec![outcomes];
+    let mut reconnect = Reconnect::default();
+    while let Some(part) = parts.pop() {
+        match callbacks::record(db, &ready.policy, part, jitter).await {
+            Ok(recorded) => {
+                for (state, count) in recorded.states {
+                    metrics::counter!("lethe_callbacks_recorded_total", "state" => state).increment(count as u64);
+                }
+                metrics::counter!("lethe_breakers_opened_total").increment(recorded.breakers_opened as u64);
+            }
+            Err(error) if error.disposition() == Disposition::Poison && part.len() > 1 => {
+                let (first, second) = part.split_at(part.len() / 2);
+                parts.extend([second, first]);
+            }
+            Err(error) if error.disposition() == Disposition::Poison => {
+                tracing::error!(%error, "an outcome cannot be recorded; its callback will be sent again");
+            }
+            Err(error) => {
+                if reconnect.is_first() {
+                    tracing::warn!(%error, outcomes = part.len(), "outcomes could not be recorded; trying again");
+                }
+                parts.push(part);
+                reconnect.wait().await;
+            }
         }
     }
 }

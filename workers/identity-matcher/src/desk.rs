@@ -19,6 +19,8 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 pub(crate) struct Desk {
     pub(crate) intake: Arc<Intake>,
     pub(crate) publisher: Arc<Publisher>,
+    /// Answers have a connection of their own: a queue of an asker that refuses them is that asker's trouble.
+    pub(crate) answers: Publisher,
     pub(crate) signer: Arc<Signer>,
     pub(crate) domain: String,
 }
@@ -29,7 +31,9 @@ pub(crate) type Checked = Result<ControllerId, ApiError>;
 impl Desk {
     /// Checks who sent each message (contract 3).
     pub(crate) async fn check(&self, group: &[Message]) -> Result<(Vec<Checked>, Senders), DbError> {
-        let claimed: Vec<&str> = group.iter().filter_map(|message| message.controller_id.as_deref()).collect();
+        // Only what can be an id at all: the database would refuse the whole group for a NUL in one of them.
+        let claimed: Vec<ControllerId> = group.iter().filter_map(claimed_controller).collect();
+        let claimed: Vec<&str> = claimed.iter().map(ControllerId::as_str).collect();
         let senders = Senders(self.intake.controllers(&claimed).await?);
         Ok((group.iter().map(|message| senders.check(message)).collect(), senders))
     }
@@ -99,10 +103,15 @@ impl Desk {
                 Some(reply)
             })
             .collect();
-        if let Err(error) = self.publisher.publish(&replies).await {
+        if let Err(error) = self.answers.publish(&replies).await {
             tracing::warn!(%error, answers = replies.len(), "answers were not sent");
         }
     }
+}
+
+/// The controller that a message claims to be from, where that can be an id.
+fn claimed_controller(message: &Message) -> Option<ControllerId> {
+    message.controller_id.as_deref().and_then(|text| text.parse().ok())
 }
 
 fn is_refusal(answer: &Answer) -> bool {
@@ -126,8 +135,8 @@ fn rejected_copy(message: &Message, answer: &Answer) -> Option<Outgoing> {
         .header("routing-key", message.routing_key.clone());
     copy.content_type.clone_from(&message.content_type);
     copy.correlation_id.clone_from(&message.correlation_id);
-    if let Some(controller_id) = &message.controller_id {
-        copy = copy.header("controller-id", controller_id.clone());
+    if let Some(controller_id) = claimed_controller(message) {
+        copy = copy.header("controller-id", controller_id.as_str());
     }
     Some(copy)
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use lethe::broker::topology::{CANCELLATION, IDENTITY_MATCHING, QUERY, Queue};
 use lethe::broker::wake::CancellationMarker;
-use lethe::broker::{Consumer, Gather, GroupHandler, Message, Outcome};
+use lethe::broker::{Consumer, Gather, GroupHandler, Message, Outcome, Publisher};
 use lethe::db::requests::{Overtaking, Target};
 use lethe::db::{DbError, calendar};
 use lethe::intake::{Answer, Incoming, Intake, Unanswered, parse_target};
@@ -29,7 +29,9 @@ pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), DbError> {
     }
     let publisher = service.publisher.clone();
     let intake = Intake::new(service.db.clone(), ready.keys, ready.parser, ready.cap, ready.links, publisher.clone());
-    let desk = Arc::new(Desk { intake: Arc::new(intake), publisher, signer: ready.signer, domain: ready.domain });
+    let answers = Publisher::new(service.broker.clone());
+    let desk = Desk { intake: Arc::new(intake), publisher, answers, signer: ready.signer, domain: ready.domain };
+    let desk = Arc::new(desk);
     let mut consumers = JoinSet::new();
     let gather = Gather { messages: ready.group.into(), bytes: 4 << 20, linger: Duration::from_millis(2) };
     for _ in 0..ready.consumers {

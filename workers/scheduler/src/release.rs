@@ -5,54 +5,51 @@ use std::time::{Duration, Instant};
 use lethe::broker::topology::{CANCELLATION, QueueState};
 use lethe::broker::wake::{self, CancellationMarker};
 use lethe::db::DbError;
-use lethe::db::batches::{self, DueBatch};
+use lethe::db::batches::{self, DueBatch, ToRelease};
 use lethe::db::release::{self, SliceLimits};
 use lethe::db::slices::Stage;
-use lethe::request::{BatchId, Lane};
+use lethe::request::Lane;
 
 use crate::schedule::Scheduler;
 
-/// A batch that is released later than this was held up; cancellations may have been held up with it.
-const LATE_SECONDS: f64 = 2.0;
+/// So long one round releases; then everything else has its turn.
+const ROUND: Duration = Duration::from_secs(1);
 /// A marker may be lost with its queue; then another one is sent.
 const MARKER_EVERY: Duration = Duration::from_secs(10);
 
-/// Releases every batch whose time has come, until none is left or the process is told to stop. A batch that cannot go
-/// on keeps no other waiting.
-pub(crate) async fn due_batches(scheduler: &mut Scheduler) -> Result<(), DbError> {
+/// Releases batches whose time has come, for about a second; whether some of them are not finished. A batch that cannot
+/// go on keeps no other waiting.
+pub(crate) async fn due_batches(scheduler: &mut Scheduler) -> Result<bool, DbError> {
+    let started = Instant::now();
     let due = batches::to_release(&scheduler.service.db.session().await?).await?;
     let mut open: Vec<DueBatch> = Vec::new();
     for one in due {
-        if one.late_seconds < LATE_SECONDS
-            || one.cancellations_handled
-            || await_cancellations(scheduler, one.batch.batch_id).await
-        {
+        if one.cancellations_handled || await_cancellations(scheduler, &one).await {
             open.push(one.batch);
         }
     }
-    let mut failed = Ok(());
-    while !open.is_empty() && !scheduler.service.shutdown.is_cancelled() {
+    let mut failed = None;
+    while !open.is_empty() && started.elapsed() < ROUND && !scheduler.service.shutdown.is_cancelled() {
         let mut unfinished = Vec::new();
         for batch in open {
-            // Long releases outlast the lease; it is renewed on the way.
             let epoch = scheduler.leadership.epoch().await?.ok_or(DbError::LeadershipLost)?;
             match step(scheduler, epoch, batch).await {
                 Ok(true) => {}
                 Ok(false) => unfinished.push(batch),
                 Err(DbError::LeadershipLost) => return Err(DbError::LeadershipLost),
-                Err(error) => failed = Err(error),
+                Err(error) => failed = Some(error),
             }
         }
         open = unfinished;
     }
-    failed
+    failed.map_or(Ok(!open.is_empty()), Err)
 }
 
-/// Cancellations that were sent in time may still be queued, or in a matcher's hands, when a batch is late: they come
-/// first (contract 5). The queue is handled in order, so a marker at its end tells when. `true`: there is nothing to
-/// wait for.
-async fn await_cancellations(scheduler: &mut Scheduler, batch_id: BatchId) -> bool {
-    let publisher = &scheduler.service.publisher;
+/// Cancellations that were sent in time may still be queued, or in a matcher's hands: they come first, however late they
+/// or the batch are. The queue is handled in order, so a marker at its end tells when. `true`: there is nothing to wait
+/// for (ADR 0010).
+async fn await_cancellations(scheduler: &mut Scheduler, due: &ToRelease) -> bool {
+    let (publisher, batch_id) = (&scheduler.service.publisher, due.batch.batch_id);
     match publisher.queue_state(CANCELLATION.name).await {
         // Without a consumer nothing is in anybody's hands.
         Ok(QueueState { ready: 0, consumers: 0 }) => return true,
@@ -61,15 +58,16 @@ async fn await_cancellations(scheduler: &mut Scheduler, batch_id: BatchId) -> bo
             if asked.is_some_and(|asked| asked.elapsed() < MARKER_EVERY) {
                 return false;
             }
-            tracing::warn!(batch = %batch_id, waiting = state.ready, "a late batch waits until the cancellations before it are handled");
-            if let Err(error) = (CancellationMarker { batch_id }).publish(publisher).await {
-                tracing::warn!(batch = %batch_id, %error, "the marker was not published; trying again");
-                return false;
+            if asked.is_some() {
+                tracing::warn!(batch = %batch_id, waiting = state.ready, late_seconds = due.late_seconds, "a late batch waits until the cancellations before it are handled");
             }
-            scheduler.markers.insert(batch_id, Instant::now());
+            match (CancellationMarker { batch_id }).publish(publisher).await {
+                Ok(()) => drop(scheduler.markers.insert(batch_id, Instant::now())),
+                Err(error) => tracing::warn!(batch = %batch_id, %error, "the marker was not published; trying again"),
+            }
         }
         Err(error) => {
-            tracing::debug!(batch = %batch_id, %error, "a late batch waits: it cannot be seen whether cancellations are queued");
+            tracing::debug!(batch = %batch_id, %error, "a batch waits: it cannot be seen whether cancellations are queued");
         }
     }
     false

@@ -20,8 +20,10 @@ pub(crate) struct Scheduler {
     pub(crate) service: Service,
     pub(crate) ready: Ready,
     pub(crate) leadership: Leadership,
-    /// Late batches, and when a marker was last sent for each.
+    /// Due batches, and when a marker was last sent for each.
     pub(crate) markers: HashMap<BatchId, Instant>,
+    /// A release goes on in the next round, which begins at once.
+    in_a_hurry: bool,
 }
 
 /// Schedules until the service is told to stop.
@@ -30,7 +32,7 @@ pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), DbError> {
     let leadership = Leadership::new(service.db.clone());
     let shutdown = service.shutdown.clone();
     let interval = ready.interval;
-    let mut scheduler = Scheduler { service, ready, leadership, markers: HashMap::new() };
+    let mut scheduler = Scheduler { service, ready, leadership, markers: HashMap::new(), in_a_hurry: false };
     let mut rounds = Rounds::default();
     while !shutdown.is_cancelled() {
         let outcome = scheduler.round(&mut rounds).await;
@@ -43,8 +45,9 @@ pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), DbError> {
         if matches!(outcome, Err(DbError::LeadershipLost)) {
             scheduler.leadership.doubt();
         }
+        let pause = if std::mem::take(&mut scheduler.in_a_hurry) { Duration::ZERO } else { interval };
         tokio::select! {
-            () = tokio::time::sleep(interval) => {}
+            () = tokio::time::sleep(pause) => {}
             () = shutdown.cancelled() => {}
         }
     }
@@ -84,7 +87,7 @@ impl Scheduler {
         // Each part is tried, whatever came of the others; the first failure is the one that is told.
         let parts = [
             if due.closing { self.close(epoch).await } else { Ok(()) },
-            if due.release || due.closing { release::due_batches(self).await } else { Ok(()) },
+            if due.release || due.closing { self.release().await } else { Ok(()) },
             if due.completion { batches::complete(&self.service.db, epoch).await.map(drop) } else { Ok(()) },
             redrive::due_work(self, &mut rounds.redrive).await,
             if is_time(&mut rounds.expiry, EXPIRY_EVERY) { expiry::due(self, epoch).await } else { Ok(()) },
@@ -97,6 +100,11 @@ impl Scheduler {
         for batch in batches::close_due(&self.service.db, epoch).await? {
             tracing::info!(batch = %batch.batch_id, lane = %batch.lane, tick = %batch.tick_at, runs = %batch.runs_at, "batch closed");
         }
+        Ok(())
+    }
+
+    async fn release(&mut self) -> Result<(), DbError> {
+        self.in_a_hurry = release::due_batches(self).await?;
         Ok(())
     }
 
