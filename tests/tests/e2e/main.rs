@@ -5,6 +5,7 @@ mod access;
 mod calendar;
 mod callbacks;
 mod cancellation;
+mod command_line;
 mod erasure;
 mod intake;
 mod matching;
