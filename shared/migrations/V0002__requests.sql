@@ -9,7 +9,7 @@ CREATE TABLE lethe.batches (
     state            text NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'closed', 'released', 'completed')),
     opened_at        timestamptz NOT NULL DEFAULT lethe.now(),
     closed_at        timestamptz,
-    -- A late batch: when the cancellations that were queued before its release had been handled.
+    -- When the cancellations that were queued before its release had been handled (ADR 0010).
     cancellations_handled_at timestamptz,
     released_at      timestamptz,
     completed_at     timestamptz,

@@ -25,7 +25,7 @@ pub struct EndpointWakeUp {
 /// A marker in the queue of cancellations: whoever finds it has handled all that stood before it.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct CancellationMarker {
-    /// The late batch that waits for it.
+    /// The due batch that waits for it.
     pub batch_id: BatchId,
 }
 

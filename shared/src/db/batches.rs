@@ -124,7 +124,7 @@ pub struct ToRelease {
     pub batch: DueBatch,
     /// How late it is.
     pub late_seconds: f64,
-    /// The cancellations that were queued before its late release are handled.
+    /// The cancellations that were queued before its release are handled.
     pub cancellations_handled: bool,
 }
 
@@ -139,7 +139,7 @@ pub async fn to_release(session: &Session) -> Result<Vec<ToRelease>, DbError> {
     session.query(TO_RELEASE, &[]).await?.iter().map(read).collect()
 }
 
-/// Records that the cancellations queued before the late release of these batches are handled.
+/// Records that the cancellations queued before the release of these batches are handled.
 ///
 /// # Errors
 /// [`DbError`].

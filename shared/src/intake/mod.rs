@@ -150,7 +150,7 @@ impl Intake {
         Ok(targets.iter().zip(outcomes).map(|(target, outcome)| cancelled(target, &outcome)).collect())
     }
 
-    /// Records that the cancellations queued before the late release of these batches are handled.
+    /// Records that the cancellations queued before the release of these batches are handled.
     ///
     /// # Errors
     /// [`DbError`].
