@@ -66,6 +66,7 @@ pub struct Keys {
     content: hmac::Key,
     groups: hmac::Key,
     tokens: hmac::Key,
+    messages: hmac::Key,
 }
 
 impl fmt::Debug for Keys {
@@ -99,6 +100,7 @@ impl Keys {
             content: mac("content digest")?,
             groups: mac("group digest")?,
             tokens: mac("result token")?,
+            messages: mac("message digest")?,
         })
     }
 
@@ -124,6 +126,16 @@ impl Keys {
     #[must_use]
     pub fn group_digest(&self, controller_id: &str, group_id: &str) -> Vec<u8> {
         hmac::sign(&self.groups, format!("{controller_id}\0{group_id}").as_bytes()).as_ref().to_vec()
+    }
+
+    /// Keyed digest of a message, for the count of its failures.
+    #[must_use]
+    pub fn message_digest(&self, queue: &str, routing_key: &str, body: &[u8]) -> Vec<u8> {
+        let mut context = hmac::Context::with_key(&self.messages);
+        for part in [queue.as_bytes(), b"\0", routing_key.as_bytes(), b"\0", body] {
+            context.update(part);
+        }
+        context.sign().as_ref().to_vec()
     }
 
     /// The bytes of a result token (contract 7): over the result's id and its salt.

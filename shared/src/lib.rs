@@ -2,9 +2,11 @@
 //!
 //! `docs/ARCHITECTURE.md` is the map.
 
+pub mod audit;
 pub mod backoff;
 pub mod broker;
 pub mod callback;
+pub mod certificate;
 pub mod config;
 pub mod crypto;
 pub mod db;
@@ -12,6 +14,7 @@ pub mod disposition;
 pub mod health;
 pub mod intake;
 pub mod opendsr;
+pub mod poison;
 pub mod request;
 pub mod results;
 pub mod service;

@@ -10,6 +10,7 @@
 )]
 
 pub mod callbacks;
+pub mod cli;
 pub mod erasure;
 pub mod proxy;
 pub mod publisher;

@@ -11,6 +11,7 @@ use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicNackOptions, Bas
 use lapin::types::{AMQPValue, FieldTable};
 use tokio_util::sync::CancellationToken;
 
+use super::dead_letters::SET_ASIDE_AT;
 use super::publisher::{Outgoing, Publisher};
 use super::topology::{Queue, dead_letters_of};
 use super::{Broker, BrokerError};
@@ -34,6 +35,8 @@ pub struct Message {
     pub controller_id: Option<String>,
     /// The property `content_type`.
     pub content_type: Option<String>,
+    /// It was delivered before, and not acknowledged.
+    pub redelivered: bool,
 }
 
 impl From<&mut Delivery> for Message {
@@ -52,6 +55,7 @@ impl From<&mut Delivery> for Message {
             correlation_id: text(properties.correlation_id()),
             content_type: text(properties.content_type()),
             controller_id: header,
+            redelivered: delivery.redelivered,
             body: std::mem::take(&mut delivery.data),
         }
     }
@@ -64,6 +68,14 @@ pub enum Outcome {
     Done,
     /// Nothing happened; deliver it again after a while.
     RetryAfter(Duration),
+    /// This very message failed, and its neighbours did not: try it again, a bounded number of times. Whoever counts
+    /// ([`crate::poison::Counted`]) makes one of the others of it.
+    Poison {
+        /// A short class.
+        code: String,
+        /// A sentence without values.
+        reason: String,
+    },
     /// It can never succeed: keep it in `<queue>.dead` with the reason, then acknowledge.
     DeadLetter {
         /// A short class, for the header `error-code`.
@@ -78,6 +90,7 @@ impl Outcome {
         match self {
             Self::Done => "done",
             Self::RetryAfter(_) => "retry",
+            Self::Poison { .. } => "poison",
             Self::DeadLetter { .. } => "dead_letter",
         }
     }
@@ -229,12 +242,14 @@ impl<H: GroupHandler> Consumer<H> {
     }
 
     fn dead_letter(&self, message: &Message, outcome: &Outcome) -> Option<Outgoing> {
-        let Outcome::DeadLetter { code, reason } = outcome else { return None };
+        // Poison that nobody counted is set aside at once.
+        let (Outcome::DeadLetter { code, reason } | Outcome::Poison { code, reason }) = outcome else { return None };
         tracing::warn!(queue = self.queue.name, code, "a message was set aside");
         let mut letter = Outgoing::to_queue(dead_letters_of(self.queue.name), message.body.clone())
             .header("error-code", code.clone())
             .header("error-message", reason.clone())
-            .header("routing-key", message.routing_key.clone());
+            .header("routing-key", message.routing_key.clone())
+            .header(SET_ASIDE_AT, jiff::Timestamp::now().to_string());
         letter.content_type.clone_from(&message.content_type);
         if let Some(controller_id) = message.controller_id.as_ref().filter(|id| id.len() <= 64) {
             letter = letter.header("controller-id", controller_id.clone());

@@ -2,6 +2,7 @@
 
 pub mod connection;
 pub mod consumer;
+pub mod dead_letters;
 pub mod publisher;
 pub mod topology;
 pub mod wake;

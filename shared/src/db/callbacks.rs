@@ -19,7 +19,7 @@ use crate::request::{CallbackId, ControllerId, EndpointId, RequestStatus};
 statements! {
     CLAIM = "
         SELECT callback_id, url_no, request_status, expected_completion_time, attempt, started_at, controller_id,
-               subject_request_id, sealed_request, signature_algorithm, result_id, token_salt, lines
+               subject_request_id, sealed_request, signature_algorithm, result_id, token_salt, lines, replay
           FROM lethe.claim_callbacks($1, $2, $3, $4, $5)";
     PUT_OFF = "
         UPDATE lethe.callbacks
@@ -57,6 +57,25 @@ statements! {
         RETURNING e.endpoint_id, e.consecutive_failures";
     OPEN_BREAKER = "
         UPDATE lethe.endpoints SET open_until = lethe.now() + make_interval(secs => $2) WHERE endpoint_id = $1";
+    /// Only what has ended: the others are still on their way. What was purged has no URL any more.
+    REPLAY = "
+        WITH wanted AS MATERIALIZED (
+            SELECT c.callback_id FROM lethe.callbacks c JOIN lethe.requests r USING (request_key)
+             WHERE ($1::uuid[] IS NULL OR c.callback_id = ANY ($1)) AND ($2::text IS NULL OR r.controller_id = $2)
+               AND c.state = $3 AND r.sealed_request IS NOT NULL
+             ORDER BY c.callback_id LIMIT $4 FOR UPDATE OF c)
+        UPDATE lethe.callbacks c
+           SET state = 'ready', replays = c.replays + 1, retrying_for = '0', next_attempt_at = lethe.now(),
+               finished_at = NULL
+          FROM wanted WHERE c.callback_id = wanted.callback_id
+        RETURNING c.callback_id, c.endpoint_id";
+    AUDIT_REPLAYS = "
+        INSERT INTO lethe.audit_entries (controller_id, request_key, event, details)
+        SELECT r.controller_id, r.request_key, 'callback.replayed',
+               jsonb_build_object('subject_request_id', r.subject_request_id, 'callback_id', c.callback_id,
+                                  'request_status', c.request_status, 'database_user', session_user)
+          FROM lethe.callbacks c JOIN lethe.requests r USING (request_key)
+         WHERE c.callback_id = ANY ($1) ORDER BY c.callback_id";
     LIST = "
         SELECT c.callback_id, r.controller_id, r.subject_request_id, c.request_status, c.state, c.attempts,
                c.next_attempt_at, e.scheme || '://' || e.host || ':' || e.port, a.status_code, a.error_class, c.created_at,
@@ -95,6 +114,8 @@ pub struct ClaimedCallback {
     pub url: String,
     /// The result, where the request is completed: its id, the salt of its token, and its lines.
     pub result: Option<(Uuid, Vec<u8>, i64)>,
+    /// An operator has it sent once more.
+    pub replay: bool,
     token: Uuid,
 }
 
@@ -160,6 +181,7 @@ fn read_claimed(row: &Row, keys: &Keys, endpoint_id: EndpointId, token: Uuid) ->
         url: request.status_callback_urls.get(url_no).ok_or_else(unexpected)?.clone(),
         request,
         result: result.map(|id| (id, row.get(11), row.get(12))),
+        replay: row.get(13),
         token,
     })
 }
@@ -384,4 +406,34 @@ pub async fn list(
             finished_at: row.get(11),
         })
         .collect())
+}
+
+/// What is to be sent once more.
+#[derive(Clone, Debug)]
+pub struct Replay<'a> {
+    /// Only these.
+    pub callbacks: Option<&'a [CallbackId]>,
+    /// Only this controller's.
+    pub controller_id: Option<&'a ControllerId>,
+    /// `exhausted` or `delivered`.
+    pub state: &'a str,
+    /// At most so many.
+    pub limit: i64,
+}
+
+/// Lets callbacks that have ended be sent once more, and records it in the audit trail; the callbacks, and the endpoints
+/// to wake.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn replay(db: &Db, what: &Replay<'_>) -> Result<(Vec<CallbackId>, BTreeSet<EndpointId>), DbError> {
+    super::retrying(|| async {
+        let tx = db.begin("replay_callbacks").await?;
+        let rows = tx.query(REPLAY, &[&what.callbacks, &what.controller_id, &what.state, &what.limit]).await?;
+        let callbacks: Vec<CallbackId> = rows.iter().map(|row| row.get(0)).collect();
+        tx.execute(AUDIT_REPLAYS, &[&callbacks]).await?;
+        tx.commit().await?;
+        Ok((callbacks, rows.iter().map(|row| row.get(1)).collect()))
+    })
+    .await
 }

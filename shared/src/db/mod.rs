@@ -4,16 +4,20 @@ mod error;
 mod pool;
 mod tls;
 
+pub mod audit;
 pub mod batches;
 pub mod calendar;
 pub mod callbacks;
+pub mod certificates;
 pub mod controllers;
 pub mod endpoints;
 pub mod intake;
 pub mod leader;
 pub mod matching;
+pub mod message_failures;
 pub mod migrate;
 pub mod overview;
+pub mod purge;
 pub mod release;
 pub mod requests;
 pub mod results;
@@ -37,15 +41,19 @@ pub(crate) use statements;
 #[must_use]
 pub fn all_statements() -> Vec<(&'static str, &'static str)> {
     [
+        audit::STATEMENTS,
         batches::STATEMENTS,
         calendar::STATEMENTS,
         callbacks::STATEMENTS,
+        certificates::STATEMENTS,
         controllers::STATEMENTS,
         endpoints::STATEMENTS,
         intake::STATEMENTS,
         leader::STATEMENTS,
         matching::STATEMENTS,
+        message_failures::STATEMENTS,
         overview::STATEMENTS,
+        purge::STATEMENTS,
         release::STATEMENTS,
         requests::STATEMENTS,
         results::STATEMENTS,

@@ -20,6 +20,9 @@ statements! {
         UNION ALL
         SELECT 'callback', min(next_attempt_at) FROM lethe.callbacks WHERE state = 'ready' AND next_attempt_at <= lethe.now()
         UNION ALL
+        SELECT 'sealing', min(recorded_at) FROM lethe.audit_entries
+         WHERE entry_id = (SELECT min(entry_id) FROM lethe.audit_unsealed)
+        UNION ALL
         SELECT 'approval', min(received_at) FROM lethe.requests WHERE approval = 'needed' AND status = 'pending'";
     NOW = "SELECT lethe.now()";
     LEADER_EPOCH = "SELECT epoch FROM lethe.leaders WHERE name = 'scheduler'";

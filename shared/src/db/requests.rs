@@ -86,7 +86,7 @@ statements! {
          WHERE r.controller_id = $1 AND r.subject_request_id = $2 AND r.status = 'in_progress'
            AND s.slice_id = r.slice_id AND s.state = 'ready'
            AND (s.lease_expires_at IS NULL OR s.lease_expires_at <= lethe.now())
-        RETURNING s.slice_id";
+        RETURNING s.slice_id, r.request_key";
 }
 
 /// What sealed requests are bound to.
@@ -377,10 +377,18 @@ pub async fn mpid_sources(session: &Session, key: RequestKey) -> Result<Vec<(Str
     Ok(session.query(MPID_SOURCES, &[&key]).await?.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
-/// Lets the work of a request that waits after a failure begin again at once; `false` where nothing waits.
+/// Lets the work of a request that waits after a failure begin again at once, and records it; `false` where nothing waits.
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn retry(session: &Session, target: &Target) -> Result<bool, DbError> {
-    Ok(session.query_opt(RETRY, &[&target.0, &target.1]).await?.is_some())
+pub async fn retry(db: &Db, target: &Target) -> Result<bool, DbError> {
+    let tx = db.begin("retry_request").await?;
+    let Some(row) = tx.query_opt(RETRY, &[&target.0, &target.1]).await? else {
+        tx.rollback().await;
+        return Ok(false);
+    };
+    let details = serde_json::json!({"subject_request_id": target.1, "slice_id": row.get::<_, i64>(0)});
+    super::audit::record(&tx, Some(&target.0), Some(row.get(1)), "request.retried", &details).await?;
+    tx.commit().await?;
+    Ok(true)
 }

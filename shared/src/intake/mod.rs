@@ -111,30 +111,44 @@ impl Intake {
         // Halves still to be recorded; the last one is next, so that outcomes come in order.
         let mut pending = vec![valid];
         let mut outcomes = Vec::with_capacity(valid.len());
+        let (mut recorded, mut suspects) = (0_usize, Vec::new());
         while let Some(part) = pending.pop() {
             if part.is_empty() {
                 continue;
             }
             match self.context.record(&self.db, part).await {
                 Ok(group) => {
+                    recorded += group.outcomes.len();
                     outcomes.extend(group.outcomes.into_iter().map(Ok));
                     wake::endpoints(&self.publisher, group.endpoints).await;
                 }
-                Err(error) if (error.disposition() == Disposition::Poison || error.is_too_much()) && part.len() > 1 => {
+                // Where several have failed alone and none was recorded, the fault is not theirs.
+                Err(error) if may_be_a_message(&error) && part.len() > 1 && (recorded > 0 || suspects.len() < 4) => {
                     let (first, second) = part.split_at(part.len() / 2);
                     pending.push(second);
                     pending.push(first);
                 }
-                Err(error) if error.disposition() == Disposition::Poison => {
+                Err(error) if error.disposition() == Disposition::Poison && part.len() == 1 => {
                     outcomes.push(Err(Unanswered::Poison(error)));
                 }
                 Err(error) => {
                     tracing::debug!(%error, "a group could not be recorded");
-                    let class = error.class();
+                    metrics::counter!("lethe_intake_failures_total", "class" => error.class()).increment(1);
+                    if part.len() == 1 && may_be_a_message(&error) {
+                        suspects.push(outcomes.len());
+                    }
                     outcomes.push(Err(Unanswered::Later(error)));
-                    metrics::counter!("lethe_intake_failures_total", "class" => class).increment(1);
                     outcomes.extend(part.iter().skip(1).map(|_| Err(Unanswered::Later(DbError::NoCalendar))));
                 }
+            }
+        }
+        // Its neighbours passed: it is this very message.
+        for index in suspects.into_iter().filter(|_| recorded > 0) {
+            if let Some(outcome @ Err(Unanswered::Later(_))) = outcomes.get_mut(index) {
+                let taken = std::mem::replace(outcome, Err(Unanswered::Later(DbError::NoCalendar)));
+                *outcome = taken.map_err(|unanswered| match unanswered {
+                    Unanswered::Later(error) | Unanswered::Poison(error) => Unanswered::Poison(error),
+                });
             }
         }
         outcomes
@@ -214,6 +228,11 @@ impl Intake {
             extensions: None,
         })
     }
+}
+
+/// Whether one message of a group can be what fails. An error that the server did not tell is of the connection.
+fn may_be_a_message(error: &DbError) -> bool {
+    error.is_too_much() || (error.code().is_some() && error.disposition() != Disposition::Transient)
 }
 
 fn received(incoming: &Incoming<'_>, submission: &Submission, recorded: &Recorded) -> Answer {

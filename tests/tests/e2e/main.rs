@@ -2,9 +2,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests; their helpers fail them")]
 
 mod access;
+mod audit;
 mod calendar;
 mod callbacks;
 mod cancellation;
+mod certificate;
 mod command_line;
 mod erasure;
 mod intake;

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use lethe::broker::dead_letters::SET_ASIDE_AT;
 use lethe::broker::{Message, Outcome, Outgoing, Publisher, topology};
 use lethe::callback::signature::{self, Algorithm, Signer};
 use lethe::db::DbError;
@@ -64,7 +65,7 @@ impl Desk {
                 Err(Unanswered::Later(_)) => Outcome::RetryAfter(RETRY_AFTER),
                 Err(Unanswered::Poison(error)) => {
                     let reason = "the database refuses this message and nothing else; see the code".to_owned();
-                    Outcome::DeadLetter { code: error.class(), reason }
+                    Outcome::Poison { code: error.class(), reason }
                 }
             })
             .collect()
@@ -132,7 +133,8 @@ fn rejected_copy(message: &Message, answer: &Answer) -> Option<Outgoing> {
         .header("error-code", code)
         .header("error-message", answer.message.clone().unwrap_or_default())
         .header("status", answer.status.to_string())
-        .header("routing-key", message.routing_key.clone());
+        .header("routing-key", message.routing_key.clone())
+        .header(SET_ASIDE_AT, jiff::Timestamp::now().to_string());
     copy.content_type.clone_from(&message.content_type);
     copy.correlation_id.clone_from(&message.correlation_id);
     if let Some(controller_id) = claimed_controller(message) {

@@ -6,10 +6,13 @@ use std::time::Duration;
 use lethe::broker::topology::{CANCELLATION, IDENTITY_MATCHING, QUERY, Queue};
 use lethe::broker::wake::CancellationMarker;
 use lethe::broker::{Consumer, Gather, GroupHandler, Message, Outcome, Publisher};
+use lethe::crypto::Keys;
 use lethe::db::requests::{Overtaking, Target};
 use lethe::db::{DbError, calendar};
+use lethe::disposition::Disposition;
 use lethe::intake::{Answer, Incoming, Intake, Unanswered, parse_target};
 use lethe::opendsr::{ApiVersion, Parser};
+use lethe::poison::Counted;
 use lethe::service::Service;
 use tokio::task::JoinSet;
 
@@ -28,6 +31,7 @@ pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), DbError> {
         tracing::warn!("there is no calendar yet; requests wait until a scheduler has stored it");
     }
     let publisher = service.publisher.clone();
+    let keys = ready.keys.clone();
     let intake = Intake::new(service.db.clone(), ready.keys, ready.parser, ready.cap, ready.links, publisher.clone());
     let answers = Publisher::new(service.broker.clone());
     let desk = Desk { intake: Arc::new(intake), publisher, answers, signer: ready.signer, domain: ready.domain };
@@ -35,20 +39,23 @@ pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), DbError> {
     let mut consumers = JoinSet::new();
     let gather = Gather { messages: ready.group.into(), bytes: 4 << 20, linger: Duration::from_millis(2) };
     for _ in 0..ready.consumers {
-        consumers.spawn(consume(&service, IDENTITY_MATCHING, gather, Requests(desk.clone())));
+        consumers.spawn(consume(&service, &keys, IDENTITY_MATCHING, gather, Requests(desk.clone())));
     }
-    consumers.spawn(consume(&service, CANCELLATION, gather, Cancellations(desk.clone())));
-    consumers.spawn(consume(&service, QUERY, gather, Queries(desk)));
+    consumers.spawn(consume(&service, &keys, CANCELLATION, gather, Cancellations(desk.clone())));
+    consumers.spawn(consume(&service, &keys, QUERY, gather, Queries(desk)));
     consumers.join_all().await;
     Ok(())
 }
 
 fn consume<H: GroupHandler + 'static>(
     service: &Service,
+    keys: &Arc<Keys>,
     queue: Queue,
     gather: Gather,
     handler: H,
 ) -> impl Future<Output = ()> + Send + 'static {
+    let handler =
+        Counted { handler, db: service.db.clone(), keys: keys.clone(), queue: queue.name, in_order: queue.in_order };
     let consumer = Consumer {
         broker: service.broker.clone(),
         queue,
@@ -146,6 +153,18 @@ impl Cancellations {
         // One that is not known may have overtaken its request, which comes by another queue.
         let cancelled = match self.0.intake.cancel(&targets, Overtaking::Remember).await {
             Ok(cancelled) => cancelled,
+            // One of them makes the others fail.
+            Err(error) if error.disposition() != Disposition::Transient && group.len() > 1 => {
+                let mut outcomes = Vec::with_capacity(group.len());
+                for message in group {
+                    outcomes.extend(Box::pin(self.cancel(std::slice::from_ref(message))).await);
+                }
+                return outcomes;
+            }
+            Err(error) if error.disposition() == Disposition::Poison => {
+                let reason = "the database refuses this message and nothing else; see the code".to_owned();
+                return vec![Outcome::Poison { code: error.class(), reason }];
+            }
             Err(error) => return all_later(group, &error),
         };
         let mut cancelled = cancelled.into_iter();

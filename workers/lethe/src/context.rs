@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::Args;
+use lethe::audit::Signatory;
 use lethe::broker::{Broker, Publisher};
-use lethe::config::{CapOptions, IntakeOptions, KeyOptions, SigningOptions, secret};
+use lethe::config::{CapOptions, ConfigError, IntakeOptions, KeyOptions, SigningOptions, secret};
 use lethe::db::{Db, migrate};
 use lethe::intake::Intake;
 use lethe::request::{ControllerId, SubjectRequestId};
@@ -72,11 +73,35 @@ pub(crate) struct IntakeArgs {
 }
 
 impl IntakeArgs {
+    /// The keys at rest.
+    pub(crate) fn keys(&self) -> anyhow::Result<lethe::crypto::Keys> {
+        Ok(self.keys.keys()?)
+    }
+
     /// The same intake that the workers have.
     pub(crate) fn open(&self, db: Db) -> anyhow::Result<Intake> {
         let keys = Arc::new(self.keys.keys()?);
         let links = Links::new(keys.clone(), self.signing.public_url.clone());
         let publisher = Arc::new(Publisher::new(broker()?));
         Ok(Intake::new(db, keys, self.intake.parser(), self.cap.max_mpids_per_request, links, publisher))
+    }
+}
+
+/// What it takes to sign certificates.
+#[derive(Debug, Args)]
+pub(crate) struct SignatoryArgs {
+    /// The domain in headers, certificate and extensions
+    #[arg(long = "processor-domain", env = "LETHE_PROCESSOR_DOMAIN", value_name = "DOMAIN")]
+    processor_domain: String,
+    #[command(flatten)]
+    signing: SigningOptions,
+}
+
+impl SignatoryArgs {
+    /// The same signatory that the workers have.
+    pub(crate) fn open(self) -> anyhow::Result<Arc<Signatory>> {
+        let signer = Arc::new(self.signing.signer(&self.processor_domain)?);
+        let signatory = Signatory::new(signer, self.processor_domain, &self.signing.signing_cert_file, &[]);
+        Ok(Arc::new(signatory.map_err(|error| ConfigError::new("LETHE_SIGNING_CERT_FILE", error))?))
     }
 }

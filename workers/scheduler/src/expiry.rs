@@ -1,16 +1,35 @@
-//! What ends by itself: result files (first the keys, then the bytes, contract 7) and remembered cancellations.
+//! What ends by itself: result files (first the keys, then the bytes, contract 7), the personal data of requests that
+//! ended a while ago, remembered cancellations, counts of failures.
 
-use lethe::db::{DbError, requests, results};
+use std::time::Duration;
+
+use lethe::db::{DbError, message_failures, purge, requests, results};
 use lethe::results::store;
 
 use crate::schedule::Scheduler;
 
 const AT_ONCE: i64 = 500;
+/// Requests of a purge: each takes its profiles with it, up to the cap and beyond.
+const PURGED_AT_ONCE: i64 = 200;
+/// A message lives for 14 days (contract 3).
+const MESSAGES_LIVE: Duration = Duration::from_hours(15 * 24);
 
 /// Ends what is over.
 pub(crate) async fn due(scheduler: &Scheduler, epoch: i64) -> Result<(), DbError> {
     results(scheduler, epoch).await?;
+    purge(scheduler, epoch).await?;
+    message_failures::forget_old(&scheduler.service.db.session().await?, MESSAGES_LIVE).await?;
     cancellations(scheduler).await
+}
+
+/// Purges requests that ended longer ago than the retention.
+async fn purge(scheduler: &Scheduler, epoch: i64) -> Result<(), DbError> {
+    let purged = purge::requests(&scheduler.service.db, epoch, scheduler.ready.retention, PURGED_AT_ONCE).await?;
+    if purged > 0 {
+        tracing::info!(requests = purged, "the personal data of requests that ended was purged");
+        metrics::counter!("lethe_requests_purged_total").increment(purged as u64);
+    }
+    Ok(())
 }
 
 /// Forgets cancellations whose request never came.

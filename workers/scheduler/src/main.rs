@@ -1,4 +1,4 @@
-//! `scheduler`: closes batches, releases them, re-drives late work, expires results.
+//! `scheduler`: closes batches, releases them, re-drives late work, expires results, seals the audit trail.
 
 mod expiry;
 mod leadership;
@@ -6,6 +6,7 @@ mod options;
 mod redrive;
 mod release;
 mod schedule;
+mod seal;
 
 use std::process::ExitCode;
 
@@ -14,7 +15,7 @@ use lethe::service::{self, Identity};
 fn main() -> ExitCode {
     let identity = Identity {
         name: "scheduler",
-        about: "Closes batches, releases them as batch triggers, re-drives late work and expires results",
+        about: "Closes batches, releases them as batch triggers, re-drives late work, expires results and seals the audit trail",
         version: env!("CARGO_PKG_VERSION"),
     };
     service::run(identity, options::Options::check, schedule::run)

@@ -1,10 +1,14 @@
 //! What the scheduler is configured with.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use lethe::config::{CalendarOptions, CapOptions, ConfigError, HumanDuration, KeyOptions, ResultOptions};
+use lethe::audit::{Sealer, Signatory};
+use lethe::config::{
+    CalendarOptions, CapOptions, ConfigError, HumanDuration, KeyOptions, ResultOptions, SigningOptions,
+};
 use lethe::crypto::Keys;
 use lethe::request::Calendar;
 use lethe::results::day_keys::DayKeys;
@@ -20,6 +24,14 @@ pub(crate) struct Options {
     keys: KeyOptions,
     #[command(flatten)]
     results: ResultOptions,
+    /// The domain in headers, certificate and extensions
+    #[arg(long = "processor-domain", env = "LETHE_PROCESSOR_DOMAIN", value_name = "DOMAIN")]
+    processor_domain: String,
+    #[command(flatten)]
+    signing: SigningOptions,
+    /// Certificates that signed the audit trail before the present one; their chains are continued
+    #[arg(long = "audit-former-certs", env = "LETHE_AUDIT_FORMER_CERTS", value_delimiter = ',', value_name = "FILES")]
+    former_certificates: Vec<PathBuf>,
     /// How often it looks for what is due
     #[arg(
         long = "scheduler-interval",
@@ -31,6 +43,9 @@ pub(crate) struct Options {
     /// How long work that is due may lie untouched before it is driven again; doubles with each time, up to 5 minutes
     #[arg(long = "redrive-after", env = "LETHE_REDRIVE_AFTER", default_value = "10s", value_name = "DURATION")]
     redrive_after: HumanDuration,
+    /// How long after its end a request keeps identities, profiles, group and callback URLs
+    #[arg(long = "retention", env = "LETHE_RETENTION", default_value = "30d", value_name = "DURATION")]
+    retention: HumanDuration,
 }
 
 /// The options, read and checked.
@@ -42,6 +57,8 @@ pub(crate) struct Ready {
     pub(crate) day_keys: DayKeys,
     pub(crate) interval: Duration,
     pub(crate) redrive_after: Duration,
+    pub(crate) retention: Duration,
+    pub(crate) sealer: Sealer,
 }
 
 impl Options {
@@ -53,6 +70,10 @@ impl Options {
         let keys = Arc::new(self.keys.keys()?);
         let results = store::open("LETHE_RESULT_STORE", &self.results.result_store)?;
         let key_store = store::open("LETHE_KEY_STORE", &self.results.key_store)?;
+        let signer = Arc::new(self.signing.signer(&self.processor_domain)?);
+        let certificate = &self.signing.signing_cert_file;
+        let signatory = Signatory::new(signer, self.processor_domain, certificate, &self.former_certificates)
+            .map_err(|error| ConfigError::new("LETHE_AUDIT_FORMER_CERTS", error))?;
         Ok(Ready {
             calendar: self.calendar.calendar(),
             cap: self.cap.max_mpids_per_request,
@@ -61,6 +82,8 @@ impl Options {
             results,
             interval: positive("LETHE_SCHEDULER_INTERVAL", self.interval)?,
             redrive_after: positive("LETHE_REDRIVE_AFTER", self.redrive_after)?,
+            retention: self.retention.get(),
+            sealer: Sealer::new(Arc::new(signatory)),
         })
     }
 }

@@ -9,11 +9,12 @@ use lethe::service::Service;
 
 use crate::leadership::Leadership;
 use crate::options::Ready;
-use crate::{expiry, redrive, release};
+use crate::{expiry, redrive, release, seal};
 
 /// How often the less urgent things are looked at.
 const METRICS_EVERY: Duration = Duration::from_secs(30);
 const EXPIRY_EVERY: Duration = Duration::from_secs(2);
+const SEALING_EVERY: Duration = Duration::from_millis(500);
 
 /// Everything that the parts of the scheduler share.
 pub(crate) struct Scheduler {
@@ -61,6 +62,7 @@ struct Rounds {
     calendar_of: Option<i64>,
     metrics: Option<Instant>,
     expiry: Option<Instant>,
+    sealing: Option<Instant>,
     redrive: redrive::Pace,
 }
 
@@ -84,6 +86,7 @@ impl Scheduler {
         let session = self.service.db.session().await?;
         let due = batches::due(&session).await?;
         drop(session);
+        let sealing = is_time(&mut rounds.sealing, SEALING_EVERY);
         // Each part is tried, whatever came of the others; the first failure is the one that is told.
         let parts = [
             if due.closing { self.close(epoch).await } else { Ok(()) },
@@ -91,6 +94,7 @@ impl Scheduler {
             if due.completion { batches::complete(&self.service.db, epoch).await.map(drop) } else { Ok(()) },
             redrive::due_work(self, &mut rounds.redrive).await,
             if is_time(&mut rounds.expiry, EXPIRY_EVERY) { expiry::due(self, epoch).await } else { Ok(()) },
+            if sealing { seal::entries(&mut self.ready.sealer, &self.service.db, epoch).await } else { Ok(()) },
             if is_time(&mut rounds.metrics, METRICS_EVERY) { self.measure(epoch).await } else { Ok(()) },
         ];
         parts.into_iter().collect()

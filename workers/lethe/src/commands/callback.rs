@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 use lethe::db::callbacks;
-use lethe::request::{ControllerId, SubjectRequestId};
+use lethe::request::{CallbackId, ControllerId, SubjectRequestId};
 
 use crate::context::database;
 use crate::output::{Output, or_dash};
@@ -24,11 +24,31 @@ pub(crate) enum Command {
         #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(1..=100_000))]
         limit: i64,
     },
+    /// Send callbacks that are exhausted (or delivered) once more, with the same id, outside the order
+    Replay {
+        /// Only these; `lethe callback list` shows them
+        #[arg(value_name = "CALLBACK_ID", required_unless_present = "controller")]
+        callbacks: Vec<uuid::Uuid>,
+        /// Only this controller's
+        #[arg(long, value_name = "ID")]
+        controller: Option<ControllerId>,
+        /// Those that are exhausted or delivered
+        #[arg(long, default_value = "exhausted", value_parser = ["exhausted", "delivered"])]
+        state: String,
+        /// At most so many
+        #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(i64).range(1..=1_000_000))]
+        limit: i64,
+    },
 }
 
 impl Command {
     pub(crate) async fn run(self, output: Output) -> anyhow::Result<()> {
-        let Self::List { controller, state, request, limit } = self;
+        let (controller, state, request, limit) = match self {
+            Self::List { controller, state, request, limit } => (controller, state, request, limit),
+            Self::Replay { callbacks, controller, state, limit } => {
+                return replay(output, callbacks, controller.as_ref(), &state, limit).await;
+            }
+        };
         let session = database().await?.session().await?;
         let rows = callbacks::list(&session, controller.as_ref(), state.as_deref(), request, limit).await?;
         let headings =
@@ -52,4 +72,24 @@ impl Command {
             ]
         })
     }
+}
+
+async fn replay(
+    output: Output,
+    callbacks: Vec<uuid::Uuid>,
+    controller_id: Option<&ControllerId>,
+    state: &str,
+    limit: i64,
+) -> anyhow::Result<()> {
+    let wanted = callbacks.len();
+    let callbacks: Vec<CallbackId> = callbacks.into_iter().map(CallbackId).collect();
+    let only = (!callbacks.is_empty()).then_some(callbacks.as_slice());
+    let what = callbacks::Replay { callbacks: only, controller_id, state, limit };
+    // The scheduler wakes the couriers: this command works while the broker is away.
+    let (replayed, _) = callbacks::replay(&database().await?, &what).await?;
+    output.one(&serde_json::json!({"replayed": replayed}), vec![("replayed", replayed.len().to_string())])?;
+    if replayed.len() < wanted {
+        anyhow::bail!("{} of them are not {state}, or their request was purged", wanted - replayed.len());
+    }
+    Ok(())
 }

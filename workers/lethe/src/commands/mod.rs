@@ -1,8 +1,12 @@
 //! One module for each noun of the command line.
 
+mod audit;
 mod batch;
 mod callback;
+mod certificate;
 mod controller;
+mod dead_letter;
+mod dead_letter_replay;
 mod doctor;
 mod import;
 mod request;
@@ -31,9 +35,18 @@ pub(crate) enum Command {
     /// Show what will run when and on whom, and what was done
     #[command(subcommand)]
     Batch(batch::Command),
-    /// Show callbacks
+    /// Show callbacks, and send them once more
     #[command(subcommand)]
     Callback(callback::Command),
+    /// Show, replay and discard messages that were set aside
+    #[command(subcommand, name = "dead-letter")]
+    DeadLetter(dead_letter::Command),
+    /// Verify and export the audit trail
+    #[command(subcommand)]
+    Audit(audit::Command),
+    /// Verify certificates of erasures
+    #[command(subcommand)]
+    Certificate(certificate::Command),
     /// Check servers, schema, topology, clocks, keys and certificate, and say what to do about each finding
     Doctor(Box<doctor::Doctor>),
     /// Play the whole life of some thousand requests on a calendar of seconds, and check every claim from outside
@@ -51,6 +64,9 @@ impl Command {
             Self::Request(command) => command.run(output).await,
             Self::Batch(command) => command.run(output).await,
             Self::Callback(command) => command.run(output).await,
+            Self::DeadLetter(command) => command.run(output).await,
+            Self::Audit(command) => command.run(output).await,
+            Self::Certificate(command) => command.run(output).await,
             Self::Doctor(doctor) => doctor.run(output).await,
             Self::Demo(demo) => demo.run(output).await,
             Self::Top(top) => top.run().await,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
+use lethe::certificate;
 use lethe::db::Db;
 use lethe::db::requests::{self, Cancellation, Filter, Overtaking, Receipt, RequestRow};
 use lethe::intake::{Incoming, Unanswered};
@@ -11,7 +12,7 @@ use lethe::request::{ControllerId, RequestStatus};
 use serde::Serialize;
 use tokio::io::AsyncReadExt;
 
-use crate::context::{IntakeArgs, Target, database};
+use crate::context::{IntakeArgs, SignatoryArgs, Target, database};
 use crate::output::{Output, line, or_dash};
 
 #[derive(Debug, Subcommand)]
@@ -49,6 +50,13 @@ pub(crate) enum Command {
     Approve(Target),
     /// Let the work of a request that failed begin again at once
     Retry(Target),
+    /// Print the signed certificate of a completed erasure
+    Certificate {
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        signatory: Box<SignatoryArgs>,
+    },
 }
 
 #[derive(Serialize)]
@@ -135,8 +143,12 @@ impl Command {
                     )
                 }
             },
+            Self::Certificate { target, signatory } => {
+                let document = certificate::issue(&db, &signatory.open()?, &target.pair()).await??;
+                Ok(std::io::Write::write_all(&mut std::io::stdout().lock(), document.as_bytes())?)
+            }
             Self::Retry(target) => {
-                if !requests::retry(&db.session().await?, &target.pair()).await? {
+                if !requests::retry(&db, &target.pair()).await? {
                     bail!("nothing of this request waits: it is not in progress, or somebody is working on it");
                 }
                 output.one(

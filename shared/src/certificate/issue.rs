@@ -1,0 +1,123 @@
+//! Issuing a certificate. The same request gives the same bytes as long as the keys are the same.
+
+use std::sync::Arc;
+
+use super::{ALGORITHM, Asked, AuditPosition, Document, Execution, FORMAT, Statement, StoreReceipt};
+use crate::audit::Signatory;
+use crate::callback::signature::{Algorithm, SigningError};
+use crate::crypto::{hex, sha256};
+use crate::db::audit::{self, Completion};
+use crate::db::certificates::{self, Facts};
+use crate::db::requests::{self, Receipt, Target};
+use crate::db::{Db, DbError};
+use crate::request::{RequestStatus, RequestType};
+
+/// Why there is no certificate. The texts are for whoever asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoCertificate {
+    /// The controller has no such request.
+    #[error("there is no such request")]
+    Unknown,
+    /// Only erasures are certified.
+    #[error("the request is no erasure")]
+    NoErasure,
+    /// It is not complete.
+    #[error("the request is {0}; there is a certificate once it is completed")]
+    NotCompleted(RequestStatus),
+    /// The trail is sealed within seconds.
+    #[error("the completion is not sealed in the audit trail yet; ask again in a few seconds")]
+    NotSealed,
+}
+
+/// A certificate could not be issued.
+#[derive(Debug, thiserror::Error)]
+pub enum IssueError {
+    /// The database.
+    #[error(transparent)]
+    Db(#[from] DbError),
+    /// The library refused to sign.
+    #[error(transparent)]
+    Signing(#[from] SigningError),
+}
+
+/// The signed certificate of an erasure, as the bytes of its file, or why there is none.
+///
+/// # Errors
+/// [`IssueError`].
+pub async fn issue(
+    db: &Db,
+    signatory: &Arc<Signatory>,
+    target: &Target,
+) -> Result<Result<String, NoCertificate>, IssueError> {
+    let tx = db.begin_snapshot("issue_certificate").await?;
+    let Some(facts) = certificates::facts(&tx, target).await? else { return Ok(Err(NoCertificate::Unknown)) };
+    let receipts = requests::receipts(&tx, facts.request_key).await?;
+    let completion = audit::completion(&tx, facts.request_key).await?;
+    tx.commit().await?;
+    let statement = match statement(signatory, target, &facts, receipts, completion) {
+        Ok(statement) => statement,
+        Err(reason) => return Ok(Err(reason)),
+    };
+    let payload = serde_json::to_string(&statement).map_err(|_| SigningError::Failed)?;
+    let (signer, bytes) = (signatory.clone(), payload.clone());
+    // Not on an async thread: an RSA signature takes a while.
+    let signing = move || signer.signer.sign(Algorithm::RsaPkcs1v15, bytes.as_bytes());
+    let signature = tokio::task::spawn_blocking(signing).await.map_err(|_| SigningError::Failed)??;
+    let certificate_chain = signatory.chain.clone();
+    Ok(Ok(Document { payload, algorithm: ALGORITHM.to_owned(), signature, certificate_chain }.write()))
+}
+
+fn statement(
+    signatory: &Signatory,
+    (controller_id, subject_request_id): &Target,
+    facts: &Facts,
+    receipts: Vec<Receipt>,
+    completion: Option<Completion>,
+) -> Result<Statement, NoCertificate> {
+    if facts.request_type != RequestType::Erasure {
+        return Err(NoCertificate::NoErasure);
+    }
+    let completed_at = facts.completed_at.filter(|_| facts.status == RequestStatus::Completed);
+    let completed_at = completed_at.ok_or(NoCertificate::NotCompleted(facts.status))?;
+    let completion = completion.ok_or(NoCertificate::NotSealed)?;
+    let (position, digest) = completion.seal.ok_or(NoCertificate::NotSealed)?;
+    // A request is completed only when every store has verified.
+    let stores = receipts
+        .into_iter()
+        .filter_map(|receipt| {
+            Some(StoreReceipt {
+                store: receipt.store,
+                as_of: receipt.as_of,
+                rows_deleted: receipt.rows_deleted,
+                verified_at: receipt.verified_at?,
+                rows_remaining: 0,
+                rows_arrived_later: receipt.rows_arrived.unwrap_or(0),
+            })
+        })
+        .collect();
+    Ok(Statement {
+        format: FORMAT.to_owned(),
+        processor_domain: signatory.domain.clone(),
+        controller_id: controller_id.to_string(),
+        subject_request_id: subject_request_id.to_string(),
+        request: Asked {
+            subject_request_type: facts.request_type.to_string(),
+            regulation: facts.regulation.clone(),
+            api_version: facts.api_version.clone(),
+            content_digest: hex(&facts.content_digest),
+            submitted_time: facts.submitted_time,
+            received_time: facts.received_at,
+        },
+        execution: Execution {
+            lane: facts.lane.clone(),
+            batch_id: facts.batch_id,
+            scheduled_for: facts.runs_at,
+            began_at: facts.in_progress_at,
+            completed_at,
+            profiles: completion.details["profiles"].as_i64().unwrap_or(0),
+        },
+        stores,
+        audit: AuditPosition { chain: controller_id.to_string(), position, digest: hex(&digest) },
+        certificate_chain_sha256: hex(&sha256(signatory.chain.as_bytes())),
+    })
+}

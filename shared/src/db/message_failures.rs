@@ -1,0 +1,63 @@
+//! Failures of messages, counted: by a keyed digest, since a message holds personal data.
+
+use std::collections::HashMap;
+
+use super::pool::Session;
+use super::{DbError, statements};
+
+statements! {
+    KNOWN = "
+        SELECT message_digest, attempts FROM lethe.message_failures WHERE message_digest = ANY ($1)";
+    COUNT = "
+        INSERT INTO lethe.message_failures AS f (message_digest, queue, last_cause)
+        SELECT DISTINCT digest, $2, $3 FROM unnest($1::bytea[]) AS digest ORDER BY digest
+        ON CONFLICT (message_digest) DO UPDATE
+        SET attempts = f.attempts + 1, last_cause = coalesce(excluded.last_cause, f.last_cause),
+            last_failed_at = lethe.now()
+        RETURNING message_digest, attempts";
+    FORGET = "DELETE FROM lethe.message_failures WHERE message_digest = ANY ($1)";
+    FORGET_OLD = "
+        DELETE FROM lethe.message_failures WHERE last_failed_at <= lethe.now() - make_interval(secs => $1)";
+}
+
+/// Attempts by digest.
+pub type Attempts = HashMap<Vec<u8>, i32>;
+
+/// The attempts on these messages that are counted so far.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn known(session: &Session, digests: &[Vec<u8>]) -> Result<Attempts, DbError> {
+    Ok(session.query(KNOWN, &[&digests]).await?.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+/// Counts one more attempt on each of these; `cause` is a class, where it failed by one.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn count(
+    session: &Session,
+    queue: &str,
+    digests: &[Vec<u8>],
+    cause: Option<&str>,
+) -> Result<Attempts, DbError> {
+    let rows = session.query(COUNT, &[&digests, &queue, &cause]).await?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+/// Forgets messages that were handled, or set aside.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn forget(session: &Session, digests: &[Vec<u8>]) -> Result<(), DbError> {
+    session.execute(FORGET, &[&digests]).await?;
+    Ok(())
+}
+
+/// Forgets messages that were last seen so long ago that they cannot be queued any more; returns how many.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn forget_old(session: &Session, age: std::time::Duration) -> Result<u64, DbError> {
+    session.execute(FORGET_OLD, &[&age.as_secs_f64()]).await
+}

@@ -1,0 +1,41 @@
+//! The purge: what is personal in a request goes a while after the request has ended; keyed digests stay.
+
+use std::time::Duration;
+
+use super::{Db, DbError, leader, statements};
+use crate::request::RequestKey;
+
+statements! {
+    /// A callback that is still to be delivered needs its URL.
+    PURGE = "
+        WITH due AS MATERIALIZED (
+            SELECT r.request_key FROM lethe.requests r
+             WHERE r.sealed_request IS NOT NULL AND r.status IN ('completed', 'cancelled')
+               AND coalesce(r.completed_at, r.cancelled_at) <= lethe.now() - make_interval(secs => $1)
+               AND NOT EXISTS (SELECT FROM lethe.callbacks c
+                                WHERE c.request_key = r.request_key AND c.state IN ('waiting', 'ready'))
+             ORDER BY coalesce(r.completed_at, r.cancelled_at) LIMIT $2 FOR UPDATE OF r SKIP LOCKED)
+        UPDATE lethe.requests r SET sealed_request = NULL, purged_at = lethe.now()
+          FROM due WHERE r.request_key = due.request_key
+        RETURNING r.request_key";
+    FORGET_MPIDS = "DELETE FROM lethe.request_mpids WHERE request_key = ANY ($1)";
+}
+
+/// Purges requests that ended longer than `retention` ago, at most `limit`; returns how many.
+///
+/// # Errors
+/// [`DbError::LeadershipLost`].
+pub async fn requests(db: &Db, epoch: i64, retention: Duration, limit: i64) -> Result<usize, DbError> {
+    super::retrying(|| async {
+        let tx = db.begin("purge_requests").await?;
+        leader::assert(&tx, epoch).await?;
+        let rows = tx.query(PURGE, &[&retention.as_secs_f64(), &limit]).await?;
+        let keys: Vec<RequestKey> = rows.iter().map(|row| row.get(0)).collect();
+        if !keys.is_empty() {
+            tx.execute(FORGET_MPIDS, &[&keys]).await?;
+        }
+        tx.commit().await?;
+        Ok(keys.len())
+    })
+    .await
+}

@@ -1,0 +1,126 @@
+//! `lethe dead-letter replay`: requests and cancellations go through the same intake as ever, in this process; wake-ups
+//! go back to their queue.
+
+use anyhow::bail;
+use clap::Args;
+use lethe::broker::dead_letters::{Browser, Letter};
+use lethe::broker::topology::{QUEUES, dead_letters_of};
+use lethe::broker::{Outgoing, Publisher};
+use lethe::db::requests::Overtaking;
+use lethe::intake::{Answer, Incoming, Intake, Unanswered, parse_target};
+use lethe::request::ControllerId;
+use tokio::time::MissedTickBehavior;
+
+use super::dead_letter::{Chosen, pause, record};
+use crate::context::{IntakeArgs, broker, database};
+use crate::output::Output;
+
+#[derive(Debug, Args)]
+pub(crate) struct Replay {
+    #[command(flatten)]
+    chosen: Chosen,
+    /// Letters of a second at most
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    rate: u32,
+    #[command(flatten)]
+    intake: IntakeArgs,
+}
+
+impl Replay {
+    pub(crate) async fn run(self, output: Output) -> anyhow::Result<()> {
+        self.chosen.insist()?;
+        let keys = self.intake.keys()?;
+        let db = database().await?;
+        let intake = self.intake.open(db.clone())?;
+        let publisher = Publisher::new(broker()?);
+        let browser = Browser::open(&broker()?).await?;
+        let mut clock = tokio::time::interval(pause(self.rate));
+        clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut replayed, mut left) = (0_u64, Vec::new());
+        for queue in self.chosen.queues()? {
+            let mut looked = 0;
+            while let Some(letter) = self.chosen.next(&browser, &queue, &keys, &mut looked).await? {
+                clock.tick().await;
+                match replay(&intake, &publisher, &letter).await? {
+                    Ok(()) => {
+                        record(&db, &letter, "dead_letter.replayed").await?;
+                        letter.take().await?;
+                        replayed += 1;
+                    }
+                    Err(why) => left.push((letter.id, why)),
+                }
+            }
+        }
+        browser.close().await;
+        let mut rows = vec![("replayed", replayed.to_string())];
+        rows.extend(left.iter().map(|(letter, why)| ("left", format!("{letter}: {why}"))));
+        output.one(&serde_json::json!({"replayed": replayed, "left": left}), rows)?;
+        if left.is_empty() { Ok(()) } else { bail!("{} letters were left where they are", left.len()) }
+    }
+}
+
+/// Why a letter stays; never a value.
+type Left = String;
+
+async fn replay(intake: &Intake, publisher: &Publisher, letter: &Letter) -> anyhow::Result<Result<(), Left>> {
+    let wake_ups = QUEUES.iter().find(|queue| !queue.holds_bodies && dead_letters_of(queue.name) == letter.queue);
+    if let Some(queue) = wake_ups {
+        publisher.publish(&[Outgoing::to_queue(queue.name, letter.body.clone())]).await?;
+        return Ok(Ok(()));
+    }
+    let Some(controller_id) = &letter.controller_id else { return Ok(Err("it names no controller".to_owned())) };
+    if let Err(why) = check_sender(intake, letter, controller_id).await? {
+        return Ok(Err(why));
+    }
+    let answer = match letter.kind() {
+        Some("request") => {
+            let incoming = Incoming { controller_id, body: &letter.body, path_version: None };
+            match intake.receive(&[incoming]).await.pop() {
+                Some(Ok(answer)) => answer,
+                Some(Err(Unanswered::Poison(error))) => return Ok(Err(format!("it fails again: {}", error.class()))),
+                Some(Err(Unanswered::Later(error))) => return Err(error.into()),
+                None => bail!("the intake gave no answer"),
+            }
+        }
+        Some("cancellation") => match parse_target(controller_id, &letter.body) {
+            Ok(target) => match intake.cancel(&[target], Overtaking::Remember).await?.pop() {
+                Some(answer) => answer,
+                None => bail!("the intake gave no answer"),
+            },
+            Err(_) => return Ok(Err("it is no cancellation".to_owned())),
+        },
+        Some(_) => return Ok(Err("it is a query, and nobody waits for the answer".to_owned())),
+        None => return Ok(Err("its routing key names nothing that we do".to_owned())),
+    };
+    Ok(accepted(&answer))
+}
+
+fn accepted(answer: &Answer) -> Result<(), Left> {
+    match answer.status {
+        200..300 => Ok(()),
+        status => Err(format!("it is refused with {status}: {}", answer.message.as_deref().unwrap_or_default())),
+    }
+}
+
+/// What the matcher refused for its sender must not come in by this door; what the broker set aside was never checked.
+async fn check_sender(
+    intake: &Intake,
+    letter: &Letter,
+    controller_id: &ControllerId,
+) -> anyhow::Result<Result<(), Left>> {
+    let controllers = intake.controllers(&[controller_id.as_str()]).await?;
+    let Some(controller) = controllers.get(controller_id.as_str()) else {
+        return Ok(Err("there is no such controller".to_owned()));
+    };
+    if letter.routing_key.split('.').next() != Some(controller_id.as_str()) {
+        return Ok(Err("its routing key is another controller's".to_owned()));
+    }
+    let checked = match letter.cause.as_str() {
+        "forbidden" => false,
+        "unrouted" | "expired" => {
+            controller.any_amqp_user || (letter.user_id.is_some() && letter.user_id == controller.amqp_user)
+        }
+        _ => true,
+    };
+    Ok(if checked { Ok(()) } else { Err("its sender was not the controller".to_owned()) })
+}
