@@ -40,6 +40,13 @@ pub enum BrokerError {
 }
 
 impl BrokerError {
+    /// A message that the client library cannot read (a short text that is no UTF-8) ended the connection. It is not
+    /// taken by that, and comes again.
+    #[must_use]
+    pub fn is_unreadable_message(&self) -> bool {
+        matches!(self, Self::Amqp { source } if matches!(source.kind(), lapin::ErrorKind::ParsingError(_)))
+    }
+
     /// Whether waiting helps.
     #[must_use]
     pub fn disposition(&self) -> Disposition {

@@ -158,6 +158,13 @@ impl<H: GroupHandler> Consumer<H> {
                     if connected.set(false) {
                         reconnect = Reconnect::default();
                     }
+                    if error.is_unreadable_message() {
+                        metrics::counter!("lethe_unreadable_messages_total").increment(1);
+                        tracing::error!(
+                            queue = self.queue.name,
+                            "a message cannot be read and ends the connection, of this queue or of another one of this process: see the runbook, «A message that cannot be read»"
+                        );
+                    }
                     if reconnect.is_first() {
                         tracing::warn!(queue = self.queue.name, %error, "consuming has stopped; trying again until it works");
                     }

@@ -95,7 +95,7 @@ impl Browser {
         let headers: BTreeMap<String, String> = properties
             .headers()
             .iter()
-            .flat_map(|table| table.inner())
+            .flat_map(lapin::types::FieldTable::inner)
             .filter_map(|(name, value)| {
                 let text = match value {
                     AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok()?.to_owned(),
