@@ -1,5 +1,6 @@
 //! No personal data where it does not belong: logs, metrics, work messages, errors (guarantee 6).
 
+use lethe_tests::cli::lethe;
 use lethe_tests::wait::{becomes, eventually, seconds};
 use lethe_tests::worker::ALL;
 use lethe_tests::{Publisher, Receiver, Reply, Request, Worker, World, seconds_with};
@@ -77,6 +78,12 @@ async fn planted_values_are_found_in_no_log_metric_work_message_or_error() {
             check(queue, &message.to_string());
         }
     }
+    // What an operator sees of them.
+    for command in [&["dead-letter", "list"][..], &["dead-letter", "list", "--letters"]] {
+        let listed = lethe(&world, command).await;
+        assert!(listed.code == Some(0) && listed.out.contains("dsr.rejected"), "{}{}", listed.out, listed.err);
+        check("a listing of dead letters", &listed.out);
+    }
     let copies = world.take_messages("dsr.rejected", 100).await;
     assert_eq!(copies.len(), refused.len());
     for copy in copies {
@@ -108,8 +115,14 @@ async fn planted_values_are_found_in_no_log_metric_work_message_or_error() {
         check("a log", &log);
         check("the metrics", &worker.get("/metrics").await.unwrap().1);
     }
+    let certificate = async || lethe(&world, &["request", "certificate", &erasure.id, "--controller", "acme"]).await;
+    eventually("it is certified", seconds(10), async || certificate().await.code == Some(0)).await;
+    check("a certificate", &certificate().await.out);
+    check("the exported trail", &lethe(&world, &["audit", "export"]).await.out);
     // What lies at rest in the state is sealed or a digest.
-    for table in ["requests", "callbacks", "endpoints", "callback_attempts", "results", "slices", "erasure_receipts"] {
+    let tables: Vec<String> = world.all("SELECT tablename::text FROM pg_tables WHERE schemaname = 'lethe'", &[]).await;
+    assert!(tables.iter().any(|table| table == "audit_entries") && tables.len() > 15, "{tables:?}");
+    for table in &tables {
         let rows: Option<String> =
             world.one(&format!("SELECT string_agg(t::text, ' ') FROM lethe.{table} t"), &[]).await;
         check(table, &rows.unwrap_or_default());
