@@ -56,11 +56,13 @@ impl<H: GroupHandler> Counted<H> {
         let suspects: Vec<Vec<u8>> =
             group.iter().filter(|message| message.redelivered).map(|message| self.digest(message)).collect();
         let known = message_failures::known(&self.db.session().await?, &suspects).await?;
-        let alone = |message: &Message| message.redelivered && known.contains_key(&self.digest(message));
+        // Said to fail: with its neighbours it shows whether it is still the only one.
+        let alone = |message: &Message| message.redelivered && known.get(&self.digest(message)) == Some(&false);
         let fresh: Vec<Vec<u8>> = group
             .iter()
-            .filter(|message| message.redelivered && !alone(message))
+            .filter(|message| message.redelivered)
             .map(|message| self.digest(message))
+            .filter(|digest| !known.contains_key(digest))
             .collect();
         if !fresh.is_empty() {
             message_failures::count(&self.db.session().await?, self.queue, &fresh, None).await?;
@@ -119,11 +121,12 @@ impl<H: GroupHandler> Counted<H> {
     /// Counts what failed, and forgets what came to an end.
     async fn judge(&self, group: &[Message], outcomes: Vec<Outcome>) -> Result<Vec<Outcome>, DbError> {
         let mut judged = Vec::with_capacity(outcomes.len());
-        let mut ended = Vec::new();
+        let (mut ended, mut waiting) = (Vec::new(), Vec::new());
         for (message, outcome) in group.iter().zip(outcomes) {
             let Outcome::Poison { code, reason } = outcome else {
                 if message.redelivered {
-                    ended.push(self.digest(message));
+                    let waits = matches!(outcome, Outcome::RetryAfter(_));
+                    if waits { &mut waiting } else { &mut ended }.push(self.digest(message));
                 }
                 judged.push(outcome);
                 continue;
@@ -138,6 +141,9 @@ impl<H: GroupHandler> Counted<H> {
             } else {
                 judged.push(Outcome::RetryAfter(PAUSE));
             }
+        }
+        if !waiting.is_empty() {
+            message_failures::forget_begun(&self.db.session().await?, &waiting).await?;
         }
         if !ended.is_empty() {
             message_failures::forget(&self.db.session().await?, &ended).await?;

@@ -14,6 +14,7 @@ pub mod cli;
 pub mod erasure;
 pub mod proxy;
 pub mod publisher;
+pub mod raw;
 pub mod requests;
 pub mod results;
 pub mod servers;

@@ -7,7 +7,7 @@ use super::{DbError, statements};
 
 statements! {
     KNOWN = "
-        SELECT message_digest, attempts FROM lethe.message_failures WHERE message_digest = ANY ($1)";
+        SELECT message_digest, last_cause IS NOT NULL FROM lethe.message_failures WHERE message_digest = ANY ($1)";
     COUNT = "
         INSERT INTO lethe.message_failures AS f (message_digest, queue, last_cause)
         SELECT DISTINCT digest, $2, $3 FROM unnest($1::bytea[]) AS digest ORDER BY digest
@@ -16,6 +16,7 @@ statements! {
             last_failed_at = lethe.now()
         RETURNING message_digest, attempts";
     FORGET = "DELETE FROM lethe.message_failures WHERE message_digest = ANY ($1)";
+    FORGET_UNSAID = "DELETE FROM lethe.message_failures WHERE message_digest = ANY ($1) AND last_cause IS NULL";
     FORGET_OLD = "
         DELETE FROM lethe.message_failures WHERE last_failed_at <= lethe.now() - make_interval(secs => $1)";
 }
@@ -23,11 +24,12 @@ statements! {
 /// Attempts by digest.
 pub type Attempts = HashMap<Vec<u8>, i32>;
 
-/// The attempts on these messages that are counted so far.
+/// Those of these messages that are counted, and whether one failed for a cause that was said: the others were begun and
+/// never came to an end, so far.
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn known(session: &Session, digests: &[Vec<u8>]) -> Result<Attempts, DbError> {
+pub async fn known(session: &Session, digests: &[Vec<u8>]) -> Result<HashMap<Vec<u8>, bool>, DbError> {
     Ok(session.query(KNOWN, &[&digests]).await?.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
@@ -51,6 +53,15 @@ pub async fn count(
 /// [`DbError`].
 pub async fn forget(session: &Session, digests: &[Vec<u8>]) -> Result<(), DbError> {
     session.execute(FORGET, &[&digests]).await?;
+    Ok(())
+}
+
+/// Forgets those of these that were only begun: they came to an end, if to none of their own.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn forget_begun(session: &Session, digests: &[Vec<u8>]) -> Result<(), DbError> {
+    session.execute(FORGET_UNSAID, &[&digests]).await?;
     Ok(())
 }
 

@@ -23,8 +23,8 @@ pub(crate) enum Command {
     /// Count what was set aside by queue, cause and controller
     List {
         /// Every letter instead of counts
-        #[arg(long)]
-        letters: bool,
+        #[arg(long = "letters")]
+        each: bool,
         #[command(flatten)]
         chosen: Chosen,
         #[command(flatten)]
@@ -170,7 +170,7 @@ struct Counted {
 impl Command {
     pub(crate) async fn run(self, output: Output) -> anyhow::Result<()> {
         match self {
-            Self::List { letters, chosen, keys } => list(output, letters, &chosen, &keys.keys()?).await,
+            Self::List { each, chosen, keys } => list(output, each, &chosen, &keys.keys()?).await,
             Self::Show { letter, keys } => {
                 let chosen =
                     Chosen { letters: vec![letter], queue: None, cause: None, controller: None, limit: u32::MAX };
@@ -199,9 +199,9 @@ async fn all(chosen: &Chosen, keys: &Keys) -> anyhow::Result<Vec<Shown>> {
     Ok(shown)
 }
 
-async fn list(output: Output, letters: bool, chosen: &Chosen, keys: &Keys) -> anyhow::Result<()> {
+async fn list(output: Output, each: bool, chosen: &Chosen, keys: &Keys) -> anyhow::Result<()> {
     let all = all(chosen, keys).await?;
-    if letters {
+    if each {
         let headings = ["letter", "queue", "cause", "kind", "controller", "request", "bytes", "set aside"];
         return output.list(&all, &headings, |one| {
             let skipped = |(name, _): &(&str, String)| *name != "message";
