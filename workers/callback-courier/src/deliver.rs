@@ -40,14 +40,14 @@ async fn sign(ready: &Ready, claimed: &ClaimedCallback) -> Result<Delivery, Sign
         extensions: None,
     };
     let body = body.to_bytes();
-    let (signer, algorithm, bytes) = (Arc::clone(&ready.signer), claimed.algorithm, body.clone());
+    let (signer, algorithm, bytes) = (Arc::clone(&ready.processor.signer), claimed.algorithm, body.clone());
     let signature = tokio::task::spawn_blocking(move || signer.sign(algorithm, &bytes)).await;
     let signature = signature.map_err(|_| SigningError::Failed)??;
     Ok(Delivery {
         url: claimed.url.clone(),
         body,
         headers: vec![
-            (request.api_version.domain_header(), ready.domain.clone()),
+            (request.api_version.domain_header(), ready.processor.domain.clone()),
             (request.api_version.signature_header(), signature),
             ("X-Lethe-Callback-Id", claimed.callback_id.to_string()),
             ("X-Lethe-Attempt", claimed.attempt.to_string()),

@@ -1,15 +1,11 @@
 //! What commands work with: the database, the broker, the intake. Opened only by the commands that need them.
 
-use std::sync::Arc;
-
 use anyhow::Context as _;
 use clap::Args;
-use lethe::broker::{Broker, Publisher};
-use lethe::config::{CapOptions, IntakeOptions, KeyOptions, SigningOptions, secret};
+use lethe::broker::Broker;
+use lethe::config::secret;
 use lethe::db::{Db, migrate};
-use lethe::intake::Intake;
 use lethe::request::{ControllerId, SubjectRequestId};
-use lethe::results::link::Links;
 
 /// The command was used wrongly; the message says how to use it.
 #[derive(Debug)]
@@ -55,28 +51,5 @@ pub(crate) struct Target {
 impl Target {
     pub(crate) fn pair(&self) -> (ControllerId, SubjectRequestId) {
         (self.controller.clone(), self.id)
-    }
-}
-
-/// What it takes to receive requests.
-#[derive(Debug, Args)]
-pub(crate) struct IntakeArgs {
-    #[command(flatten)]
-    intake: IntakeOptions,
-    #[command(flatten)]
-    cap: CapOptions,
-    #[command(flatten)]
-    keys: KeyOptions,
-    #[command(flatten)]
-    signing: SigningOptions,
-}
-
-impl IntakeArgs {
-    /// The same intake that the workers have.
-    pub(crate) fn open(&self, db: Db) -> anyhow::Result<Intake> {
-        let keys = Arc::new(self.keys.keys()?);
-        let links = Links::new(keys.clone(), self.signing.public_url.clone());
-        let publisher = Arc::new(Publisher::new(broker()?));
-        Ok(Intake::new(db, keys, self.intake.parser(), self.cap.max_mpids_per_request, links, publisher))
     }
 }
