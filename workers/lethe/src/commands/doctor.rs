@@ -104,12 +104,14 @@ impl Doctor {
         else {
             return;
         };
-        let days = (processor.signer.certificate().not_after - Timestamp::now().as_second()) / 86_400;
         let advice = "renew the certificate with the same key; receivers refuse an expired one";
-        match days {
-            ..0 => findings.add("certificate", Verdict::Bad, "has expired", advice),
-            0..30 => findings.add("certificate", Verdict::Look, format!("expires in {days} days"), advice),
-            _ => findings.add("certificate", Verdict::Good, format!("valid for {days} days"), ""),
+        for certificate in processor.signer.certificates() {
+            let days = (certificate.not_after.as_second() - Timestamp::now().as_second()) / 86_400;
+            match days {
+                ..0 => findings.add("certificate", Verdict::Bad, "has expired", advice),
+                0..30 => findings.add("certificate", Verdict::Look, format!("expires in {days} days"), advice),
+                _ => findings.add("certificate", Verdict::Good, format!("valid for {days} days"), ""),
+            }
         }
     }
 
