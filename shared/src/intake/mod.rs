@@ -22,10 +22,15 @@ pub use answers::Answer;
 /// A list holds at most so many requests.
 pub const LIST_LIMIT: usize = 1_000;
 
-/// Receives for all doors of a process.
-#[derive(Debug)]
+/// Receives for all doors of a process. Cheap to clone.
+#[derive(Clone, Debug)]
 pub struct Intake {
     db: Db,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
     context: IntakeContext,
     parser: Parser,
     keys: Arc<Keys>,
@@ -64,7 +69,13 @@ impl Intake {
     #[must_use]
     pub fn new(db: Db, keys: Arc<Keys>, parser: Parser, cap: u32, links: Links, publisher: Arc<Publisher>) -> Self {
         let context = IntakeContext::new(keys.clone(), cap);
-        Self { db, context, parser, keys, links, publisher }
+        Self { db, shared: Arc::new(Shared { context, parser, keys, links, publisher }) }
+    }
+
+    /// The same, acting for one controller only: what the gateway's role needs.
+    #[must_use]
+    pub fn acting_for(&self, controller_id: &ControllerId) -> Self {
+        Self { db: self.db.acting_for(controller_id), shared: self.shared.clone() }
     }
 
     /// The controllers of the given ids that exist.
@@ -86,7 +97,9 @@ impl Intake {
             .iter()
             .zip(parsed)
             .map(|(incoming, parsed)| match parsed {
-                Err(error) => Ok(Answer::error(&error, self.parser.version_hint(incoming.body, incoming.path_version))),
+                Err(error) => {
+                    Ok(Answer::error(&error, self.shared.parser.version_hint(incoming.body, incoming.path_version)))
+                }
                 Ok(submission) => match recorded.next() {
                     Some(Ok(recorded)) => Ok(received(incoming, &submission, &recorded)),
                     Some(Err(unanswered)) => Err(unanswered),
@@ -97,11 +110,11 @@ impl Intake {
     }
 
     fn parse(&self, incoming: &Incoming<'_>) -> Result<Submission, ApiError> {
-        let request = self.parser.request(incoming.body, incoming.path_version)?;
+        let request = self.shared.parser.request(incoming.body, incoming.path_version)?;
         let mut origins = Vec::with_capacity(request.status_callback_urls.len());
         for url in &request.status_callback_urls {
             // Checked by the parser already, which is where a refusal names its field.
-            let origin = self.parser.addresses.check(url);
+            let origin = self.shared.parser.addresses.check(url);
             origins.push(origin.map_err(|refusal| ApiError::new(400, format!("status_callback_urls {refusal}")))?);
         }
         Ok(Submission { controller_id: incoming.controller_id.clone(), request, origins })
@@ -115,10 +128,10 @@ impl Intake {
             if part.is_empty() {
                 continue;
             }
-            match self.context.record(&self.db, part).await {
+            match self.shared.context.record(&self.db, part).await {
                 Ok(group) => {
                     outcomes.extend(group.outcomes.into_iter().map(Ok));
-                    wake::endpoints(&self.publisher, group.endpoints).await;
+                    wake::endpoints(&self.shared.publisher, group.endpoints).await;
                 }
                 Err(error) if (error.disposition() == Disposition::Poison || error.is_too_much()) && part.len() > 1 => {
                     let (first, second) = part.split_at(part.len() / 2);
@@ -146,7 +159,7 @@ impl Intake {
     /// [`DbError`]: nothing was cancelled.
     pub async fn cancel(&self, targets: &[Target], overtaking: Overtaking) -> Result<Vec<Answer>, DbError> {
         let (outcomes, endpoints) = requests::cancel(&self.db, targets, overtaking).await?;
-        wake::endpoints(&self.publisher, endpoints).await;
+        wake::endpoints(&self.shared.publisher, endpoints).await;
         Ok(targets.iter().zip(outcomes).map(|(target, outcome)| cancelled(target, &outcome)).collect())
     }
 
@@ -183,7 +196,7 @@ impl Intake {
             let error = ApiError::new(400, "cursor must be one that an earlier answer gave");
             return Ok(Answer::error(&error, ApiVersion::V3));
         };
-        let digest = self.keys.group_digest(controller_id.as_str(), group_id);
+        let digest = self.shared.keys.group_digest(controller_id.as_str(), group_id);
         let session = self.db.session().await?;
         let limit = i64::try_from(LIST_LIMIT).unwrap_or(i64::MAX) + 1;
         let mut rows = requests::of_group(&session, controller_id, &digest, after, limit).await?;
@@ -199,9 +212,12 @@ impl Intake {
     fn status_answer(&self, row: &RequestRow) -> Result<StatusAnswer, DbError> {
         let id = row.subject_request_id;
         let sealed = row.sealed_request.as_deref();
-        let request = sealed.map(|sealed| crate::db::intake::open_request(&self.keys, &row.controller_id, id, sealed));
+        let request =
+            sealed.map(|sealed| crate::db::intake::open_request(&self.shared.keys, &row.controller_id, id, sealed));
         let group_id = request.transpose()?.and_then(|request| request.group_id);
-        let url = |(result_id, salt, _): &(uuid::Uuid, Vec<u8>, i64)| self.links.url(row.api_version, *result_id, salt);
+        let url = |(result_id, salt, _): &(uuid::Uuid, Vec<u8>, i64)| {
+            self.shared.links.url(row.api_version, *result_id, salt)
+        };
         Ok(StatusAnswer {
             controller_id: row.controller_id.clone(),
             expected_completion_time: row.expected_completion_time,

@@ -16,6 +16,7 @@ fn main() -> ExitCode {
         name: "scheduler",
         about: "Closes batches, releases them as batch triggers, re-drives late work and expires results",
         version: env!("CARGO_PKG_VERSION"),
+        role: None,
     };
     service::run(identity, options::Options::check, schedule::run)
 }
