@@ -75,7 +75,7 @@ fn signing_key(pem: &[u8], domain: &str, at: Timestamp, roots: Option<&[u8]>) ->
     if !chain.iter().all(|one| one.validity().is_valid_at(at)) {
         return Err(Refused("certificate expired or not yet valid"));
     }
-    let wildcard = domain.split_once('.').map(|(_, parent)| format!("*.{parent}")).unwrap_or_default();
+    let wildcard = format!("*.{}", domain.split_once('.').map_or("", |(_, parent)| parent));
     if !names(leaf).iter().any(|name| name.eq_ignore_ascii_case(domain) || name.eq_ignore_ascii_case(&wildcard)) {
         return Err(Refused("certificate names another domain"));
     }
