@@ -1,6 +1,7 @@
 //! One function boots every process: options, logs, connections, signals, drain, exit code (contract 1).
 
 use std::future::Future;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -57,6 +58,8 @@ pub struct Service {
     pub health: Health,
     /// How long what is in hand may take once the process is told to stop.
     pub drain_timeout: Duration,
+    /// Where addresses are written to, for whoever let the process take a free port.
+    pub run_dir: Option<PathBuf>,
     /// Cancelled when the process is told to stop: take nothing new, finish what is in hand.
     pub shutdown: CancellationToken,
 }
@@ -97,12 +100,13 @@ fn variables_of(command: &Command, error: &clap::Error) -> Vec<String> {
 
 /// Runs a worker: `check` reads keys and opens stores before anything connects, `work` runs until the service's
 /// `shutdown` is cancelled and then returns once nothing is in hand any more.
-pub fn run<O, R, C, W, F>(identity: Identity, check: C, work: W) -> ExitCode
+pub fn run<O, R, C, W, F, E>(identity: Identity, check: C, work: W) -> ExitCode
 where
     O: Args,
     C: FnOnce(O) -> Result<R, ConfigError>,
     W: FnOnce(Service, R) -> F,
-    F: Future<Output = Result<(), DbError>>,
+    F: Future<Output = Result<(), E>>,
+    E: std::fmt::Display,
 {
     let parsed =
         command::<O>(identity).try_get_matches().and_then(|matches| ProcessOptions::<O>::from_arg_matches(&matches));
@@ -145,7 +149,7 @@ impl From<ConfigError> for Failure {
     }
 }
 
-fn boot<R, W, F>(
+fn boot<R, W, F, E>(
     identity: Identity,
     common: &CommonOptions,
     check: impl FnOnce() -> Result<R, ConfigError>,
@@ -153,7 +157,8 @@ fn boot<R, W, F>(
 ) -> Result<(), Failure>
 where
     W: FnOnce(Service, R) -> F,
-    F: Future<Output = Result<(), DbError>>,
+    F: Future<Output = Result<(), E>>,
+    E: std::fmt::Display,
 {
     let ready = check()?;
     let database_url = secret("DATABASE_URL", "DATABASE_URL_FILE")?;
@@ -175,6 +180,7 @@ where
             publisher,
             health: Health::default(),
             drain_timeout: common.drain_timeout.get(),
+            run_dir: common.run_dir.clone(),
             shutdown: CancellationToken::new(),
         };
         // Down until it has answered: a process that has checked nothing is not ready.
@@ -193,10 +199,11 @@ where
     outcome
 }
 
-async fn run_until_drained<R, W, F>(service: Service, ready: R, work: W) -> Result<(), Failure>
+async fn run_until_drained<R, W, F, E>(service: Service, ready: R, work: W) -> Result<(), Failure>
 where
     W: FnOnce(Service, R) -> F,
-    F: Future<Output = Result<(), DbError>>,
+    F: Future<Output = Result<(), E>>,
+    E: std::fmt::Display,
 {
     let (shutdown, drain) = (service.shutdown.clone(), service.drain_timeout);
     if !await_database(&service).await.map_err(|error| Failure::Running(error.to_string()))? {

@@ -84,6 +84,7 @@ impl Signer {
     ///
     /// # Errors
     /// [`SigningError::Failed`].
+    #[must_use]
     pub fn sign_with_previous(&self, algorithm: Algorithm, body: &[u8]) -> Option<Result<String, SigningError>> {
         let now = Timestamp::now();
         let previous = self.previous.as_ref().filter(|previous| now >= previous.until)?;

@@ -5,7 +5,8 @@ mod answers;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::broker::{Publisher, wake};
+use crate::broker::Publisher;
+use crate::broker::wake::Waker;
 use crate::crypto::Keys;
 use crate::db::controllers::{self, Controller};
 use crate::db::intake::{IntakeContext, Recorded, Submission};
@@ -35,7 +36,7 @@ struct Shared {
     parser: Parser,
     keys: Arc<Keys>,
     links: Links,
-    publisher: Arc<Publisher>,
+    waker: Waker,
 }
 
 /// A request as it came in, from a controller that was checked.
@@ -65,11 +66,11 @@ impl From<DbError> for Unanswered {
 }
 
 impl Intake {
-    /// An intake on these.
+    /// An intake on these. To be called within a runtime.
     #[must_use]
     pub fn new(db: Db, keys: Arc<Keys>, parser: Parser, cap: u32, links: Links, publisher: Arc<Publisher>) -> Self {
         let context = IntakeContext::new(keys.clone(), cap);
-        Self { db, shared: Arc::new(Shared { context, parser, keys, links, publisher }) }
+        Self { db, shared: Arc::new(Shared { context, parser, keys, links, waker: Waker::start(publisher) }) }
     }
 
     /// The same, acting for one controller only: what the gateway's role needs.
@@ -131,7 +132,7 @@ impl Intake {
             match self.shared.context.record(&self.db, part).await {
                 Ok(group) => {
                     outcomes.extend(group.outcomes.into_iter().map(Ok));
-                    wake::endpoints(&self.shared.publisher, group.endpoints).await;
+                    self.shared.waker.endpoints(group.endpoints);
                 }
                 Err(error) if (error.disposition() == Disposition::Poison || error.is_too_much()) && part.len() > 1 => {
                     let (first, second) = part.split_at(part.len() / 2);
@@ -159,7 +160,7 @@ impl Intake {
     /// [`DbError`]: nothing was cancelled.
     pub async fn cancel(&self, targets: &[Target], overtaking: Overtaking) -> Result<Vec<Answer>, DbError> {
         let (outcomes, endpoints) = requests::cancel(&self.db, targets, overtaking).await?;
-        wake::endpoints(&self.shared.publisher, endpoints).await;
+        self.shared.waker.endpoints(endpoints);
         Ok(targets.iter().zip(outcomes).map(|(target, outcome)| cancelled(target, &outcome)).collect())
     }
 
