@@ -140,7 +140,7 @@ pub async fn add(db: &Db, new: &NewController) -> Result<Option<Credentials>, Db
     Ok(Some(credentials))
 }
 
-/// Gives a controller a new secret; the old one ends at once. `None` where there is no such controller.
+/// Gives a controller a new secret; the old one ends as soon as no gateway remembers it. `None` where there is no such controller.
 ///
 /// # Errors
 /// [`DbError`].
