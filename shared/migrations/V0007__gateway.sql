@@ -3,20 +3,24 @@
 
 DO $$
 BEGIN
+    -- Roles belong to the whole cluster: another database may be migrated at the same time.
     IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'lethe_gateway') THEN
-        -- Roles belong to the whole cluster: another database may be migrated at the same time.
         BEGIN
             CREATE ROLE lethe_gateway NOLOGIN;
-        EXCEPTION
-            WHEN duplicate_object OR unique_violation THEN NULL;
-            WHEN insufficient_privilege THEN
-                RAISE EXCEPTION 'the role lethe_gateway is missing, and % may not create it', current_user
-                    USING HINT = format('run as an administrator: CREATE ROLE lethe_gateway NOLOGIN; GRANT lethe_gateway TO %I;', current_user);
+        EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL;
         END;
     END IF;
-    IF NOT pg_has_role(current_user, 'lethe_gateway', 'MEMBER') THEN
+    -- Whether one may take a role cannot be asked in the same way in every version; so it is tried.
+    BEGIN
+        SET LOCAL ROLE lethe_gateway;
+        RESET ROLE;
+    EXCEPTION WHEN insufficient_privilege THEN
         EXECUTE format('GRANT lethe_gateway TO %I', current_user);
-    END IF;
+    END;
+EXCEPTION WHEN insufficient_privilege THEN
+    RAISE EXCEPTION 'the role lethe_gateway cannot be made or taken by %', current_user
+        USING HINT = format('run as an administrator: CREATE ROLE lethe_gateway NOLOGIN; GRANT lethe_gateway TO %I;',
+                            current_user);
 END $$;
 
 GRANT USAGE ON SCHEMA lethe, subject_data TO lethe_gateway;

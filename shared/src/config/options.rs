@@ -93,9 +93,6 @@ pub struct ResultOptions {
         value_name = "URL"
     )]
     pub key_store: Url,
-    /// How long a result link works
-    #[arg(long = "result-lifetime", env = "LETHE_RESULT_LIFETIME", default_value = "7d", value_name = "DURATION")]
-    pub result_lifetime: HumanDuration,
 }
 
 /// The calendar; the scheduler stores it in the database, where every other process reads it.

@@ -15,7 +15,7 @@ use futures_util::{Stream, stream};
 use lethe::db::results::{self, Downloadable};
 use lethe::request::RequestType;
 use lethe::results::cipher::{CHUNK, Decryptor};
-use lethe::results::day_keys::{DayKeyError, DayKeys};
+use lethe::results::day_keys::DayKeys;
 use lethe::results::link;
 use lethe::results::store::Store;
 use object_store::ObjectStoreExt;
@@ -85,17 +85,14 @@ pub(crate) async fn download(
 
 /// Where the bytes lie, and what decrypts them.
 async fn open(files: &Files, result: &Downloadable) -> Result<(ObjectPath, Decryptor), Refusal> {
-    let gone = || Refusal::new(410, "the lifetime of this result is over");
     if result.expired {
-        return Err(gone());
+        return Err(Refusal::new(410, "the lifetime of this result is over"));
     }
     let Some((path, wrapped)) = result.object_path.as_ref().zip(result.wrapped_key.as_ref()) else {
         return Err(Refusal::new(404, "nothing matched the identities of this request, so there is no file"));
     };
-    let day_key = files.day_keys.get(result.expiry_day).await.map_err(|error| match error {
-        DayKeyError::Destroyed { .. } => gone(),
-        error => unreadable(result, &error),
-    })?;
+    // The key of a day outlives every link of that day: one that is missing here is in another store, not destroyed.
+    let day_key = files.day_keys.get(result.expiry_day).await.map_err(|error| unreadable(result, &error))?;
     let key = day_key.open(result.result_id.as_bytes(), wrapped).map_err(|error| unreadable(result, &error))?;
     let key = <[u8; 32]>::try_from(key).map_err(|_| Refusal::new(500, "the key of this result cannot be used"))?;
     let decryptor = Decryptor::new(&key, result.size_bytes).map_err(|error| unreadable(result, &error))?;

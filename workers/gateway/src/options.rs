@@ -31,12 +31,12 @@ pub(crate) struct Options {
     /// CIDRs of reverse proxies whose X-Forwarded-For is believed
     #[arg(long = "trusted-proxies", env = "LETHE_TRUSTED_PROXIES", value_delimiter = ',', value_name = "CIDRS")]
     trusted_proxies: Vec<IpNet>,
-    /// Connections at once; further ones wait to be accepted
-    #[arg(long = "http-connections", env = "LETHE_HTTP_CONNECTIONS", default_value_t = 2_048, value_name = "NUMBER",
+    /// Connections at once; further ones wait for a place. Each takes a file descriptor
+    #[arg(long = "http-connections", env = "LETHE_HTTP_CONNECTIONS", default_value_t = 512, value_name = "NUMBER",
           value_parser = clap::value_parser!(u32).range(1..=100_000))]
     connections: u32,
     /// Calls that are worked on at once; further ones are answered 503
-    #[arg(long = "http-calls", env = "LETHE_HTTP_CALLS", default_value_t = 512, value_name = "NUMBER",
+    #[arg(long = "http-calls", env = "LETHE_HTTP_CALLS", default_value_t = 256, value_name = "NUMBER",
           value_parser = clap::value_parser!(u32).range(1..=100_000))]
     calls: u32,
     /// Downloads at once; further ones are answered 503
@@ -58,7 +58,7 @@ pub(crate) struct Options {
     #[arg(long = "rate-per-address", env = "LETHE_RATE_PER_ADDRESS", default_value = "500", value_name = "NUMBER")]
     rate_per_address: NonZeroU32,
     /// Credentials from one address that are verified per minute, beside those verified just before
-    #[arg(long = "logins-per-address", env = "LETHE_LOGINS_PER_ADDRESS", default_value = "30", value_name = "NUMBER")]
+    #[arg(long = "logins-per-address", env = "LETHE_LOGINS_PER_ADDRESS", default_value = "120", value_name = "NUMBER")]
     logins_per_address: NonZeroU32,
 }
 
@@ -88,8 +88,8 @@ pub(crate) struct Ready {
 impl Options {
     pub(crate) fn check(self) -> Result<Ready, ConfigError> {
         let receiving = self.receiving.check()?;
-        let results = store::open("LETHE_RESULT_STORE", &self.results.result_store)?;
-        let key_store = store::open("LETHE_KEY_STORE", &self.results.key_store)?;
+        let results = store::open_to_read("LETHE_RESULT_STORE", &self.results.result_store)?;
+        let key_store = store::open_to_read("LETHE_KEY_STORE", &self.results.key_store)?;
         let tls = self.tls_cert_file.zip(self.tls_key_file).map(|(certificate, key)| TlsFiles { certificate, key });
         if let Some(files) = &tls {
             files.load().map_err(|error| ConfigError::new("LETHE_TLS_CERT_FILE", error))?;

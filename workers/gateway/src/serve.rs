@@ -124,7 +124,8 @@ impl<S: Send + 'static> Accept<TcpStream, S> for Bounded {
     fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
         let (places, timeout) = (self.places.clone(), self.timeout);
         async move {
-            let place = places.acquire_owned().await.map_err(io::Error::other)?;
+            // Whoever holds a place without calling loses it within the same time.
+            let place = tokio::time::timeout(timeout, places.acquire_owned()).await?.map_err(io::Error::other)?;
             stream.set_nodelay(true)?;
             let mut stream = TimeoutStream::new(stream);
             stream.set_write_timeout(Some(timeout));
