@@ -30,7 +30,7 @@ down: ## Stop workers and servers
 	deploy/local/servers stop
 
 test: ## Run all tests, against real servers and real binaries
-	deploy/local/servers install
+	deploy/local/servers install tests
 	deploy/local/servers start
 	cargo build --workspace --bins $(LOCKED)
 	$(WITH_ENV); \

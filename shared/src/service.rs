@@ -1,6 +1,7 @@
 //! One function boots every process: options, logs, connections, signals, drain, exit code (contract 1).
 
 use std::future::Future;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -40,6 +41,8 @@ pub struct Identity {
     pub about: &'static str,
     /// The version of the release.
     pub version: &'static str,
+    /// The database role that it works under; `None` for that of its user.
+    pub role: Option<&'static str>,
 }
 
 /// What a worker works with.
@@ -53,6 +56,10 @@ pub struct Service {
     pub publisher: Arc<Publisher>,
     /// What can be up or down.
     pub health: Health,
+    /// How long what is in hand may take once the process is told to stop.
+    pub drain_timeout: Duration,
+    /// Where addresses are written to, for whoever let the process take a free port.
+    pub run_dir: Option<PathBuf>,
     /// Cancelled when the process is told to stop: take nothing new, finish what is in hand.
     pub shutdown: CancellationToken,
 }
@@ -93,12 +100,13 @@ fn variables_of(command: &Command, error: &clap::Error) -> Vec<String> {
 
 /// Runs a worker: `check` reads keys and opens stores before anything connects, `work` runs until the service's
 /// `shutdown` is cancelled and then returns once nothing is in hand any more.
-pub fn run<O, R, C, W, F>(identity: Identity, check: C, work: W) -> ExitCode
+pub fn run<O, R, C, W, F, E>(identity: Identity, check: C, work: W) -> ExitCode
 where
     O: Args,
     C: FnOnce(O) -> Result<R, ConfigError>,
     W: FnOnce(Service, R) -> F,
-    F: Future<Output = Result<(), DbError>>,
+    F: Future<Output = Result<(), E>>,
+    E: std::fmt::Display,
 {
     let parsed =
         command::<O>(identity).try_get_matches().and_then(|matches| ProcessOptions::<O>::from_arg_matches(&matches));
@@ -141,7 +149,7 @@ impl From<ConfigError> for Failure {
     }
 }
 
-fn boot<R, W, F>(
+fn boot<R, W, F, E>(
     identity: Identity,
     common: &CommonOptions,
     check: impl FnOnce() -> Result<R, ConfigError>,
@@ -149,12 +157,13 @@ fn boot<R, W, F>(
 ) -> Result<(), Failure>
 where
     W: FnOnce(Service, R) -> F,
-    F: Future<Output = Result<(), DbError>>,
+    F: Future<Output = Result<(), E>>,
+    E: std::fmt::Display,
 {
     let ready = check()?;
     let database_url = secret("DATABASE_URL", "DATABASE_URL_FILE")?;
     let amqp_url = secret("AMQP_URL", "AMQP_URL_FILE")?;
-    let db = Db::new(&database_url, common.database_connections, identity.name)
+    let db = Db::with_role(&database_url, common.database_connections, identity.name, identity.role)
         .map_err(|error| ConfigError::new("DATABASE_URL", error))?;
     let broker = Broker::new(&amqp_url, identity.name)?;
     let metrics = telemetry::init(common)?;
@@ -165,7 +174,15 @@ where
         .map_err(|error| Failure::Running(format!("the runtime cannot be started: {error}")))?;
     let outcome = runtime.block_on(async {
         let publisher = Arc::new(Publisher::new(broker.clone()));
-        let service = Service { db, broker, publisher, health: Health::default(), shutdown: CancellationToken::new() };
+        let service = Service {
+            db,
+            broker,
+            publisher,
+            health: Health::default(),
+            drain_timeout: common.drain_timeout.get(),
+            run_dir: common.run_dir.clone(),
+            shutdown: CancellationToken::new(),
+        };
         // Down until it has answered: a process that has checked nothing is not ready.
         let _ = service.health.component(POSTGRESQL);
         stop_on_signals(&service.shutdown).map_err(|error| Failure::Running(format!("signals: {error}")))?;
@@ -175,19 +192,20 @@ where
             telemetry::serve_admin(identity.name, address, run_dir, metrics, service.health.clone(), listening).await?;
         }
         tracing::info!(version = identity.version, "starting");
-        run_until_drained(service, common.drain_timeout.get(), ready, work).await
+        run_until_drained(service, ready, work).await
     });
     // Blocking tasks of an abandoned drain must not hold the process up.
     runtime.shutdown_timeout(Duration::from_secs(1));
     outcome
 }
 
-async fn run_until_drained<R, W, F>(service: Service, drain: Duration, ready: R, work: W) -> Result<(), Failure>
+async fn run_until_drained<R, W, F, E>(service: Service, ready: R, work: W) -> Result<(), Failure>
 where
     W: FnOnce(Service, R) -> F,
-    F: Future<Output = Result<(), DbError>>,
+    F: Future<Output = Result<(), E>>,
+    E: std::fmt::Display,
 {
-    let shutdown = service.shutdown.clone();
+    let (shutdown, drain) = (service.shutdown.clone(), service.drain_timeout);
     if !await_database(&service).await.map_err(|error| Failure::Running(error.to_string()))? {
         return Ok(());
     }

@@ -52,12 +52,7 @@ pub async fn serve_admin(
     let listener = TcpListener::bind(address).await.map_err(unusable)?;
     let bound = listener.local_addr().map_err(unusable)?;
     tracing::info!(%bound, "admin address");
-    if let Some(folder) = run_dir {
-        let file = folder.join(format!("{name}-{}.addr", std::process::id()));
-        let written = std::fs::create_dir_all(folder).and_then(|()| std::fs::write(&file, bound.to_string()));
-        written
-            .map_err(|error| ConfigError::new("LETHE_RUN_DIR", format!("cannot write {}: {error}", file.display())))?;
-    }
+    write_address(run_dir, &format!("{name}-{}.addr", std::process::id()), bound)?;
     let ready = move || {
         let down = health.down();
         async move {
@@ -83,4 +78,16 @@ pub async fn serve_admin(
         }
     });
     Ok(())
+}
+
+/// Writes where the process listens to a file of the folder, where one is given.
+///
+/// # Errors
+/// [`ConfigError`] where it cannot be written.
+pub fn write_address(run_dir: Option<&Path>, file_name: &str, bound: SocketAddr) -> Result<(), ConfigError> {
+    let Some(folder) = run_dir else { return Ok(()) };
+    let file = folder.join(file_name);
+    std::fs::create_dir_all(folder)
+        .and_then(|()| std::fs::write(&file, bound.to_string()))
+        .map_err(|error| ConfigError::new("LETHE_RUN_DIR", format!("cannot write {}: {error}", file.display())))
 }

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Finds the servers' programs, and installs Debian's packages without letting them start anything.
+# Finds the servers' programs and what the tests run, and installs Debian's packages without letting them start anything.
 
 POLICY=/usr/sbin/policy-rc.d
 POLICY_MARK='# placed by deploy/local/servers for the time of one installation'
@@ -74,6 +74,35 @@ install_packages() {
     postgresql_bin >/dev/null ||
         die "this distribution's PostgreSQL is older than 15; add the packages of apt.postgresql.org"
     require_packages
+}
+
+node_suffices() {
+    local version
+    version=$(node --version 2>/dev/null) || return 1
+    version=${version#v}
+    ((${version%%.*} >= 18))
+}
+
+# The receiver kit is tested in Python and JavaScript, the gateway by schemathesis. What that needs from PyPI the tests
+# install themselves, into virtual environments below .local.
+missing_test_tools() {
+    python3 -c 'import ensurepip, venv' 2>/dev/null || printf 'python3-venv\n'
+    node_suffices || printf 'nodejs\n'
+}
+
+# Without apt, or without the right to use it, the tests say themselves what they miss.
+install_test_tools() {
+    local missing
+    read -ra missing <<<"$(missing_test_tools | tr '\n' ' ')"
+    ((${#missing[@]} > 0)) || return 0
+    if ! have apt-get || { ((EUID != 0)) && ! have sudo; }; then
+        warn "missing for some of the tests: ${missing[*]}"
+        return 0
+    fi
+    say "installing ${missing[*]}"
+    apt_install "${missing[@]}"
+    [[ -z $(missing_test_tools) ]] ||
+        die "this distribution's Node is older than 18, or its Python has no venv: install them yourself"
 }
 
 refuse_without_apt() {

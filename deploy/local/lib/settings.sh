@@ -3,6 +3,7 @@
 
 write_settings() {
     make_keys
+    prepare_http_port
     private_dir "$LOCAL_DIR/keystore"
     private_dir "$LOCAL_DIR/results"
     (
@@ -28,7 +29,8 @@ settings() {
         setting RABBITMQ_MANAGEMENT_URL "http://lethe:$RABBITMQ_PASSWORD@127.0.0.1:$MANAGEMENT_PORT"
     fi
     setting LETHE_PROCESSOR_DOMAIN localhost
-    setting LETHE_PUBLIC_URL http://localhost:8080
+    setting LETHE_PUBLIC_URL "http://localhost:$HTTP_PORT"
+    setting LETHE_HTTP_LISTEN "127.0.0.1:$HTTP_PORT"
     setting LETHE_SIGNING_KEY_FILE "$keys/signing-key.pem"
     setting LETHE_SIGNING_CERT_FILE "$keys/signing-cert.pem"
     setting LETHE_MASTER_KEY_FILE "$keys/master.key"

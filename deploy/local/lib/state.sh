@@ -67,13 +67,13 @@ remove_state() {
 }
 
 remember_once() {
-    [[ -s $LOCAL_DIR/ports ]] || choose_ports
+    choose_ports POSTGRESQL_PORT RABBITMQ_PORT MANAGEMENT_PORT DIST_PORT EPMD_PORT
     [[ -s $LOCAL_DIR/credentials ]] || choose_credentials
 }
 
 # load_state reads it all back; a checkout that never started has nothing to load.
 load_state() {
-    POSTGRESQL_PORT=0 RABBITMQ_PORT=0 MANAGEMENT_PORT=0 DIST_PORT=0 EPMD_PORT=0
+    POSTGRESQL_PORT=0 RABBITMQ_PORT=0 MANAGEMENT_PORT=0 DIST_PORT=0 EPMD_PORT=0 HTTP_PORT=0
     POSTGRESQL_PASSWORD='' RABBITMQ_PASSWORD=''
     STATE_DIR=$(cd "$STATE_LINK" 2>/dev/null && pwd -P || printf '%s' "$STATE_LINK")
     local file
@@ -95,13 +95,18 @@ free_port() {
     FREE_PORT=$port
 }
 
+taken_ports() { cut -d = -f 2 "$LOCAL_DIR/ports" | tr '\n' ' '; }
+
+# choose_ports NAME...: for those that have none yet.
 choose_ports() {
     local name
-    TAKEN_PORTS=
-    for name in POSTGRESQL_PORT RABBITMQ_PORT MANAGEMENT_PORT DIST_PORT EPMD_PORT; do
+    touch "$LOCAL_DIR/ports"
+    for name in "$@"; do
+        ! grep -q "^$name=" "$LOCAL_DIR/ports" || continue
+        TAKEN_PORTS=$(taken_ports)
         free_port
-        printf '%s=%s\n' "$name" "$FREE_PORT"
-    done >"$LOCAL_DIR/ports"
+        printf '%s=%s\n' "$name" "$FREE_PORT" >>"$LOCAL_DIR/ports"
+    done
 }
 
 # ports_free NAME...: before a server starts. Somebody may have taken its port while it was down;
@@ -111,12 +116,19 @@ ports_free() {
     for name in "$@"; do
         port=${!name}
         port_answers "$port" || continue
-        TAKEN_PORTS=$(cut -d = -f 2 "$LOCAL_DIR/ports" | tr '\n' ' ')
+        TAKEN_PORTS=$(taken_ports)
         free_port
         say "port $port is in use by another program: $name is now $FREE_PORT"
         sed -i.old "s/^$name=.*/$name=$FREE_PORT/" "$LOCAL_DIR/ports" && rm -f "$LOCAL_DIR/ports.old"
     done
     load_state
+}
+
+# The port of LETHE_PUBLIC_URL, where the first gateway of the fleet listens. While that runs it keeps its port.
+prepare_http_port() {
+    choose_ports HTTP_PORT
+    load_state
+    is_ours "$(pid_in "$LOCAL_DIR/run/gateway-1.pid")" /gateway || ports_free HTTP_PORT
 }
 
 choose_credentials() {

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use super::Signatory;
 use super::chain::{Digest, Entry, GENESIS, Head};
-use crate::callback::signature::{Algorithm, SigningError, sign_all};
+use crate::callback::signature::{Algorithm, sign_all};
+use crate::callback::signing_keys::SigningError;
 use crate::db::audit::{self, NewSeal};
 use crate::db::{Db, DbError, leader};
 
@@ -110,7 +111,7 @@ impl Sealer {
             });
         }
         let bodies = heads.values().map(|head| (Algorithm::RsaPkcs1v15, head.message())).collect();
-        let signatures = sign_all(self.signatory.signer.clone(), bodies).await;
+        let signatures = sign_all(self.signatory.processor.signer.clone(), bodies).await;
         let signatures: Vec<String> = signatures.into_iter().collect::<Result<_, _>>()?;
         let heads: Vec<(Head, String)> = heads.into_values().zip(signatures).collect();
         audit::write_seals(&tx, &seals, &heads).await?;

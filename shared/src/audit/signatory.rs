@@ -1,7 +1,6 @@
 //! Who signs the trail and the certificates, and whose signatures are accepted.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use aws_lc_rs::signature::{RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey};
 use base64::Engine;
@@ -10,7 +9,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::callback::signature::Signer;
+use crate::config::Processor;
 use crate::crypto;
 
 /// A certificate that is to be trusted cannot be used.
@@ -80,29 +79,21 @@ fn read(path: &Path) -> Result<String, TrustError> {
 #[derive(Clone, Debug)]
 pub struct Signatory {
     /// Signs.
-    pub signer: Arc<Signer>,
-    /// `LETHE_PROCESSOR_DOMAIN`.
-    pub domain: String,
-    /// The chain of the certificate that the signer signs with, PEM.
-    pub chain: String,
-    /// That certificate, and those that signed before it.
+    pub processor: Processor,
+    /// All of its certificates, and those that signed before them.
     pub trust: Trust,
 }
 
 impl Signatory {
-    /// `signer` with its certificate; `former` are certificates that signed before.
+    /// `processor` with its certificates; `former` are certificates that signed before.
     ///
     /// # Errors
     /// [`TrustError`].
-    pub fn new(
-        signer: Arc<Signer>,
-        domain: String,
-        certificate: &Path,
-        former: &[PathBuf],
-    ) -> Result<Self, TrustError> {
-        let chain = read(certificate)?;
+    pub fn new(processor: Processor, former: &[PathBuf]) -> Result<Self, TrustError> {
         let mut trust = Trust::read(former)?;
-        trust.add(&certificate.display().to_string(), &chain)?;
-        Ok(Self { signer, domain, chain, trust })
+        for certificate in processor.signer.certificates() {
+            trust.add(&processor.domain, &certificate.chain)?;
+        }
+        Ok(Self { processor, trust })
     }
 }

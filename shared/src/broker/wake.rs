@@ -1,7 +1,11 @@
 //! Wake-ups: messages that name a row and nothing else. They are published after the commit and may be lost; the
 //! scheduler finds the rows again.
 
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 
 use super::topology::{ACCESS_COMPILATION, CALLBACK_DELIVERY, CANCELLATION, ERASURE_EXECUTION};
 use super::{BrokerError, Message, Outgoing, Publisher};
@@ -66,6 +70,50 @@ pub async fn endpoints(publisher: &Publisher, ids: impl IntoIterator<Item = Endp
     let body = |endpoint_id| serde_json::to_vec(&EndpointWakeUp { endpoint_id }).unwrap_or_default();
     let messages = ids.into_iter().map(|id| Outgoing::to_queue(CALLBACK_DELIVERY.name, body(id))).collect();
     send(publisher, messages).await;
+}
+
+/// Wakes endpoints in the background: whoever has committed need not wait for a broker that is slow or away. An endpoint
+/// that waits for its wake-up already is not waked twice. Cheap to clone; ends with its last clone.
+#[derive(Clone, Debug)]
+pub struct Waker(Arc<Sleepers>);
+
+#[derive(Debug, Default)]
+struct Sleepers {
+    endpoints: Mutex<BTreeSet<EndpointId>>,
+    added: Arc<Notify>,
+}
+
+impl Waker {
+    /// Publishes by way of `publisher`. To be called within a runtime.
+    #[must_use]
+    pub fn start(publisher: Arc<Publisher>) -> Self {
+        let sleepers = Arc::new(Sleepers::default());
+        let (weak, added) = (Arc::downgrade(&sleepers), sleepers.added.clone());
+        tokio::spawn(async move {
+            while let Some(sleepers) = weak.upgrade() {
+                let due = std::mem::take(&mut *sleepers.endpoints.lock().unwrap_or_else(PoisonError::into_inner));
+                drop(sleepers);
+                if due.is_empty() {
+                    added.notified().await;
+                } else {
+                    endpoints(&publisher, due).await;
+                }
+            }
+        });
+        Self(sleepers)
+    }
+
+    /// Wakes whoever delivers to these endpoints, soon.
+    pub fn endpoints(&self, ids: impl IntoIterator<Item = EndpointId>) {
+        self.0.endpoints.lock().unwrap_or_else(PoisonError::into_inner).extend(ids);
+        self.0.added.notify_one();
+    }
+}
+
+impl Drop for Sleepers {
+    fn drop(&mut self) {
+        self.added.notify_one();
+    }
 }
 
 async fn send(publisher: &Publisher, messages: Vec<Outgoing>) {

@@ -3,3 +3,4 @@
 pub mod address;
 pub mod client;
 pub mod signature;
+pub mod signing_keys;

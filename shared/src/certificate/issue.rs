@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::{ALGORITHM, Asked, AuditPosition, Document, Execution, FORMAT, Statement, StoreReceipt};
 use crate::audit::Signatory;
-use crate::callback::signature::{Algorithm, SigningError};
+use crate::callback::signature::Algorithm;
+use crate::callback::signing_keys::SigningError;
 use crate::crypto::{hex, sha256};
 use crate::db::audit::{self, Completion};
 use crate::db::certificates::{self, Facts};
@@ -54,25 +55,34 @@ pub async fn issue(
     let receipts = requests::receipts(&tx, facts.request_key).await?;
     let completion = audit::completion(&tx, facts.request_key).await?;
     tx.commit().await?;
-    let statement = match statement(signatory, target, &facts, receipts, completion) {
-        Ok(statement) => statement,
-        Err(reason) => return Ok(Err(reason)),
-    };
-    let payload = serde_json::to_string(&statement).map_err(|_| SigningError::Failed)?;
-    let (signer, bytes) = (signatory.clone(), payload.clone());
-    // Not on an async thread: an RSA signature takes a while.
-    let signing = move || signer.signer.sign(Algorithm::RsaPkcs1v15, bytes.as_bytes());
-    let signature = tokio::task::spawn_blocking(signing).await.map_err(|_| SigningError::Failed)??;
-    let certificate_chain = signatory.chain.clone();
-    Ok(Ok(Document { payload, algorithm: ALGORITHM.to_owned(), signature, certificate_chain }.write()))
+    let signer = &signatory.processor.signer;
+    loop {
+        let certificate = signer.certificate(Algorithm::RsaPkcs1v15).ok_or(SigningError::Failed)?;
+        let receipts = receipts.clone();
+        let statement = match statement(signatory, &certificate.chain, target, &facts, receipts, completion.as_ref()) {
+            Ok(statement) => statement,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        let payload = serde_json::to_string(&statement).map_err(|_| SigningError::Failed)?;
+        let (signing, bytes) = (signer.clone(), payload.clone());
+        // Not on an async thread: an RSA signature takes a while.
+        let signing = move || signing.sign(Algorithm::RsaPkcs1v15, bytes.as_bytes());
+        let signature = tokio::task::spawn_blocking(signing).await.map_err(|_| SigningError::Failed)??;
+        // The keys may have changed in between; then the statement names the wrong ones.
+        if signer.certificate(Algorithm::RsaPkcs1v15).is_some_and(|now| now.chain == certificate.chain) {
+            let certificate_chain = certificate.chain.clone();
+            return Ok(Ok(Document { payload, algorithm: ALGORITHM.to_owned(), signature, certificate_chain }.write()));
+        }
+    }
 }
 
 fn statement(
     signatory: &Signatory,
+    chain: &str,
     (controller_id, subject_request_id): &Target,
     facts: &Facts,
     receipts: Vec<Receipt>,
-    completion: Option<Completion>,
+    completion: Option<&Completion>,
 ) -> Result<Statement, NoCertificate> {
     if facts.request_type != RequestType::Erasure {
         return Err(NoCertificate::NoErasure);
@@ -80,7 +90,7 @@ fn statement(
     let completed_at = facts.completed_at.filter(|_| facts.status == RequestStatus::Completed);
     let completed_at = completed_at.ok_or(NoCertificate::NotCompleted(facts.status))?;
     let completion = completion.ok_or(NoCertificate::NotSealed)?;
-    let (position, digest) = completion.seal.ok_or(NoCertificate::NotSealed)?;
+    let (position, digest) = completion.seal.as_ref().ok_or(NoCertificate::NotSealed)?;
     // A request is completed only when every store has verified.
     let stores = receipts
         .into_iter()
@@ -97,7 +107,7 @@ fn statement(
         .collect();
     Ok(Statement {
         format: FORMAT.to_owned(),
-        processor_domain: signatory.domain.clone(),
+        processor_domain: signatory.processor.domain.clone(),
         controller_id: controller_id.to_string(),
         subject_request_id: subject_request_id.to_string(),
         request: Asked {
@@ -117,7 +127,7 @@ fn statement(
             profiles: completion.details["profiles"].as_i64().unwrap_or(0),
         },
         stores,
-        audit: AuditPosition { chain: controller_id.to_string(), position, digest: hex(&digest) },
-        certificate_chain_sha256: hex(&sha256(signatory.chain.as_bytes())),
+        audit: AuditPosition { chain: controller_id.to_string(), position: *position, digest: hex(digest) },
+        certificate_chain_sha256: hex(&sha256(chain.as_bytes())),
     })
 }

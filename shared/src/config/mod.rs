@@ -5,14 +5,15 @@
 
 mod duration;
 mod options;
+mod receiving;
 mod secret;
+mod signing;
 
 pub use duration::{HumanDuration, InvalidDuration};
-pub use options::{
-    CalendarOptions, CapOptions, CommonOptions, IntakeOptions, KeyOptions, LogFormat, ResultOptions, SigningOptions,
-    parse_backoff,
-};
+pub use options::{CalendarOptions, CapOptions, CommonOptions, KeyOptions, LogFormat, ResultOptions, parse_backoff};
+pub use receiving::{AddressOptions, IntakeOptions, Receiving, ReceivingOptions};
 pub use secret::{SecretError, secret};
+pub use signing::{Processor, SigningOptions};
 
 /// The configuration is wrong. The message says which setting, and what to do.
 #[derive(Debug, thiserror::Error)]

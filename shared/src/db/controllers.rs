@@ -1,7 +1,7 @@
 //! Controllers: who may hand requests over, and how.
 
 use argon2::Argon2;
-use argon2::password_hash::PasswordHasher;
+use argon2::password_hash::{PasswordHasher, PasswordVerifier, phc::PasswordHash};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jiff::Timestamp;
@@ -27,6 +27,7 @@ statements! {
     CREATE_PARTITIONS = "SELECT lethe.create_partitions($1)";
     ROTATE_SECRET = "
         UPDATE lethe.controllers SET api_secret_hash = $2 WHERE controller_id = $1 RETURNING api_key";
+    FIND_API_KEY = "SELECT controller_id, api_secret_hash, signature_algorithm FROM lethe.find_api_key($1)";
 }
 
 /// A controller as the workers see it.
@@ -139,7 +140,7 @@ pub async fn add(db: &Db, new: &NewController) -> Result<Option<Credentials>, Db
     Ok(Some(credentials))
 }
 
-/// Gives a controller a new secret; the old one ends at once. `None` where there is no such controller.
+/// Gives a controller a new secret; the old one ends as soon as no gateway remembers it. `None` where there is no such controller.
 ///
 /// # Errors
 /// [`DbError`].
@@ -148,4 +149,43 @@ pub async fn rotate_secret(session: &Session, id: &ControllerId) -> Result<Optio
     let secret_hash = hash(&api_secret)?;
     let row = session.query_opt(ROTATE_SECRET, &[id, &secret_hash]).await?;
     Ok(row.map(|row| Credentials { api_key: row.get(0), api_secret }))
+}
+
+/// A controller as the gateway finds it by its API key.
+#[derive(Clone, Debug)]
+pub struct KeyHolder {
+    /// Its id.
+    pub controller_id: ControllerId,
+    /// What its secret is verified against.
+    pub api_secret_hash: String,
+    /// How answers to it are signed.
+    pub algorithm: Algorithm,
+}
+
+/// The controller that an API key belongs to.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn by_api_key(session: &Session, api_key: &str) -> Result<Option<KeyHolder>, DbError> {
+    let Some(row) = session.query_opt(FIND_API_KEY, &[&api_key]).await? else { return Ok(None) };
+    let id = row.get::<_, &str>(0).parse();
+    Ok(Some(KeyHolder {
+        controller_id: id.map_err(|_| DbError::Unexpected { place: "controllers.controller_id" })?,
+        api_secret_hash: row.get(1),
+        algorithm: algorithm_named(row.get(2)),
+    }))
+}
+
+/// Whether a secret is the one of the hash. Some 20 ms of CPU: not for an async thread.
+#[must_use]
+pub fn is_secret(secret: &str, hash: &str) -> bool {
+    PasswordHash::new(hash).is_ok_and(|hash| Argon2::default().verify_password(secret.as_bytes(), &hash).is_ok())
+}
+
+/// A hash that no secret has, to be verified against where there is no controller: the answer takes as long.
+///
+/// # Errors
+/// [`DbError::Crypto`] where there is no randomness.
+pub fn nobodys_hash() -> Result<String, DbError> {
+    hash(&random_token()?)
 }

@@ -10,7 +10,7 @@ use crate::request::calendar::{CalendarExhausted, InvalidSchedule};
 #[derive(Debug, thiserror::Error)]
 pub enum DbError {
     /// No connection could be had from the pool.
-    #[error("no connection to PostgreSQL: {source}")]
+    #[error("no connection to PostgreSQL: {}", describe_pool(source))]
     Pool {
         /// What the pool said.
         #[from]
@@ -72,6 +72,13 @@ fn describe(error: &tokio_postgres::Error) -> String {
     match error.as_db_error() {
         Some(error) => format!("PostgreSQL said {}: {}", error.code().code(), error.message()),
         None => format!("PostgreSQL: {error}"),
+    }
+}
+
+fn describe_pool(error: &deadpool_postgres::PoolError) -> String {
+    match error {
+        deadpool_postgres::PoolError::Backend(error) => describe(error),
+        error => error.to_string(),
     }
 }
 

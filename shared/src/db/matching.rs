@@ -12,26 +12,28 @@ use crate::request::{ControllerId, Mpid};
 
 statements! {
     /// One probe of one index per identity, whatever the size: the lateral query with its limit leaves the planner no
-    /// other way. One controller at a time, so that its partition is chosen, and locked, alone.
+    /// other way. One controller at a time, so that its partition is chosen, and locked, alone. Digests are made
+    /// first: beside the row-level security of the gateway only plain comparisons may choose rows of an index.
     MATCH = "
+        WITH q AS MATERIALIZED (
+            SELECT ord, identity_type, format,
+                   CASE format WHEN 'raw' THEN lethe.identity_sha256(identity_type, value)
+                               ELSE decode(value, 'hex') END AS digest
+              FROM unnest($2::int[], $3::text[], $4::text[], $5::text[]) AS q (ord, identity_type, format, value))
         SELECT q.ord, found.mpid
-          FROM unnest($2::int[], $3::text[], $4::text[], $5::text[]) AS q (ord, identity_type, format, value)
+          FROM q
          CROSS JOIN LATERAL (
             (SELECT p.mpid FROM subject_data.profile_identities p
-              WHERE q.format = 'raw' AND p.controller_id = $1 AND p.identity_type = q.identity_type
-                AND p.sha256 = lethe.identity_sha256(q.identity_type, q.value) LIMIT $6)
-            UNION ALL
-            (SELECT p.mpid FROM subject_data.profile_identities p
-              WHERE q.format = 'sha256' AND p.controller_id = $1 AND p.identity_type = q.identity_type
-                AND p.sha256 = decode(q.value, 'hex') LIMIT $6)
+              WHERE q.format IN ('raw', 'sha256') AND p.controller_id = $1 AND p.identity_type = q.identity_type
+                AND p.sha256 = q.digest LIMIT $6)
             UNION ALL
             (SELECT p.mpid FROM subject_data.profile_identities p
               WHERE q.format = 'sha1' AND p.controller_id = $1 AND p.identity_type = q.identity_type
-                AND p.sha1 = decode(q.value, 'hex') LIMIT $6)
+                AND p.sha1 = q.digest LIMIT $6)
             UNION ALL
             (SELECT p.mpid FROM subject_data.profile_identities p
               WHERE q.format = 'md5' AND p.controller_id = $1 AND p.identity_type = q.identity_type
-                AND p.md5 = decode(q.value, 'hex') LIMIT $6)) found";
+                AND p.md5 = q.digest LIMIT $6)) found";
 }
 
 /// What is looked for: the identities of one request.

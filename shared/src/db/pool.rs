@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::ops::Deref;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime, Timeouts};
@@ -9,11 +10,14 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Row, Statement};
 
 use super::{DbError, tls};
+use crate::request::ControllerId;
 
 /// A pool of sessions. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Db {
     pool: Pool,
+    /// Sets the session up for one controller, where the role sees no more (migration V0007).
+    acting_for: Option<Arc<str>>,
 }
 
 /// How long a statement, a wait for a lock and an idle transaction may take. Custom plans only: a generic plan of a
@@ -27,12 +31,26 @@ impl Db {
     /// # Errors
     /// [`DbError::Url`] where `url` cannot be used.
     pub fn new(url: &str, connections: u16, application: &str) -> Result<Self, DbError> {
+        Self::with_role(url, connections, application, None)
+    }
+
+    /// The same under `role`, which the user of `url` must be a member of.
+    ///
+    /// # Errors
+    /// [`DbError::Url`] where `url` cannot be used.
+    pub fn with_role(
+        url: &str,
+        connections: u16,
+        application: &str,
+        role: Option<&'static str>,
+    ) -> Result<Self, DbError> {
         let (mut config, connector) = tls::parse(url)?;
         if config.get_application_name().is_none() {
             config.application_name(application);
         }
-        let options = config.get_options().map_or_else(|| SESSION.to_owned(), |given| format!("{SESSION} {given}"));
-        config.options(options);
+        let role = role.map_or_else(String::new, |role| format!(" -c role={role}"));
+        let given = config.get_options().map_or_else(String::new, |given| format!(" {given}"));
+        config.options(format!("{SESSION}{given}{role}"));
         config.connect_timeout(Duration::from_secs(10));
         config.keepalives_idle(Duration::from_secs(30));
         config.tcp_user_timeout(Duration::from_secs(30));
@@ -49,7 +67,15 @@ impl Db {
             .runtime(Runtime::Tokio1)
             .build()
             .map_err(|error| DbError::Url(format!("the pool cannot be built: {error}")))?;
-        Ok(Self { pool })
+        Ok(Self { pool, acting_for: None })
+    }
+
+    /// The same sessions, acting for one controller: under the gateway's role they see no other's rows.
+    #[must_use]
+    pub fn acting_for(&self, controller_id: &ControllerId) -> Self {
+        // An id needs no quoting: it has neither quotes nor backslashes.
+        let setting = format!("lethe.controller_id = '{controller_id}'");
+        Self { pool: self.pool.clone(), acting_for: Some(setting.into()) }
     }
 
     /// A session for single statements.
@@ -57,7 +83,11 @@ impl Db {
     /// # Errors
     /// [`DbError::Pool`] where none can be had.
     pub async fn session(&self) -> Result<Session, DbError> {
-        Ok(Session(self.pool.get().await?))
+        let session = Session(self.pool.get().await?);
+        if let Some(setting) = &self.acting_for {
+            session.batch_execute(&format!("SET {setting}")).await?;
+        }
+        Ok(session)
     }
 
     /// Begins a transaction.
@@ -80,8 +110,11 @@ impl Db {
         let started = Instant::now();
         // The guard stands before the first statement: should this future be dropped while `BEGIN` is under way,
         // the session does not go back into the pool.
-        let tx = Tx { session: Some(self.session().await?), name, started };
-        tx.batch_execute(begin).await?;
+        let tx = Tx { session: Some(Session(self.pool.get().await?)), name, started };
+        match &self.acting_for {
+            Some(setting) => tx.batch_execute(&format!("{begin}; SET LOCAL {setting}")).await?,
+            None => tx.batch_execute(begin).await?,
+        }
         Ok(tx)
     }
 

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::pool::Session;
 use super::slices::{self, Claimed, Finished};
 use super::{Db, DbError, leader, statements};
-use crate::request::RequestKey;
+use crate::request::{ControllerId, RequestKey, RequestType, SubjectRequestId};
 
 statements! {
     INSERT = "
@@ -26,6 +26,11 @@ statements! {
         SELECT result_id, object_path FROM lethe.results
          WHERE expired_at IS NOT NULL AND object_path IS NOT NULL ORDER BY expired_at LIMIT $1";
     FORGET_OBJECT = "UPDATE lethe.results SET object_path = NULL WHERE result_id = $1 AND expired_at IS NOT NULL";
+    FIND_RESULT = "
+        SELECT result_id, controller_id, subject_request_id, request_type, object_path, media_type, size_bytes,
+               wrapped_key, expiry_day, expired
+          FROM lethe.find_result($1)";
+    RECORD_DOWNLOAD = "SELECT lethe.record_download($1, $2, $3)";
     TODAY = "SELECT (lethe.now() AT TIME ZONE 'UTC')::date";
 }
 
@@ -123,4 +128,60 @@ pub async fn forget_object(session: &Session, result_id: Uuid) -> Result<(), DbE
 /// [`DbError`].
 pub async fn today(session: &Session) -> Result<Date, DbError> {
     Ok(session.query_one(TODAY, &[]).await?.get(0))
+}
+
+/// A result as a download finds it by the digest of its token.
+#[derive(Clone, Debug)]
+pub struct Downloadable {
+    /// What the wrapped key is bound to.
+    pub result_id: Uuid,
+    /// Whose result it is.
+    pub controller_id: ControllerId,
+    /// The request that it answers.
+    pub subject_request_id: SubjectRequestId,
+    /// Access or portability.
+    pub request_type: RequestType,
+    /// Where the bytes lie; `None` where nothing matched, and after the expiry.
+    pub object_path: Option<String>,
+    /// `text/plain; charset=utf-8` or `application/zip`.
+    pub media_type: String,
+    /// Bytes of the file as it is downloaded.
+    pub size_bytes: u64,
+    /// The key of the file, wrapped by the key of its day of expiry; `None` after the expiry.
+    pub wrapped_key: Option<Vec<u8>>,
+    /// The day of expiry, UTC.
+    pub expiry_day: Date,
+    /// The lifetime of the link is over.
+    pub expired: bool,
+}
+
+/// The result that a token opens.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn find(session: &Session, token_sha256: &[u8]) -> Result<Option<Downloadable>, DbError> {
+    let Some(row) = session.query_opt(FIND_RESULT, &[&token_sha256]).await? else { return Ok(None) };
+    let unexpected = || DbError::Unexpected { place: "results" };
+    Ok(Some(Downloadable {
+        result_id: row.get(0),
+        controller_id: row.get::<_, &str>(1).parse().map_err(|_| unexpected())?,
+        subject_request_id: row.get(2),
+        request_type: row.get::<_, &str>(3).parse().map_err(|_| unexpected())?,
+        object_path: row.get(4),
+        media_type: row.get(5),
+        size_bytes: u64::try_from(row.get::<_, i64>(6)).map_err(|_| unexpected())?,
+        wrapped_key: row.get(7),
+        expiry_day: row.get(8),
+        expired: row.get(9),
+    }))
+}
+
+/// Enters a download in the audit trail: the bytes that are about to be sent, both ends included.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn record_download(session: &Session, token_sha256: &[u8], bytes: (u64, u64)) -> Result<(), DbError> {
+    let end = |byte| i64::try_from(byte).unwrap_or(i64::MAX);
+    session.query_one(RECORD_DOWNLOAD, &[&token_sha256, &end(bytes.0), &end(bytes.1)]).await?;
+    Ok(())
 }

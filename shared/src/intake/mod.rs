@@ -5,7 +5,8 @@ mod answers;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::broker::{Publisher, wake};
+use crate::broker::Publisher;
+use crate::broker::wake::Waker;
 use crate::crypto::Keys;
 use crate::db::controllers::{self, Controller};
 use crate::db::intake::{IntakeContext, Recorded, Submission};
@@ -22,15 +23,20 @@ pub use answers::Answer;
 /// A list holds at most so many requests.
 pub const LIST_LIMIT: usize = 1_000;
 
-/// Receives for all doors of a process.
-#[derive(Debug)]
+/// Receives for all doors of a process. Cheap to clone.
+#[derive(Clone, Debug)]
 pub struct Intake {
     db: Db,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
     context: IntakeContext,
     parser: Parser,
     keys: Arc<Keys>,
     links: Links,
-    publisher: Arc<Publisher>,
+    waker: Waker,
 }
 
 /// A request as it came in, from a controller that was checked.
@@ -60,11 +66,17 @@ impl From<DbError> for Unanswered {
 }
 
 impl Intake {
-    /// An intake on these.
+    /// An intake on these. To be called within a runtime.
     #[must_use]
     pub fn new(db: Db, keys: Arc<Keys>, parser: Parser, cap: u32, links: Links, publisher: Arc<Publisher>) -> Self {
         let context = IntakeContext::new(keys.clone(), cap);
-        Self { db, context, parser, keys, links, publisher }
+        Self { db, shared: Arc::new(Shared { context, parser, keys, links, waker: Waker::start(publisher) }) }
+    }
+
+    /// The same, acting for one controller only: what the gateway's role needs.
+    #[must_use]
+    pub fn acting_for(&self, controller_id: &ControllerId) -> Self {
+        Self { db: self.db.acting_for(controller_id), shared: self.shared.clone() }
     }
 
     /// The controllers of the given ids that exist.
@@ -86,7 +98,9 @@ impl Intake {
             .iter()
             .zip(parsed)
             .map(|(incoming, parsed)| match parsed {
-                Err(error) => Ok(Answer::error(&error, self.parser.version_hint(incoming.body, incoming.path_version))),
+                Err(error) => {
+                    Ok(Answer::error(&error, self.shared.parser.version_hint(incoming.body, incoming.path_version)))
+                }
                 Ok(submission) => match recorded.next() {
                     Some(Ok(recorded)) => Ok(received(incoming, &submission, &recorded)),
                     Some(Err(unanswered)) => Err(unanswered),
@@ -97,11 +111,11 @@ impl Intake {
     }
 
     fn parse(&self, incoming: &Incoming<'_>) -> Result<Submission, ApiError> {
-        let request = self.parser.request(incoming.body, incoming.path_version)?;
+        let request = self.shared.parser.request(incoming.body, incoming.path_version)?;
         let mut origins = Vec::with_capacity(request.status_callback_urls.len());
         for url in &request.status_callback_urls {
             // Checked by the parser already, which is where a refusal names its field.
-            let origin = self.parser.addresses.check(url);
+            let origin = self.shared.parser.addresses.check(url);
             origins.push(origin.map_err(|refusal| ApiError::new(400, format!("status_callback_urls {refusal}")))?);
         }
         Ok(Submission { controller_id: incoming.controller_id.clone(), request, origins })
@@ -116,11 +130,11 @@ impl Intake {
             if part.is_empty() {
                 continue;
             }
-            match self.context.record(&self.db, part).await {
+            match self.shared.context.record(&self.db, part).await {
                 Ok(group) => {
                     recorded += group.outcomes.len();
                     outcomes.extend(group.outcomes.into_iter().map(Ok));
-                    wake::endpoints(&self.publisher, group.endpoints).await;
+                    self.shared.waker.endpoints(group.endpoints);
                 }
                 // Where several have failed alone and none was recorded, the fault is not theirs.
                 Err(error) if may_be_a_message(&error) && part.len() > 1 && (recorded > 0 || suspects.len() < 4) => {
@@ -160,7 +174,7 @@ impl Intake {
     /// [`DbError`]: nothing was cancelled.
     pub async fn cancel(&self, targets: &[Target], overtaking: Overtaking) -> Result<Vec<Answer>, DbError> {
         let (outcomes, endpoints) = requests::cancel(&self.db, targets, overtaking).await?;
-        wake::endpoints(&self.publisher, endpoints).await;
+        self.shared.waker.endpoints(endpoints);
         Ok(targets.iter().zip(outcomes).map(|(target, outcome)| cancelled(target, &outcome)).collect())
     }
 
@@ -197,7 +211,7 @@ impl Intake {
             let error = ApiError::new(400, "cursor must be one that an earlier answer gave");
             return Ok(Answer::error(&error, ApiVersion::V3));
         };
-        let digest = self.keys.group_digest(controller_id.as_str(), group_id);
+        let digest = self.shared.keys.group_digest(controller_id.as_str(), group_id);
         let session = self.db.session().await?;
         let limit = i64::try_from(LIST_LIMIT).unwrap_or(i64::MAX) + 1;
         let mut rows = requests::of_group(&session, controller_id, &digest, after, limit).await?;
@@ -213,9 +227,12 @@ impl Intake {
     fn status_answer(&self, row: &RequestRow) -> Result<StatusAnswer, DbError> {
         let id = row.subject_request_id;
         let sealed = row.sealed_request.as_deref();
-        let request = sealed.map(|sealed| crate::db::intake::open_request(&self.keys, &row.controller_id, id, sealed));
+        let request =
+            sealed.map(|sealed| crate::db::intake::open_request(&self.shared.keys, &row.controller_id, id, sealed));
         let group_id = request.transpose()?.and_then(|request| request.group_id);
-        let url = |(result_id, salt, _): &(uuid::Uuid, Vec<u8>, i64)| self.links.url(row.api_version, *result_id, salt);
+        let url = |(result_id, salt, _): &(uuid::Uuid, Vec<u8>, i64)| {
+            self.shared.links.url(row.api_version, *result_id, salt)
+        };
         Ok(StatusAnswer {
             controller_id: row.controller_id.clone(),
             expected_completion_time: row.expected_completion_time,

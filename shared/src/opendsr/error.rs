@@ -86,8 +86,15 @@ const fn reason_of(code: u16) -> &'static str {
         401 => "unauthorized",
         403 => "forbidden",
         404 => "not_found",
+        405 => "method_not_allowed",
+        408 => "too_slow",
         409 => "conflict",
+        410 => "gone",
         413 => "too_large",
+        415 => "unsupported_media_type",
+        416 => "range_not_satisfiable",
+        429 => "too_many_calls",
+        503 => "unavailable",
         _ => "error",
     }
 }

@@ -10,5 +10,5 @@ mod wire;
 
 pub use error::{ApiError, FieldError};
 pub use identity::{DeniedValues, Identity, IdentityFormat, IdentityType};
-pub use parse::Parser;
+pub use parse::{MAX_BODY, Parser};
 pub use request::{ApiVersion, Regulation, SubjectRequest};

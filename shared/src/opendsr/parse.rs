@@ -16,7 +16,7 @@ use crate::callback::address::AddressPolicy;
 use crate::request::{Mpid, RequestType, SubjectRequestId};
 
 /// The largest body that is read, in bytes.
-pub(crate) const MAX_BODY: usize = 1 << 20;
+pub const MAX_BODY: usize = 1 << 20;
 /// The largest number of identities and mpids of one request.
 pub(crate) const MAX_IDENTITIES: usize = 5_000;
 /// The largest number of callback URLs of one request.

@@ -1,5 +1,6 @@
 //! Where result files and keys lie: `file://`, `s3://`, `gs://`, `az://` (contract 2).
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use object_store::local::LocalFileSystem;
@@ -19,14 +20,25 @@ pub type Store = Arc<dyn ObjectStore>;
 /// # Errors
 /// [`ConfigError`] for `setting`.
 pub fn open(setting: &'static str, url: &Url) -> Result<Store, ConfigError> {
-    let invalid = |problem: String| ConfigError::new(setting, problem);
-    if url.scheme() == "file" {
-        let folder = url.to_file_path().map_err(|()| invalid("must be an absolute file:///… URL".to_owned()))?;
-        let unusable =
-            |error: std::io::Error| invalid(format!("the folder {} cannot be used: {error}", folder.display()));
-        std::fs::create_dir_all(&folder).map_err(unusable)?;
+    if let Some(folder) = folder_of(setting, url)? {
         let probe = folder.join(format!(".probe-{}", std::process::id()));
-        std::fs::write(&probe, b"").and_then(|()| std::fs::remove_file(&probe)).map_err(unusable)?;
+        let tried = std::fs::create_dir_all(&folder)
+            .and_then(|()| std::fs::write(&probe, b""))
+            .and_then(|()| std::fs::remove_file(&probe));
+        tried.map_err(|error| unusable(setting, &folder, &error))?;
+    }
+    open_to_read(setting, url)
+}
+
+/// The same for whoever only reads: a folder that is there needs no rights to write.
+///
+/// # Errors
+/// [`ConfigError`] for `setting`.
+pub fn open_to_read(setting: &'static str, url: &Url) -> Result<Store, ConfigError> {
+    let invalid = |problem: String| ConfigError::new(setting, problem);
+    if let Some(folder) = folder_of(setting, url)? {
+        let readable = std::fs::read_dir(&folder).map(drop).or_else(|_| std::fs::create_dir_all(&folder));
+        readable.map_err(|error| unusable(setting, &folder, &error))?;
         let store = LocalFileSystem::new_with_prefix(&folder).map_err(|error| invalid(error.to_string()))?;
         // A result is recorded as complete right after it was written: it must survive the power cut in between.
         return Ok(Arc::new(store.with_fsync(true)));
@@ -35,6 +47,19 @@ pub fn open(setting: &'static str, url: &Url) -> Result<Store, ConfigError> {
     let (store, prefix) =
         object_store::parse_url_opts(url, environment).map_err(|error| invalid(format!("cannot be used: {error}")))?;
     Ok(Arc::new(PrefixStore::new(store, prefix)))
+}
+
+/// The folder, where the store is one.
+fn folder_of(setting: &'static str, url: &Url) -> Result<Option<PathBuf>, ConfigError> {
+    if url.scheme() != "file" {
+        return Ok(None);
+    }
+    let folder = url.to_file_path();
+    folder.map(Some).map_err(|()| ConfigError::new(setting, "must be an absolute file:///… URL"))
+}
+
+fn unusable(setting: &'static str, folder: &std::path::Path, error: &std::io::Error) -> ConfigError {
+    ConfigError::new(setting, format!("the folder {} cannot be used: {error}", folder.display()))
 }
 
 /// Deletes an object; one that is not there counts as deleted.

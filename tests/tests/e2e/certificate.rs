@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use lethe::audit::{Signatory, Trust};
 use lethe::callback::signature::Signer;
+use lethe::callback::signing_keys::SigningKeys;
 use lethe::certificate::{self, NoCertificate, Statement};
+use lethe::config::Processor;
 use lethe::db::requests::Target;
 use lethe_tests::cli::{lethe, write};
 use lethe_tests::signing::DOMAIN;
@@ -13,8 +15,13 @@ use lethe_tests::worker::bare;
 use lethe_tests::{Publisher, Request, SECONDS, Worker, World};
 
 fn signatory(world: &World) -> Arc<Signatory> {
-    let signer = Signer::load(&world.files.key, &world.files.certificate).unwrap();
-    Arc::new(Signatory::new(Arc::new(signer), DOMAIN.to_owned(), &world.files.certificate, &[]).unwrap())
+    let keys = SigningKeys::load(&world.files.key, &world.files.certificate).unwrap();
+    let processor = Processor {
+        domain: DOMAIN.to_owned(),
+        public_url: format!("http://{DOMAIN}:8080").parse().unwrap(),
+        signer: Arc::new(Signer::new(keys)),
+    };
+    Arc::new(Signatory::new(processor, &[]).unwrap())
 }
 
 fn target(id: &str) -> Target {

@@ -12,6 +12,7 @@ fn main() -> ExitCode {
         name: "access-compiler",
         about: "Compiles one access or portability request into a result file",
         version: env!("CARGO_PKG_VERSION"),
+        role: None,
     };
     service::run(identity, options::Options::check, compile::run)
 }

@@ -16,6 +16,9 @@ pub(crate) struct Options {
     keys: KeyOptions,
     #[command(flatten)]
     results: ResultOptions,
+    /// How long a result link works
+    #[arg(long = "result-lifetime", env = "LETHE_RESULT_LIFETIME", default_value = "7d", value_name = "DURATION")]
+    result_lifetime: HumanDuration,
     /// Files in hand at once; each takes about 20 MiB of memory at most
     #[arg(long = "compilations", env = "LETHE_COMPILATIONS", default_value_t = 2, value_name = "NUMBER",
           value_parser = clap::value_parser!(u16).range(1..=64))]
@@ -43,14 +46,14 @@ impl Options {
         let keys = Arc::new(self.keys.keys()?);
         let results = store::open("LETHE_RESULT_STORE", &self.results.result_store)?;
         let key_store = store::open("LETHE_KEY_STORE", &self.results.key_store)?;
-        if self.results.result_lifetime.get().is_zero() {
+        if self.result_lifetime.get().is_zero() {
             return Err(ConfigError::new("LETHE_RESULT_LIFETIME", "must be more than zero"));
         }
         Ok(Ready {
             results,
             day_keys: DayKeys::new(key_store, keys.clone()),
             keys,
-            lifetime: self.results.result_lifetime.signed(),
+            lifetime: self.result_lifetime.signed(),
             compilations: self.compilations,
             backoff: parse_backoff("LETHE_STORE_FIRST_RETRY", self.first_retry, self.max_retry)?,
         })

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use lethe::callback::client::Delivery;
-use lethe::callback::signature::SigningError;
+use lethe::callback::signing_keys::SigningError;
 use lethe::db::callbacks::{Attempt, ClaimedCallback};
 use lethe::opendsr::answer::CallbackBody;
 
@@ -11,20 +11,29 @@ use crate::options::Ready;
 
 /// Sends a callback once and says what came of it.
 pub(crate) async fn deliver(ready: &Ready, claimed: &ClaimedCallback) -> Attempt {
-    let attempt = match sign(ready, claimed).await {
-        Ok(delivery) => ready.client.deliver(&delivery).await,
+    let body = body(ready, claimed);
+    let mut attempt = match sign(ready, claimed, &body).await {
+        Ok(signature) => ready.client.deliver(&delivery(ready, claimed, &body, signature)).await,
         Err(error) => {
             tracing::error!(%error, callback = %claimed.callback_id, "a callback was not signed");
             Attempt::not_sent("signing")
         }
     };
+    // A receiver may still keep the certificate of the previous key (contract 6): one try more, within the attempt.
+    if matches!(attempt.status_code, Some(400 | 401 | 403))
+        && let Some(Ok(signature)) = sign_with_previous(ready, claimed, &body).await
+    {
+        metrics::counter!("lethe_callbacks_with_previous_key_total").increment(1);
+        attempt = ready.client.deliver(&delivery(ready, claimed, &body, signature)).await;
+    }
     let class = attempt.error_class.unwrap_or("delivered");
     metrics::counter!("lethe_callback_attempts_total", "class" => class).increment(1);
     metrics::histogram!("lethe_callback_seconds").record(attempt.duration.as_secs_f64());
     attempt
 }
 
-async fn sign(ready: &Ready, claimed: &ClaimedCallback) -> Result<Delivery, SigningError> {
+/// The same bytes on every attempt.
+fn body(ready: &Ready, claimed: &ClaimedCallback) -> Vec<u8> {
     let request = &claimed.request;
     let result = claimed.result.as_ref();
     let body = CallbackBody {
@@ -39,18 +48,34 @@ async fn sign(ready: &Ready, claimed: &ClaimedCallback) -> Result<Delivery, Sign
         results_count: result.map(|(_, _, lines)| *lines),
         extensions: None,
     };
-    let body = body.to_bytes();
-    let (signer, algorithm, bytes) = (Arc::clone(&ready.signer), claimed.algorithm, body.clone());
+    body.to_bytes()
+}
+
+async fn sign(ready: &Ready, claimed: &ClaimedCallback, body: &[u8]) -> Result<String, SigningError> {
+    let (signer, algorithm, bytes) = (Arc::clone(&ready.processor.signer), claimed.algorithm, body.to_vec());
     let signature = tokio::task::spawn_blocking(move || signer.sign(algorithm, &bytes)).await;
-    let signature = signature.map_err(|_| SigningError::Failed)??;
+    signature.map_err(|_| SigningError::Failed)?
+}
+
+async fn sign_with_previous(
+    ready: &Ready,
+    claimed: &ClaimedCallback,
+    body: &[u8],
+) -> Option<Result<String, SigningError>> {
+    let (signer, algorithm, bytes) = (Arc::clone(&ready.processor.signer), claimed.algorithm, body.to_vec());
+    tokio::task::spawn_blocking(move || signer.sign_with_previous(algorithm, &bytes)).await.ok()?
+}
+
+fn delivery(ready: &Ready, claimed: &ClaimedCallback, body: &[u8], signature: String) -> Delivery {
+    let version = claimed.request.api_version;
     let mut headers = vec![
-        (request.api_version.domain_header(), ready.domain.clone()),
-        (request.api_version.signature_header(), signature),
+        (version.domain_header(), ready.processor.domain.clone()),
+        (version.signature_header(), signature),
         ("X-Lethe-Callback-Id", claimed.callback_id.to_string()),
         ("X-Lethe-Attempt", claimed.attempt.to_string()),
     ];
     if claimed.replay {
         headers.push(("X-Lethe-Replay", "true".to_owned()));
     }
-    Ok(Delivery { url: claimed.url.clone(), body, headers })
+    Delivery { url: claimed.url.clone(), body: body.to_vec(), headers }
 }

@@ -14,6 +14,7 @@ fn main() -> ExitCode {
         name: "callback-courier",
         about: "Delivers signed status callbacks, with backoff",
         version: env!("CARGO_PKG_VERSION"),
+        role: None,
     };
     service::run(identity, options::Options::check, dispatch::run)
 }

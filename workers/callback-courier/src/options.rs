@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use lethe::callback::client::{CallbackClient, DELIVERY_TIMEOUT, system_lookup};
-use lethe::callback::signature::Signer;
-use lethe::config::{ConfigError, HumanDuration, IntakeOptions, KeyOptions, SigningOptions, parse_backoff};
+use lethe::config::{AddressOptions, ConfigError, HumanDuration, KeyOptions, Processor, SigningOptions, parse_backoff};
 use lethe::crypto::Keys;
 use lethe::db::callbacks::{EndpointLimits, RetryPolicy};
 use lethe::results::link::Links;
@@ -15,7 +14,7 @@ use lethe::results::link::Links;
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     #[command(flatten)]
-    intake: IntakeOptions,
+    addresses: AddressOptions,
     #[command(flatten)]
     keys: KeyOptions,
     #[command(flatten)]
@@ -66,9 +65,8 @@ pub(crate) struct Options {
 
 /// The options, read and checked.
 pub(crate) struct Ready {
-    pub(crate) domain: String,
+    pub(crate) processor: Processor,
     pub(crate) keys: Arc<Keys>,
-    pub(crate) signer: Arc<Signer>,
     pub(crate) links: Links,
     pub(crate) client: CallbackClient,
     pub(crate) policy: RetryPolicy,
@@ -78,11 +76,11 @@ pub(crate) struct Ready {
 
 impl Options {
     pub(crate) fn check(self) -> Result<Ready, ConfigError> {
-        let domain = self.intake.domain()?;
         let keys = Arc::new(self.keys.keys()?);
-        let signer = Arc::new(self.signing.signer(&domain)?);
-        let links = Links::new(keys.clone(), self.signing.public_url.clone());
-        let client = CallbackClient::new(self.intake.callback_allow.clone(), system_lookup(), self.ca_file.as_deref())?;
+        let processor = self.signing.processor()?;
+        let links = Links::new(keys.clone(), processor.public_url.clone());
+        let client =
+            CallbackClient::new(self.addresses.callback_allow.clone(), system_lookup(), self.ca_file.as_deref())?;
         let probe_max = self.max_probe.max(self.first_retry);
         let policy = RetryPolicy {
             backoff: parse_backoff("LETHE_CALLBACK_FIRST_RETRY", self.first_retry, self.max_retry)?,
@@ -92,8 +90,9 @@ impl Options {
         };
         let limits = EndpointLimits {
             in_flight: self.deliveries_per_endpoint.into(),
-            lease: DELIVERY_TIMEOUT + Duration::from_secs(30),
+            // Twice: an attempt may be made once more with the previous key.
+            lease: 2 * DELIVERY_TIMEOUT + Duration::from_secs(30),
         };
-        Ok(Ready { domain, keys, signer, links, client, policy, limits, deliveries: self.deliveries })
+        Ok(Ready { processor, keys, links, client, policy, limits, deliveries: self.deliveries })
     }
 }

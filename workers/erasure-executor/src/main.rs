@@ -12,6 +12,7 @@ fn main() -> ExitCode {
         name: "erasure-executor",
         about: "Erases one slice of a batch from every data store",
         version: env!("CARGO_PKG_VERSION"),
+        role: None,
     };
     service::run(identity, options::Options::check, erase::run)
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use lethe::broker::dead_letters::SET_ASIDE_AT;
 use lethe::broker::{Message, Outcome, Outgoing, Publisher, topology};
-use lethe::callback::signature::{self, Algorithm, Signer};
+use lethe::callback::signature::{self, Algorithm};
+use lethe::config::Processor;
 use lethe::db::DbError;
 use lethe::db::controllers::Controller;
 use lethe::intake::{Answer, Intake, Unanswered};
@@ -22,8 +23,7 @@ pub(crate) struct Desk {
     pub(crate) publisher: Arc<Publisher>,
     /// Answers have a connection of their own: a queue of an asker that refuses them is that asker's trouble.
     pub(crate) answers: Publisher,
-    pub(crate) signer: Arc<Signer>,
-    pub(crate) domain: String,
+    pub(crate) processor: Processor,
 }
 
 /// A message whose sender was checked: the controller, or the error it is answered with.
@@ -86,7 +86,7 @@ impl Desk {
         }
         let bodies =
             wanted.iter().map(|(message, _, answer)| (senders.algorithm(message), answer.body.clone())).collect();
-        let signatures = signature::sign_all(self.signer.clone(), bodies).await;
+        let signatures = signature::sign_all(self.processor.signer.clone(), bodies).await;
         let replies: Vec<Outgoing> = wanted
             .into_iter()
             .zip(signatures)
@@ -95,7 +95,7 @@ impl Desk {
                     signature.inspect_err(|error| tracing::error!(%error, "an answer was not signed")).ok()?;
                 let mut reply = Outgoing::to_queue(reply_to, answer.body.clone())
                     .header("status", answer.status.to_string())
-                    .header(answer.version.domain_header(), self.domain.clone())
+                    .header(answer.version.domain_header(), self.processor.domain.clone())
                     .header(answer.version.signature_header(), signature);
                 if let Some(cursor) = &answer.cursor {
                     reply = reply.header("cursor", cursor.clone());

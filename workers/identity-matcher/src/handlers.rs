@@ -31,10 +31,10 @@ pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), DbError> {
         tracing::warn!("there is no calendar yet; requests wait until a scheduler has stored it");
     }
     let publisher = service.publisher.clone();
-    let keys = ready.keys.clone();
-    let intake = Intake::new(service.db.clone(), ready.keys, ready.parser, ready.cap, ready.links, publisher.clone());
+    let keys = ready.receiving.keys.clone();
+    let intake = Arc::new(ready.receiving.intake(service.db.clone(), publisher.clone()));
     let answers = Publisher::new(service.broker.clone());
-    let desk = Desk { intake: Arc::new(intake), publisher, answers, signer: ready.signer, domain: ready.domain };
+    let desk = Desk { intake, publisher, answers, processor: ready.receiving.processor };
     let desk = Arc::new(desk);
     let mut consumers = JoinSet::new();
     let gather = Gather { messages: ready.group.into(), bytes: 4 << 20, linger: Duration::from_millis(2) };

@@ -13,6 +13,7 @@ fn main() -> ExitCode {
         name: "identity-matcher",
         about: "Takes requests in, validates and records them, and resolves identities to profiles",
         version: env!("CARGO_PKG_VERSION"),
+        role: None,
     };
     service::run(identity, options::Options::check, handlers::run)
 }

@@ -5,12 +5,10 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use clap::Args;
 use lethe::audit::Signatory;
-use lethe::broker::{Broker, Publisher};
-use lethe::config::{CapOptions, ConfigError, IntakeOptions, KeyOptions, SigningOptions, secret};
+use lethe::broker::Broker;
+use lethe::config::{ConfigError, SigningOptions, secret};
 use lethe::db::{Db, migrate};
-use lethe::intake::Intake;
 use lethe::request::{ControllerId, SubjectRequestId};
-use lethe::results::link::Links;
 
 /// The command was used wrongly; the message says how to use it.
 #[derive(Debug)]
@@ -59,49 +57,17 @@ impl Target {
     }
 }
 
-/// What it takes to receive requests.
-#[derive(Debug, Args)]
-pub(crate) struct IntakeArgs {
-    #[command(flatten)]
-    intake: IntakeOptions,
-    #[command(flatten)]
-    cap: CapOptions,
-    #[command(flatten)]
-    keys: KeyOptions,
-    #[command(flatten)]
-    signing: SigningOptions,
-}
-
-impl IntakeArgs {
-    /// The keys at rest.
-    pub(crate) fn keys(&self) -> anyhow::Result<lethe::crypto::Keys> {
-        Ok(self.keys.keys()?)
-    }
-
-    /// The same intake that the workers have.
-    pub(crate) fn open(&self, db: Db) -> anyhow::Result<Intake> {
-        let keys = Arc::new(self.keys.keys()?);
-        let links = Links::new(keys.clone(), self.signing.public_url.clone());
-        let publisher = Arc::new(Publisher::new(broker()?));
-        Ok(Intake::new(db, keys, self.intake.parser(), self.cap.max_mpids_per_request, links, publisher))
-    }
-}
-
 /// What it takes to sign certificates.
 #[derive(Debug, Args)]
 pub(crate) struct SignatoryArgs {
-    /// The domain in headers, certificate and extensions
-    #[arg(long = "processor-domain", env = "LETHE_PROCESSOR_DOMAIN", value_name = "DOMAIN")]
-    processor_domain: String,
     #[command(flatten)]
     signing: SigningOptions,
 }
 
 impl SignatoryArgs {
     /// The same signatory that the workers have.
-    pub(crate) fn open(self) -> anyhow::Result<Arc<Signatory>> {
-        let signer = Arc::new(self.signing.signer(&self.processor_domain)?);
-        let signatory = Signatory::new(signer, self.processor_domain, &self.signing.signing_cert_file, &[]);
+    pub(crate) fn open(&self) -> anyhow::Result<Arc<Signatory>> {
+        let signatory = Signatory::new(self.signing.processor()?, &[]);
         Ok(Arc::new(signatory.map_err(|error| ConfigError::new("LETHE_SIGNING_CERT_FILE", error))?))
     }
 }

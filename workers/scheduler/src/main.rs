@@ -17,6 +17,7 @@ fn main() -> ExitCode {
         name: "scheduler",
         about: "Closes batches, releases them as batch triggers, re-drives late work, expires results and seals the audit trail",
         version: env!("CARGO_PKG_VERSION"),
+        role: None,
     };
     service::run(identity, options::Options::check, schedule::run)
 }

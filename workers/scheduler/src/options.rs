@@ -24,9 +24,6 @@ pub(crate) struct Options {
     keys: KeyOptions,
     #[command(flatten)]
     results: ResultOptions,
-    /// The domain in headers, certificate and extensions
-    #[arg(long = "processor-domain", env = "LETHE_PROCESSOR_DOMAIN", value_name = "DOMAIN")]
-    processor_domain: String,
     #[command(flatten)]
     signing: SigningOptions,
     /// Certificates that signed the audit trail before the present one; their chains are continued
@@ -70,9 +67,7 @@ impl Options {
         let keys = Arc::new(self.keys.keys()?);
         let results = store::open("LETHE_RESULT_STORE", &self.results.result_store)?;
         let key_store = store::open("LETHE_KEY_STORE", &self.results.key_store)?;
-        let signer = Arc::new(self.signing.signer(&self.processor_domain)?);
-        let certificate = &self.signing.signing_cert_file;
-        let signatory = Signatory::new(signer, self.processor_domain, certificate, &self.former_certificates)
+        let signatory = Signatory::new(self.signing.processor()?, &self.former_certificates)
             .map_err(|error| ConfigError::new("LETHE_AUDIT_FORMER_CERTS", error))?;
         Ok(Ready {
             calendar: self.calendar.calendar(),

@@ -31,7 +31,7 @@ pub(crate) enum Command {
     },
     /// List all controllers
     List,
-    /// Give a controller a new API secret; the old one ends at once
+    /// Give a controller a new API secret; the old one ends within 30 seconds
     RotateSecret {
         /// Which one
         id: ControllerId,

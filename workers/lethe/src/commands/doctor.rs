@@ -9,7 +9,7 @@ use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOpti
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel};
 use lethe::broker::topology::{self, QueueState};
-use lethe::config::{IntakeOptions, KeyOptions, ResultOptions, SigningOptions};
+use lethe::config::{KeyOptions, ResultOptions, SigningOptions};
 use lethe::db::{batches, calendar, migrate, overview};
 use lethe::results::store;
 use serde::Serialize;
@@ -19,8 +19,6 @@ use crate::output::Output;
 
 #[derive(Debug, Args)]
 pub(crate) struct Doctor {
-    #[command(flatten)]
-    intake: IntakeOptions,
     #[command(flatten)]
     keys: KeyOptions,
     #[command(flatten)]
@@ -99,19 +97,21 @@ impl Doctor {
     fn keys_and_certificate(&self, findings: &mut Findings) {
         let advice = "point LETHE_MASTER_KEY_FILE to the file that all processes share";
         findings.check("master key", self.keys.keys(), "readable", advice);
-        let signer = self.intake.domain().and_then(|domain| self.signing.signer(&domain));
+        let processor = self.signing.processor();
         let advice = "see «Keys and certificate» in the README";
-        let Some(signer) =
-            findings.check("signing key and certificate", signer, "belong together and name the domain", advice)
+        let Some(processor) =
+            findings.check("signing key and certificate", processor, "belong together and name the domain", advice)
         else {
             return;
         };
-        let days = (signer.certificate().not_after - Timestamp::now().as_second()) / 86_400;
         let advice = "renew the certificate with the same key; receivers refuse an expired one";
-        match days {
-            ..0 => findings.add("certificate", Verdict::Bad, "has expired", advice),
-            0..30 => findings.add("certificate", Verdict::Look, format!("expires in {days} days"), advice),
-            _ => findings.add("certificate", Verdict::Good, format!("valid for {days} days"), ""),
+        for certificate in processor.signer.certificates() {
+            let days = (certificate.not_after.as_second() - Timestamp::now().as_second()) / 86_400;
+            match days {
+                ..0 => findings.add("certificate", Verdict::Bad, "has expired", advice),
+                0..30 => findings.add("certificate", Verdict::Look, format!("expires in {days} days"), advice),
+                _ => findings.add("certificate", Verdict::Good, format!("valid for {days} days"), ""),
+            }
         }
     }
 

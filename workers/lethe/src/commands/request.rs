@@ -1,10 +1,13 @@
 //! `lethe request`.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
+use lethe::broker::Publisher;
 use lethe::certificate;
+use lethe::config::ReceivingOptions;
 use lethe::db::Db;
 use lethe::db::requests::{self, Cancellation, Filter, Overtaking, Receipt, RequestRow};
 use lethe::intake::{Incoming, Unanswered};
@@ -12,7 +15,7 @@ use lethe::request::{ControllerId, RequestStatus};
 use serde::Serialize;
 use tokio::io::AsyncReadExt;
 
-use crate::context::{IntakeArgs, SignatoryArgs, Target, database};
+use crate::context::{SignatoryArgs, Target, broker, database};
 use crate::output::{Output, line, or_dash};
 
 #[derive(Debug, Subcommand)]
@@ -25,7 +28,7 @@ pub(crate) enum Command {
         #[arg(long, value_name = "ID")]
         controller: ControllerId,
         #[command(flatten)]
-        intake: Box<IntakeArgs>,
+        receiving: Box<ReceivingOptions>,
     },
     /// Show where a request stands: profiles by source, receipts by store
     Status(Target),
@@ -102,7 +105,7 @@ impl Command {
     pub(crate) async fn run(self, output: Output) -> anyhow::Result<()> {
         let db = database().await?;
         match self {
-            Self::Submit { file, controller, intake } => submit(db, &file, &controller, &intake).await,
+            Self::Submit { file, controller, receiving } => submit(db, &file, &controller, &receiving).await,
             Self::Status(target) => status(&db, &target, output).await,
             Self::Cancel(target) => cancel(&db, &target, output).await,
             Self::List { controller, status, awaiting_approval, limit } => {
@@ -160,14 +163,19 @@ impl Command {
     }
 }
 
-async fn submit(db: Db, file: &std::path::Path, controller: &ControllerId, intake: &IntakeArgs) -> anyhow::Result<()> {
+async fn submit(
+    db: Db,
+    file: &std::path::Path,
+    controller: &ControllerId,
+    receiving: &ReceivingOptions,
+) -> anyhow::Result<()> {
     let mut body = Vec::new();
     if file.as_os_str() == "-" {
         tokio::io::stdin().read_to_end(&mut body).await.context("cannot read standard input")?;
     } else {
         body = tokio::fs::read(file).await.with_context(|| format!("cannot read {}", file.display()))?;
     }
-    let intake = intake.open(db)?;
+    let intake = receiving.check()?.intake(db, Arc::new(Publisher::new(broker()?)));
     if intake.controllers(&[controller.as_str()]).await?.is_empty() {
         bail!("there is no controller {controller}; add it with `lethe controller add`");
     }

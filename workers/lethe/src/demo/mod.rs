@@ -2,6 +2,7 @@
 //! and every claim checked from outside.
 
 mod checks;
+mod http;
 mod people;
 mod receiver;
 mod show;
@@ -63,8 +64,10 @@ impl Demo {
         world.start_workers(self.workers).await?;
         let sent = traffic::publish(world, &cases, output).await?;
         let finished = show::watch(world, &cases, output, Duration::from_secs(self.patience)).await?;
+        let files = traffic::download(world, &receiver, output).await?;
         world.stop_workers().await?;
-        let claims = checks::all(world, &people, &receiver, &cases, &sent, finished).await?;
+        let seen = checks::Seen { sent: &sent, files: &files, callbacks: receiver.received(), finished };
+        let claims = checks::all(world, &people, &cases, &seen).await?;
         show::sum_up(world, &people, &receiver, &cases, &claims, started.elapsed(), output).await
     }
 }

@@ -26,6 +26,7 @@ pub(crate) struct Received {
     pub(crate) subject_request_id: String,
     pub(crate) status: String,
     pub(crate) results_count: Option<i64>,
+    pub(crate) results_url: Option<String>,
     pub(crate) signed: bool,
 }
 
@@ -94,6 +95,7 @@ async fn take(State(state): State<Arc<Shared>>, headers: HeaderMap, body: Bytes)
         subject_request_id: text("subject_request_id"),
         status: text("request_status"),
         results_count: parsed["results_count"].as_i64(),
+        results_url: parsed["results_url"].as_str().map(str::to_owned),
         signed: key.verify(&body, &signature).is_ok(),
     };
     state.received.lock().unwrap_or_else(PoisonError::into_inner).push(received);

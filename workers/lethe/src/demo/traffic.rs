@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use futures_util::StreamExt;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
 use lapin::options::{BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
@@ -16,10 +16,14 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 
+use super::http::Http;
 use super::people::{People, Person};
 use super::receiver::Receiver;
 use super::world::World;
 use crate::output::Output;
+
+/// Calls over HTTP at once.
+const AT_ONCE: usize = 16;
 
 /// One request and what is done about it.
 pub(crate) struct Case {
@@ -28,16 +32,24 @@ pub(crate) struct Case {
     pub(crate) controller_id: ControllerId,
     pub(crate) request: SubjectRequest,
     pub(crate) twist: Twist,
+    pub(crate) door: Door,
+}
+
+/// Which way a request comes in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Door {
+    Amqp,
+    Http,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Twist {
     None,
-    /// Published twice.
+    /// Sent twice; what came over HTTP comes over AMQP as well.
     Duplicate,
     /// Cancelled right after.
     Cancel,
-    /// The cancellation is published first.
+    /// The cancellation is published first; over AMQP only.
     CancelFirst,
 }
 
@@ -49,7 +61,7 @@ impl Case {
 
 /// The answers to what was published, by correlation id.
 pub(crate) struct Sent {
-    pub(crate) answers: BTreeMap<String, Vec<(u16, serde_json::Value)>>,
+    pub(crate) answers: Answers,
     pub(crate) malformed: usize,
 }
 
@@ -91,7 +103,9 @@ fn case(index: usize, person: &Person, receiver: &Receiver, random: &mut StdRng)
         status_callback_urls: vec![format!("{base}/{}/callbacks", person.controller_id)],
         group_id: random.random_bool(0.3).then(|| format!("group-{}", index % 50)),
     };
-    Case { person: index, controller_id: person.controller_id.clone(), request, twist }
+    let by_http = twist != Twist::CancelFirst && random.random_bool(0.5);
+    let door = if by_http { Door::Http } else { Door::Amqp };
+    Case { person: index, controller_id: person.controller_id.clone(), request, twist, door }
 }
 
 fn identities(person: &Person, random: &mut StdRng) -> (Vec<Identity>, Vec<Mpid>) {
@@ -108,12 +122,12 @@ fn identities(person: &Person, random: &mut StdRng) -> (Vec<Identity>, Vec<Mpid>
     }
 }
 
-struct Door {
+struct Amqp {
     channel: Channel,
     reply_to: String,
 }
 
-impl Door {
+impl Amqp {
     async fn publish(
         &self,
         controller_id: &ControllerId,
@@ -152,42 +166,54 @@ pub(crate) async fn publish(world: &World, cases: &[Case], output: Output) -> an
         .await?
         .basic_consume(queue.name().clone(), "".into(), consume, FieldTable::default())
         .await?;
-    let door = Door { channel, reply_to };
+    let amqp = Amqp { channel, reply_to };
 
     let malformed = cases.len() / 50;
     let mut expected = 0;
     let mut confirms = Vec::new();
+    let mut over_http = Vec::new();
     for (number, case) in cases.iter().enumerate() {
         let id = case.request.subject_request_id;
         let body = case.request.to_wire("localhost").to_string().into_bytes();
         let cancellation = serde_json::json!({ "subject_request_id": id }).to_string().into_bytes();
         let cancel = format!("cancel {id}");
         if case.twist == Twist::CancelFirst {
-            confirms.push(door.publish(&case.controller_id, "cancellation", &cancellation, &cancel).await?);
+            confirms.push(amqp.publish(&case.controller_id, "cancellation", &cancellation, &cancel).await?);
+            expected += 1;
         }
-        confirms.push(door.publish(&case.controller_id, "request", &body, &id.to_string()).await?);
-        match case.twist {
-            Twist::Duplicate => {
-                confirms.push(door.publish(&case.controller_id, "request", &body, &id.to_string()).await?);
+        match case.door {
+            Door::Amqp => {
+                confirms.push(amqp.publish(&case.controller_id, "request", &body, &id.to_string()).await?);
+                expected += 1;
             }
-            Twist::Cancel => {
-                confirms.push(door.publish(&case.controller_id, "cancellation", &cancellation, &cancel).await?);
-            }
-            Twist::None | Twist::CancelFirst => {}
+            Door::Http => over_http.push((case, body.clone())),
         }
-        expected += if case.twist == Twist::None { 1 } else { 2 };
+        match (case.twist, case.door) {
+            (Twist::Duplicate, _) => {
+                confirms.push(amqp.publish(&case.controller_id, "request", &body, &id.to_string()).await?);
+                expected += 1;
+            }
+            (Twist::Cancel, Door::Amqp) => {
+                confirms.push(amqp.publish(&case.controller_id, "cancellation", &cancellation, &cancel).await?);
+                expected += 1;
+            }
+            _ => {}
+        }
         if number < malformed {
             let rubbish = body.get(..body.len() / 2).unwrap_or_default();
-            confirms.push(door.publish(&case.controller_id, "request", rubbish, "malformed").await?);
+            confirms.push(amqp.publish(&case.controller_id, "request", rubbish, "malformed").await?);
             expected += 1;
         }
     }
+    let mut answers = post_all(world, &over_http).await?;
     for confirm in confirms {
         ensure!(confirm.await?.is_ack(), "RabbitMQ refused a message");
     }
-    output.say(&format!("{expected} messages published and confirmed in {:.1} s", started.elapsed().as_secs_f64()))?;
+    let (count, seconds) = (over_http.len(), started.elapsed().as_secs_f64());
+    output.say(&format!(
+        "{expected} messages published and confirmed, {count} requests posted over HTTP, in {seconds:.1} s"
+    ))?;
 
-    let mut answers: BTreeMap<String, Vec<(u16, serde_json::Value)>> = BTreeMap::new();
     for _ in 0..expected {
         let reply = tokio::time::timeout(Duration::from_mins(1), replies.next())
             .await
@@ -204,4 +230,45 @@ pub(crate) async fn publish(world: &World, cases: &[Case], output: Output) -> an
     }
     let _ = connection.close(200, "done".into()).await;
     Ok(Sent { answers, malformed })
+}
+
+/// What was answered, by correlation id.
+type Answers = BTreeMap<String, Vec<(u16, serde_json::Value)>>;
+
+/// Posts requests, and cancels those that are to be cancelled, several at a time.
+async fn post_all(world: &World, requests: &[(&Case, Vec<u8>)]) -> anyhow::Result<Answers> {
+    let http = Http::new(world)?;
+    let calls = requests.iter().map(async |(case, body)| {
+        let (id, version) = (case.request.subject_request_id.to_string(), case.request.api_version);
+        let mut answers = vec![(id.clone(), http.submit(&case.controller_id, version, body.clone()).await?)];
+        if case.twist == Twist::Cancel {
+            answers.push((format!("cancel {id}"), http.cancel(&case.controller_id, version, &id).await?));
+        }
+        anyhow::Ok(answers)
+    });
+    let answered: Vec<Vec<_>> = stream::iter(calls).buffer_unordered(AT_ONCE).try_collect().await?;
+    let mut answers = Answers::new();
+    for (key, answer) in answered.into_iter().flatten() {
+        answers.entry(key).or_default().push(answer);
+    }
+    Ok(answers)
+}
+
+/// Downloads every result that a callback named, by the id of its request.
+pub(crate) async fn download(
+    world: &World,
+    receiver: &Receiver,
+    output: Output,
+) -> anyhow::Result<BTreeMap<String, Vec<u8>>> {
+    let started = Instant::now();
+    let http = Http::new(world)?;
+    let urls: BTreeMap<String, String> = receiver
+        .received()
+        .into_iter()
+        .filter_map(|callback| Some((callback.subject_request_id, callback.results_url?)))
+        .collect();
+    let calls = urls.iter().map(async |(id, url)| anyhow::Ok((id.clone(), http.download(url).await?)));
+    let files: BTreeMap<_, _> = stream::iter(calls).buffer_unordered(AT_ONCE).try_collect().await?;
+    output.say(&format!("{} results downloaded in {:.1} s", files.len(), started.elapsed().as_secs_f64()))?;
+    Ok(files)
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use lethe::callback::signature::Algorithm;
 use lethe::config::secret;
-use lethe::db::controllers::{self, NewController};
+use lethe::db::controllers::{self, Credentials, NewController};
 use lethe::db::{Db, migrate};
 use lethe::request::ControllerId;
 use tokio::process::{Child, Command};
@@ -16,10 +16,11 @@ use url::Url;
 use uuid::Uuid;
 
 /// The workers of the fleet.
-const WORKERS: [&str; 5] = ["identity-matcher", "scheduler", "erasure-executor", "access-compiler", "callback-courier"];
+const WORKERS: [&str; 6] =
+    ["identity-matcher", "scheduler", "erasure-executor", "access-compiler", "callback-courier", "gateway"];
 
 /// The calendar of seconds, and what goes with it. The waiting period leaves time to cancel.
-const SETTINGS: [(&str, &str); 12] = [
+const SETTINGS: [(&str, &str); 15] = [
     ("LETHE_ERASURE_SCHEDULE", "*/15 * * * * *"),
     ("LETHE_ERASURE_WAITING_PERIOD", "15s"),
     ("LETHE_EXPEDITED_SCHEDULE", "*/5 * * * * *"),
@@ -32,6 +33,10 @@ const SETTINGS: [(&str, &str); 12] = [
     ("LETHE_CALLBACK_MAX_PROBE", "2s"),
     ("LETHE_REDRIVE_AFTER", "2s"),
     ("LETHE_ADMIN_LISTEN", "127.0.0.1:0"),
+    ("LETHE_HTTP_LISTEN", "127.0.0.1:0"),
+    // All of the traffic comes from one address, as fast as it can.
+    ("LETHE_RATE_PER_ADDRESS", "1000000"),
+    ("LETHE_RATE_PER_CONTROLLER", "1000000"),
 ];
 
 pub(crate) struct World {
@@ -39,6 +44,10 @@ pub(crate) struct World {
     pub(crate) amqp_url: String,
     pub(crate) certificate: PathBuf,
     pub(crate) controllers: [ControllerId; 2],
+    /// Of the controllers, in their order.
+    pub(crate) credentials: Vec<Credentials>,
+    /// Where the gateways listen.
+    pub(crate) gateways: Vec<String>,
     name: String,
     admin: Db,
     management: Url,
@@ -72,11 +81,13 @@ impl World {
         let mut own_vhost = Url::parse(&amqp_url)?;
         own_vhost.set_path(&name);
         let db = Db::new(own_database.as_str(), 8, "lethe demo")?;
-        let world = Self {
+        let mut world = Self {
             db,
             amqp_url: own_vhost.to_string(),
             certificate: certificate.into(),
             controllers: ["acme".parse()?, "globex".parse()?],
+            credentials: Vec::new(),
+            gateways: Vec::new(),
             name,
             admin,
             management: management.parse()?,
@@ -86,15 +97,16 @@ impl World {
         };
         world.make_vhost(own_vhost.username()).await?;
         migrate::migrate(&world.db).await?;
-        for controller_id in &world.controllers {
+        for controller_id in world.controllers.clone() {
             let new = NewController {
-                controller_id: controller_id.clone(),
+                controller_id,
                 amqp_user: None,
                 any_amqp_user: true,
                 algorithm: Algorithm::RsaPkcs1v15,
                 include_profile: true,
             };
-            ensure!(controllers::add(&world.db, &new).await?.is_some(), "the demo's database is not empty");
+            let added = controllers::add(&world.db, &new).await?;
+            world.credentials.push(added.context("the demo's database is not empty")?);
         }
         Ok(world)
     }
@@ -175,6 +187,10 @@ impl World {
                 }
                 ensure!(Instant::now() < patience, "{worker} was not ready within 30 s");
                 tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            if *worker == "gateway" {
+                let file = run_dir.join(format!("gateway-{}.http", child.id().unwrap_or_default()));
+                self.gateways.push(format!("http://{}", tokio::fs::read_to_string(&file).await?));
             }
         }
         Ok(())

@@ -1,0 +1,81 @@
+//! Requests that come at the same time share a transaction (DESIGN rule 3), one controller's with one another only.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::body::Bytes;
+use lethe::db::DbError;
+use lethe::intake::{Incoming, Intake, Unanswered};
+use lethe::opendsr::ApiVersion;
+use lethe::request::ControllerId;
+use tokio::sync::{Semaphore, oneshot};
+
+use crate::answers::Outcome;
+
+/// Requests of a group at most.
+const GROUP: usize = 64;
+/// Groups of one controller that are worked on at once. What comes meanwhile gathers for the next one, so that the
+/// busier a controller is, the larger its groups are; a single request never waits.
+const GROUPS_AT_ONCE: usize = 2;
+
+/// Gathers requests and hands groups of them to the intake.
+pub(crate) struct Groups {
+    intake: Intake,
+    of: Mutex<HashMap<ControllerId, Arc<Gathering>>>,
+}
+
+struct Gathering {
+    waiting: Mutex<VecDeque<Waiting>>,
+    places: Semaphore,
+}
+
+struct Waiting {
+    body: Bytes,
+    version: ApiVersion,
+    outcome: oneshot::Sender<Outcome>,
+}
+
+impl Groups {
+    pub(crate) fn new(intake: Intake) -> Self {
+        Self { intake, of: Mutex::default() }
+    }
+
+    /// Receives a request. What it returns as 201 is durable.
+    pub(crate) async fn receive(&self, controller_id: &ControllerId, version: ApiVersion, body: Bytes) -> Outcome {
+        let (outcome, received) = oneshot::channel();
+        let gathering = self.gathering(controller_id);
+        let waiting = Waiting { body, version, outcome };
+        gathering.waiting.lock().unwrap_or_else(PoisonError::into_inner).push_back(waiting);
+        // A task of its own: the client of one request may go away, and the others of its group stay.
+        let (intake, controller_id) = (self.intake.acting_for(controller_id), controller_id.clone());
+        tokio::spawn(async move { gathering.receive_next(&intake, &controller_id).await });
+        received.await.unwrap_or(Err(Unanswered::Later(DbError::Unexpected { place: "a group" })))
+    }
+
+    fn gathering(&self, controller_id: &ControllerId) -> Arc<Gathering> {
+        let mut of = self.of.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = || Gathering { waiting: Mutex::default(), places: Semaphore::new(GROUPS_AT_ONCE) };
+        of.entry(controller_id.clone()).or_insert_with(|| Arc::new(new())).clone()
+    }
+}
+
+impl Gathering {
+    /// Takes what has gathered; there is one such call for each request, so none stays.
+    async fn receive_next(&self, intake: &Intake, controller_id: &ControllerId) {
+        let _place = self.places.acquire().await;
+        let group: Vec<Waiting> = {
+            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            let length = waiting.len().min(GROUP);
+            waiting.drain(..length).collect()
+        };
+        let incoming: Vec<Incoming<'_>> = group
+            .iter()
+            .map(|one| Incoming { controller_id, body: &one.body, path_version: Some(one.version) })
+            .collect();
+        let outcomes = intake.receive(&incoming).await;
+        for (one, outcome) in group.into_iter().zip(outcomes) {
+            // Nobody listens any more: it is recorded all the same.
+            let _ = one.outcome.send(outcome);
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! What the gateway is configured with.
+
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use ipnet::IpNet;
+use lethe::config::{ConfigError, HumanDuration, Receiving, ReceivingOptions, ResultOptions};
+use lethe::results::day_keys::DayKeys;
+use lethe::results::store::{self, Store};
+
+use crate::tls::TlsFiles;
+
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    receiving: ReceivingOptions,
+    #[command(flatten)]
+    results: ResultOptions,
+    /// The address that controllers reach; port 0 takes a free one
+    #[arg(long = "http-listen", env = "LETHE_HTTP_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDRESS")]
+    listen: SocketAddr,
+    /// Certificate chain for https, PEM; read again when it changes
+    #[arg(long = "tls-cert-file", env = "LETHE_TLS_CERT_FILE", value_name = "FILE", requires = "tls_key_file")]
+    tls_cert_file: Option<PathBuf>,
+    /// Key of that certificate, PEM
+    #[arg(long = "tls-key-file", env = "LETHE_TLS_KEY_FILE", value_name = "FILE", requires = "tls_cert_file")]
+    tls_key_file: Option<PathBuf>,
+    /// CIDRs of reverse proxies whose X-Forwarded-For is believed
+    #[arg(long = "trusted-proxies", env = "LETHE_TRUSTED_PROXIES", value_delimiter = ',', value_name = "CIDRS")]
+    trusted_proxies: Vec<IpNet>,
+    /// Connections at once; further ones wait for a place. Each takes a file descriptor
+    #[arg(long = "http-connections", env = "LETHE_HTTP_CONNECTIONS", default_value_t = 512, value_name = "NUMBER",
+          value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    connections: u32,
+    /// Calls that are worked on at once; further ones are answered 503
+    #[arg(long = "http-calls", env = "LETHE_HTTP_CALLS", default_value_t = 256, value_name = "NUMBER",
+          value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    calls: u32,
+    /// Downloads at once; further ones are answered 503
+    #[arg(long = "http-downloads", env = "LETHE_HTTP_DOWNLOADS", default_value_t = 64, value_name = "NUMBER",
+          value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    downloads: u32,
+    /// How long a client may take for its header, for its body, and for taking the next piece of an answer
+    #[arg(long = "http-timeout", env = "LETHE_HTTP_TIMEOUT", default_value = "30s", value_name = "DURATION")]
+    timeout: HumanDuration,
+    /// Calls of one controller per second; further ones are answered 429
+    #[arg(
+        long = "rate-per-controller",
+        env = "LETHE_RATE_PER_CONTROLLER",
+        default_value = "500",
+        value_name = "NUMBER"
+    )]
+    rate_per_controller: NonZeroU32,
+    /// Calls from one address per second (IPv6: from one /64); further ones are answered 429
+    #[arg(long = "rate-per-address", env = "LETHE_RATE_PER_ADDRESS", default_value = "500", value_name = "NUMBER")]
+    rate_per_address: NonZeroU32,
+    /// Credentials from one address that are verified per minute, beside those verified just before
+    #[arg(long = "logins-per-address", env = "LETHE_LOGINS_PER_ADDRESS", default_value = "120", value_name = "NUMBER")]
+    logins_per_address: NonZeroU32,
+}
+
+/// How much the gateway takes on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    pub(crate) connections: usize,
+    pub(crate) calls: usize,
+    pub(crate) downloads: usize,
+    pub(crate) timeout: Duration,
+    pub(crate) rate_per_controller: NonZeroU32,
+    pub(crate) rate_per_address: NonZeroU32,
+    pub(crate) logins_per_address: NonZeroU32,
+}
+
+/// The options, read and checked.
+pub(crate) struct Ready {
+    pub(crate) receiving: Receiving,
+    pub(crate) results: Store,
+    pub(crate) day_keys: DayKeys,
+    pub(crate) listen: SocketAddr,
+    pub(crate) tls: Option<TlsFiles>,
+    pub(crate) trusted_proxies: Vec<IpNet>,
+    pub(crate) bounds: Bounds,
+}
+
+impl Options {
+    pub(crate) fn check(self) -> Result<Ready, ConfigError> {
+        let receiving = self.receiving.check()?;
+        let results = store::open_to_read("LETHE_RESULT_STORE", &self.results.result_store)?;
+        let key_store = store::open_to_read("LETHE_KEY_STORE", &self.results.key_store)?;
+        let tls = self.tls_cert_file.zip(self.tls_key_file).map(|(certificate, key)| TlsFiles { certificate, key });
+        if let Some(files) = &tls {
+            files.load().map_err(|error| ConfigError::new("LETHE_TLS_CERT_FILE", error))?;
+        }
+        if self.timeout.get().is_zero() {
+            return Err(ConfigError::new("LETHE_HTTP_TIMEOUT", "must be more than zero"));
+        }
+        // Tried out here, so that an address that is taken shows before anything connects.
+        std::net::TcpListener::bind(self.listen).map_err(|error| {
+            ConfigError::new("LETHE_HTTP_LISTEN", format!("cannot listen on {}: {error}", self.listen))
+        })?;
+        let number = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
+        Ok(Ready {
+            day_keys: DayKeys::new(key_store, receiving.keys.clone()),
+            receiving,
+            results,
+            listen: self.listen,
+            tls,
+            trusted_proxies: self.trusted_proxies,
+            bounds: Bounds {
+                connections: number(self.connections),
+                calls: number(self.calls),
+                downloads: number(self.downloads),
+                timeout: self.timeout.get(),
+                rate_per_controller: self.rate_per_controller,
+                rate_per_address: self.rate_per_address,
+                logins_per_address: self.logins_per_address,
+            },
+        })
+    }
+}

@@ -1,0 +1,112 @@
+//! What is served where, and what every call passes on its way.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::extract::{ConnectInfo, MatchedPath, Request, State};
+use axum::http::HeaderValue;
+use axum::http::header::CACHE_CONTROL;
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, get, post};
+use axum::{Extension, Router};
+use ipnet::IpNet;
+use lethe::config::Processor;
+use lethe::db::Db;
+use lethe::intake::Intake;
+use lethe::opendsr::ApiVersion;
+use tokio::sync::Semaphore;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::set_header::SetResponseHeaderLayer;
+
+use crate::answers::Refusal;
+use crate::authentication::Callers;
+use crate::client_address::{client_address, limited_by};
+use crate::downloads::{Files, download};
+use crate::groups::Groups;
+use crate::limits::Limits;
+use crate::{calls, discovery, openapi};
+
+/// Everything that calls work with.
+pub(crate) struct Gateway {
+    pub(crate) db: Db,
+    pub(crate) processor: Processor,
+    pub(crate) intake: Intake,
+    pub(crate) groups: Groups,
+    pub(crate) callers: Callers,
+    pub(crate) limits: Limits,
+    pub(crate) files: Files,
+    /// Calls that are worked on.
+    pub(crate) places: Semaphore,
+    pub(crate) trusted_proxies: Vec<IpNet>,
+    /// How long a client may take for its body.
+    pub(crate) body_timeout: Duration,
+}
+
+/// What limits count a client by.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ClientAddress(pub(crate) IpAddr);
+
+/// The whole service.
+pub(crate) fn router(gateway: &Arc<Gateway>) -> Router {
+    let versions = ApiVersion::ALL
+        .iter()
+        .fold(Router::new(), |router, version| router.nest(&format!("/{}", version.path()), of_version(*version)));
+    versions
+        .route("/opendsr_cert.pem", get(discovery::certificate))
+        .route("/opendsr_cert_ec.pem", get(discovery::ec_certificate))
+        .merge(openapi::pages())
+        .fallback(async || Refusal::new(404, "there is nothing at this address; /docs says what there is"))
+        .method_not_allowed_fallback(async || Refusal::new(405, "this address knows other methods; see /docs"))
+        .layer(middleware::from_fn_with_state(gateway.clone(), admit))
+        .layer(middleware::from_fn(observe))
+        .layer(CatchPanicLayer::custom(|_| Refusal::new(500, "the call could not be answered").into_response()))
+        .layer(SetResponseHeaderLayer::if_not_present(CACHE_CONTROL, HeaderValue::from_static("no-store")))
+        .with_state(gateway.clone())
+}
+
+fn of_version(version: ApiVersion) -> Router<Arc<Gateway>> {
+    let requests = calls::requests_path(version);
+    let calls: [(&str, MethodRouter<Arc<Gateway>>); 5] = [
+        (requests, post(calls::submit).get(calls::group)),
+        (&format!("{requests}/{{id}}"), get(calls::status).delete(calls::cancel)),
+        ("/status/{id}", get(calls::status)),
+        ("/discovery", get(discovery::discovery)),
+        ("/results/{token}", get(download)),
+    ];
+    let router = calls.into_iter().fold(Router::new(), |router, (path, methods)| {
+        // Clients send both.
+        router.route(path, methods.clone()).route(&format!("{path}/"), methods)
+    });
+    router.layer(Extension(version))
+}
+
+/// Lets a call in: within the limit of its address, and while there is a place.
+async fn admit(
+    State(gateway): State<Arc<Gateway>>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, Refusal> {
+    let address = limited_by(client_address(peer.ip(), request.headers(), &gateway.trusted_proxies));
+    gateway.limits.address(address)?;
+    request.extensions_mut().insert(ClientAddress(address));
+    let busy = |_| Refusal::later("as many calls as this server allows are under way; try again");
+    let _place = gateway.places.try_acquire().map_err(busy)?;
+    Ok(next.run(request).await)
+}
+
+/// Counts and times calls by the pattern of their path: paths themselves hold ids and tokens.
+async fn observe(path: Option<MatchedPath>, request: Request, next: Next) -> Response {
+    let call = path.as_ref().map_or("other", |path| path.as_str().trim_end_matches('/')).to_owned();
+    let method = request.method().to_string();
+    let started = Instant::now();
+    let response = next.run(request).await;
+    let (status, seconds) = (response.status().as_u16().to_string(), started.elapsed().as_secs_f64());
+    tracing::debug!(call, method, status, seconds, "answered");
+    let labels = [("call", call.clone()), ("method", method), ("status", status)];
+    metrics::counter!("lethe_http_requests_total", &labels).increment(1);
+    metrics::histogram!("lethe_http_seconds", "call" => call).record(seconds);
+    response
+}
