@@ -12,6 +12,7 @@ use super::requests::{ADD_CALLBACKS, sealing_context};
 use super::{Db, DbError, Tx, statements};
 use crate::callback::address::Origin;
 use crate::crypto::{CryptoError, Keys};
+use crate::fault;
 use crate::opendsr::{Regulation, SubjectRequest};
 use crate::request::{BatchId, ControllerId, EndpointId, Lane, Mpid, Promise, RequestKey, SubjectRequestId};
 
@@ -204,6 +205,7 @@ impl IntakeContext {
         }
         let keys = insert_requests(&tx, &self.keys, group, &plans, received_at).await?;
         let distinct = insert_consequences(&tx, group, &plans, &matched, &keys, &endpoints, received_at).await?;
+        fault::point("intake.before_commit");
         tx.commit().await?;
         self.batches.lock().unwrap_or_else(PoisonError::into_inner).extend(opened);
         Ok(distinct)

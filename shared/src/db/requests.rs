@@ -139,6 +139,7 @@ pub async fn cancel(
     super::retrying(|| async {
         let tx = db.begin("cancel_requests").await?;
         let (mut outcomes, mut endpoints) = cancel_known(&tx, targets).await?;
+        crate::fault::point("cancel.before_commit");
         tx.commit().await?;
         let unknown: Vec<usize> =
             outcomes.iter().enumerate().filter(|(_, one)| **one == Cancellation::Unknown).map(|(i, _)| i).collect();

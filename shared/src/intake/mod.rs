@@ -12,6 +12,7 @@ use crate::db::intake::{IntakeContext, Recorded, Submission};
 use crate::db::requests::{self, Cancellation, Overtaking, RequestRow, Target};
 use crate::db::{Db, DbError};
 use crate::disposition::Disposition;
+use crate::fault;
 use crate::opendsr::answer::{CancellationReceived, RequestReceived, StatusAnswer};
 use crate::opendsr::{ApiError, ApiVersion, Parser};
 use crate::request::{BatchId, ControllerId, RequestKey, SubjectRequestId};
@@ -117,16 +118,23 @@ impl Intake {
             }
             match self.context.record(&self.db, part).await {
                 Ok(group) => {
+                    fault::point("intake.after_commit");
                     outcomes.extend(group.outcomes.into_iter().map(Ok));
                     wake::endpoints(&self.publisher, group.endpoints).await;
                 }
-                Err(error) if (error.disposition() == Disposition::Poison || error.is_too_much()) && part.len() > 1 => {
+                Err(error)
+                    if (error.disposition() == Disposition::Poison || error.is_too_much())
+                        && part.len() > 1
+                        && !fault::defect("no_split") =>
+                {
                     let (first, second) = part.split_at(part.len() / 2);
                     pending.push(second);
                     pending.push(first);
                 }
                 Err(error) if error.disposition() == Disposition::Poison => {
                     outcomes.push(Err(Unanswered::Poison(error)));
+                    // More than one only where the defect is planted.
+                    outcomes.extend(part.iter().skip(1).map(|_| Err(Unanswered::Poison(DbError::NoCalendar))));
                 }
                 Err(error) => {
                     tracing::debug!(%error, "a group could not be recorded");
@@ -146,6 +154,7 @@ impl Intake {
     /// [`DbError`]: nothing was cancelled.
     pub async fn cancel(&self, targets: &[Target], overtaking: Overtaking) -> Result<Vec<Answer>, DbError> {
         let (outcomes, endpoints) = requests::cancel(&self.db, targets, overtaking).await?;
+        fault::point("cancel.after_commit");
         wake::endpoints(&self.publisher, endpoints).await;
         Ok(targets.iter().zip(outcomes).map(|(target, outcome)| cancelled(target, &outcome)).collect())
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use lethe::callback::client::Delivery;
 use lethe::callback::signature::SigningError;
 use lethe::db::callbacks::{Attempt, ClaimedCallback};
+use lethe::fault;
 use lethe::opendsr::answer::CallbackBody;
 
 use crate::options::Ready;
@@ -12,7 +13,12 @@ use crate::options::Ready;
 /// Sends a callback once and says what came of it.
 pub(crate) async fn deliver(ready: &Ready, claimed: &ClaimedCallback) -> Attempt {
     let attempt = match sign(ready, claimed).await {
-        Ok(delivery) => ready.client.deliver(&delivery).await,
+        Ok(delivery) => {
+            fault::point("courier.before_send");
+            let attempt = ready.client.deliver(&delivery).await;
+            fault::point("courier.after_answer");
+            attempt
+        }
         Err(error) => {
             tracing::error!(%error, callback = %claimed.callback_id, "a callback was not signed");
             Attempt::not_sent("signing")
