@@ -32,12 +32,13 @@ statements! {
          ORDER BY q.ord";
     /// Waits for every intake under way; those that come later see what is remembered here.
     LOCK_OUT_INTAKE = "SELECT pg_advisory_xact_lock(lethe.calendar_lock())";
-    /// The first time of receipt stays, also when it is asked again.
+    /// The first time of receipt stays, also when it is asked again. Repetitions in one burst are one row before the clock
+    /// is read: the clock differs from row to row, and a row cannot be updated twice.
     REMEMBER_CANCELLATION = "
         INSERT INTO lethe.early_cancellations AS e (controller_id, subject_request_id, received_at, expires_at)
-        SELECT DISTINCT controller_id, subject_request_id, lethe.now(),
+        SELECT controller_id, subject_request_id, lethe.now(),
                lethe.now() + (SELECT waiting_period FROM lethe.calendars ORDER BY version DESC LIMIT 1)
-          FROM unnest($1::text[], $2::uuid[]) AS q (controller_id, subject_request_id)
+          FROM (SELECT DISTINCT * FROM unnest($1::text[], $2::uuid[])) AS q (controller_id, subject_request_id)
          WHERE EXISTS (SELECT FROM lethe.calendars)
         ON CONFLICT (controller_id, subject_request_id)
         DO UPDATE SET received_at = CASE WHEN e.expires_at > lethe.now() THEN e.received_at ELSE excluded.received_at END,
