@@ -57,6 +57,10 @@ pub fn bare(name: &str) -> Command {
     command
 }
 
+/// Everything of ours, and what others say aloud.
+const LOG: &str = "lethe=debug,identity_matcher=debug,scheduler=debug,erasure_executor=debug,access_compiler=debug,\
+                   callback_courier=debug,info";
+
 /// What every worker of a world is given.
 pub fn environment(world: &World) -> Vec<(&'static str, String)> {
     let file = |part: &str| url::Url::from_file_path(world.folder.join(part)).unwrap().to_string();
@@ -80,7 +84,7 @@ pub fn environment(world: &World) -> Vec<(&'static str, String)> {
         ("LETHE_REDRIVE_AFTER", "500ms".to_owned()),
         ("LETHE_ADMIN_LISTEN", "127.0.0.1:0".to_owned()),
         ("LETHE_RUN_DIR", path(&world.folder.join("run"))),
-        ("LETHE_LOG", "lethe=debug,info".to_owned()),
+        ("LETHE_LOG", LOG.to_owned()),
     ]
 }
 

@@ -76,6 +76,8 @@ fn cancellations(evidence: &Evidence) -> Vec<Violation> {
         for (status, body) in evidence.answers(*number, LetterKind::Cancellation) {
             let received: Option<Timestamp> = body["received_time"].as_str().and_then(|text| text.parse().ok());
             match status {
+                // One that was remembered may be forgotten before its request comes; the next one then counts.
+                202 if row.status == "cancelled" && body["api_version"].is_null() => {}
                 202 if row.status == "cancelled" => drop(times.insert(body["received_time"].to_string())),
                 202 => {
                     // Remembered for a request that took longer to come than a waiting period.
@@ -84,7 +86,7 @@ fn cancellations(evidence: &Evidence) -> Vec<Violation> {
                     if !(body["api_version"].is_null() && late) {
                         violations.push(Violation::of(
                             2,
-                            format!("{name}: its cancellation was answered 202, it is {}", row.status),
+                            format!("{name}: its cancellation was answered 202 with {body}, it is {row:?}"),
                         ));
                     }
                 }
@@ -211,15 +213,31 @@ async fn late_batches(evidence: &Evidence, starts: &BTreeMap<usize, Vec<Timestam
         if covered && is_there {
             violations.push(Violation::of(
                 2,
-                format!("event batch {} was there before the erasure began and is left", batch.id),
+                format!(
+                    "event batch of {} was there before the erasure began at {latest:?} and is left: {batch:?}",
+                    person(evidence, batch.person)
+                ),
             ));
         }
         if kept && !is_there {
-            violations
-                .push(Violation::of(2, format!("event batch {} was not covered by an erasure and is gone", batch.id)));
+            violations.push(Violation::of(
+                2,
+                format!(
+                    "event batch of {} was not covered by the erasure at {latest:?} and is gone: {batch:?}",
+                    person(evidence, batch.person)
+                ),
+            ));
         }
     }
     (gone, violations)
+}
+
+/// A person and the cases that match them.
+fn person(evidence: &Evidence, number: usize) -> String {
+    let cases = evidence.plan.cases.iter().enumerate().filter(|(_, case)| case.matches.contains(&number));
+    let cases: Vec<String> =
+        cases.map(|(case, _)| format!("{} {:?}", evidence.name(case), evidence.rows.get(&case))).collect();
+    format!("{} ({})", evidence.plan.people[number].mpid, cases.join(", "))
 }
 
 /// A profile that came before the release of a request that matches it is erased with it.
