@@ -44,6 +44,7 @@ statements! {
         DO UPDATE SET received_at = CASE WHEN e.expires_at > lethe.now() THEN e.received_at ELSE excluded.received_at END,
                       expires_at = greatest(e.expires_at, excluded.expires_at)
         RETURNING controller_id, subject_request_id, received_at";
+    RUN_OUT = "SELECT EXISTS (SELECT FROM lethe.early_cancellations WHERE expires_at <= lethe.now())";
     FORGET_CANCELLATIONS = "
         DELETE FROM lethe.early_cancellations WHERE expires_at <= lethe.now()";
     STATUS = "
@@ -162,15 +163,22 @@ pub async fn cancel(
 async fn cancel_known(tx: &Tx, targets: &[Target]) -> Result<(Vec<Cancellation>, Vec<EndpointId>), DbError> {
     let controllers: Vec<&str> = targets.iter().map(|(controller, _)| controller.as_str()).collect();
     let ids: Vec<SubjectRequestId> = targets.iter().map(|(_, id)| *id).collect();
-    let cancelled: Vec<RequestKey> =
-        tx.query(CANCEL, &[&controllers, &ids]).await?.iter().map(|row| row.get(0)).collect();
+    let mut cancelled: Vec<RequestKey> = Vec::new();
+    let outcomes = loop {
+        cancelled.extend(tx.query(CANCEL, &[&controllers, &ids]).await?.iter().map(|row| row.get::<_, RequestKey>(0)));
+        let outcomes = tx.query(CANCELLATION_OUTCOMES, &[&controllers, &ids]).await?;
+        // A request that was committed between the two statements is seen by the second only: once more, then.
+        let pending = RequestStatus::Pending.as_str();
+        if !outcomes.iter().any(|row| row.get::<_, Option<&str>>(1) == Some(pending)) {
+            break outcomes;
+        }
+    };
     let mut endpoints = Vec::new();
     if !cancelled.is_empty() {
         let sequence = RequestStatus::Cancelled.sequence();
         let rows = tx.query(ADD_CALLBACKS, &[&cancelled, &RequestStatus::Cancelled.as_str(), &sequence]).await?;
         endpoints.extend(rows.iter().map(|row| row.get::<_, EndpointId>(0)));
     }
-    let outcomes = tx.query(CANCELLATION_OUTCOMES, &[&controllers, &ids]).await?;
     let outcomes: Result<Vec<_>, DbError> = outcomes.iter().map(read_cancellation).collect();
     Ok((outcomes?, endpoints))
 }
@@ -209,12 +217,20 @@ async fn remember(db: &Db, targets: &[Target]) -> Result<(Vec<Cancellation>, Vec
     Ok((outcomes, endpoints))
 }
 
-/// Forgets cancellations whose request never came within the waiting period; returns how many.
+/// Forgets cancellations whose request never came within the waiting period; returns how many. Waits for every intake
+/// under way: what counts is when a request was received, not when its transaction gets to look.
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn forget_cancellations(session: &Session) -> Result<u64, DbError> {
-    session.execute(FORGET_CANCELLATIONS, &[]).await
+pub async fn forget_cancellations(db: &Db) -> Result<u64, DbError> {
+    if !db.session().await?.query_one(RUN_OUT, &[]).await?.get::<_, bool>(0) {
+        return Ok(0);
+    }
+    let tx = db.begin("forget_cancellations").await?;
+    tx.query(LOCK_OUT_INTAKE, &[]).await?;
+    let forgotten = tx.execute(FORGET_CANCELLATIONS, &[]).await?;
+    tx.commit().await?;
+    Ok(forgotten)
 }
 
 /// A request as status queries and lists show it.
