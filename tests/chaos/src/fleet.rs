@@ -21,7 +21,7 @@ const SETTINGS: [(&str, &str); 9] = [
     ("LETHE_CALLBACK_MAX_PROBE", "1s"),
     // What cannot be delivered for so long is given up; nothing of a run may be.
     ("LETHE_CALLBACK_GIVE_UP", "72h"),
-    ("LETHE_DRAIN_TIMEOUT", "8s"),
+    ("LETHE_DRAIN_TIMEOUT", "25s"),
     ("LETHE_DATABASE_CONNECTIONS", "6"),
 ];
 
@@ -162,10 +162,10 @@ impl Fleet {
         for slot in &self.slots {
             let mut slot = slot.lock().await;
             let Some(mut worker) = slot.worker.take() else { continue };
-            match tokio::time::timeout(Duration::from_secs(20), worker.wait()).await {
+            match tokio::time::timeout(Duration::from_secs(40), worker.wait()).await {
                 Ok(status) if status.code() == Some(0) => {}
                 Ok(status) => stubborn.push(format!("{} ended with {status} after SIGTERM", slot.name)),
-                Err(_) => stubborn.push(format!("{} did not end within 20 s of SIGTERM", slot.name)),
+                Err(_) => stubborn.push(format!("{} did not end within 40 s of SIGTERM", slot.name)),
             }
         }
         stubborn

@@ -19,10 +19,10 @@ struct Arguments {
     #[arg(long, default_value_t = 20)]
     seeds: u64,
     /// Subject requests of a run
-    #[arg(long, default_value_t = 400)]
+    #[arg(long, default_value_t = 250)]
     requests: usize,
     /// Seconds of traffic and harm of a run
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 15)]
     seconds: u64,
     /// Processes of each worker
     #[arg(long, default_value_t = 2)]
@@ -51,6 +51,7 @@ impl Arguments {
             options.requests = self.requests;
             options.span = Duration::from_secs(self.seconds);
             options.each = self.workers;
+            options.patience = Duration::from_secs(180);
             options.servers.clone_from(&self.servers);
         }
         options.keep = self.keep;

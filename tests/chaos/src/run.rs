@@ -61,7 +61,7 @@ impl Options {
     #[must_use]
     pub fn with_defect(mut self, name: &str) -> Self {
         self.defect = Some(name.to_owned());
-        (self.requests, self.span, self.patience) = (200, Duration::from_secs(6), Duration::from_secs(25));
+        (self.requests, self.span, self.patience) = (120, Duration::from_secs(5), Duration::from_secs(12));
         self
     }
 
@@ -74,7 +74,7 @@ impl Options {
                     Harm::Kill(first("identity-matcher") + 1),
                 ]
             }
-            "no_lease_check" => vec![Harm::ZombieAt(first("access-compiler"), "compile.file_written", 1)],
+            "no_lease_check" => vec![Harm::ZombieAt(first("access-compiler"), "compile.mid_file", 1)],
             "no_split" => vec![Harm::KillAll("identity-matcher")],
             _ => vec![Harm::ClockJump],
         });

@@ -91,8 +91,10 @@ fn cancellations(evidence: &Evidence) -> Vec<Violation> {
                     }
                 }
                 409 if row.status == "cancelled" => {
-                    violations
-                        .push(Violation::of(2, format!("{name}: its cancellation was answered 409, it is cancelled")));
+                    violations.push(Violation::of(
+                        2,
+                        format!("{name}: its cancellation was answered 409 with {body}, it is cancelled"),
+                    ));
                 }
                 409 => {}
                 other => violations.push(Violation::of(3, format!("{name}: its cancellation was answered {other}"))),
@@ -205,16 +207,18 @@ async fn late_batches(evidence: &Evidence, starts: &BTreeMap<usize, Vec<Timestam
     let there: BTreeSet<i64> = evidence.world.patiently(sql, &[]).await.iter().map(|row| row.get(0)).collect();
     let (mut gone, mut violations) = (0, Vec::new());
     for batch in &evidence.late_batches {
+        // A second erasure finds nobody once the first has taken the identities: the first one covers, all may erase.
+        let earliest = starts.get(&batch.person).and_then(|starts| starts.iter().min());
         let latest = starts.get(&batch.person).and_then(|starts| starts.iter().max());
         let is_there = there.contains(&batch.id);
         gone += i64::from(!is_there);
-        let covered = latest.is_some_and(|latest| batch.there_at < *latest);
+        let covered = earliest.is_some_and(|earliest| batch.there_at < *earliest);
         let kept = latest.is_none_or(|latest| batch.received_at > *latest);
         if covered && is_there {
             violations.push(Violation::of(
                 2,
                 format!(
-                    "event batch of {} was there before the erasure began at {latest:?} and is left: {batch:?}",
+                    "event batch of {} was there before the erasure began at {earliest:?} and is left: {batch:?}",
                     person(evidence, batch.person)
                 ),
             ));

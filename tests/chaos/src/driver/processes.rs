@@ -45,7 +45,7 @@ impl Driver {
     pub(super) async fn zombie_at(&self, index: usize, point: &str, pass: u32) {
         self.fleet.kill(index, Some(&format!("stop@{point}:{pass}"))).await;
         let started = Instant::now();
-        while started.elapsed() < Duration::from_secs(4) {
+        while started.elapsed() < Duration::from_secs(6) {
             if self.fleet.is_stopped(index).await {
                 self.outlive(index).await;
                 return;
