@@ -95,17 +95,12 @@ impl Latecomers {
                        RETURNING id, received_at";
             // One that fails may be there or not: it is nobody's evidence.
             let inserted = world.attempt(sql, &[&CONTROLLERS[one.controller], &one.mpid, &body]).await;
-            match (inserted, world.clock().await) {
-                (Ok(rows), Some(there_at)) => self.batches.lock().unwrap().push(LateBatch {
-                    person,
-                    id: rows[0].get(0),
-                    received_at: rows[0].get(1),
-                    there_at,
-                }),
-                _ => {
-                    self.doubtful_rows.fetch_add(1, Ordering::SeqCst);
-                    tokio::time::sleep(Duration::from_millis(500)).await;
-                }
+            if let (Ok(rows), Some(there_at)) = (inserted, world.clock().await) {
+                let (id, received_at) = (rows[0].get(0), rows[0].get(1));
+                self.batches.lock().unwrap().push(LateBatch { person, id, received_at, there_at });
+            } else {
+                self.doubtful_rows.fetch_add(1, Ordering::SeqCst);
+                tokio::time::sleep(Duration::from_millis(500)).await;
             }
             tokio::time::sleep(Duration::from_millis(40)).await;
         }
@@ -127,7 +122,7 @@ impl Latecomers {
                 let line = ProfileLine::parse(&line.to_string(), &DeniedValues::default()).unwrap();
                 let controller = CONTROLLERS[case.controller].parse().unwrap();
                 let imported = import::profiles(&world.tests.db, &controller, &[line]).await;
-                if let (Ok(_), Some(there_at)) = (imported, world.clock().await) {
+                if let (Ok(()), Some(there_at)) = (imported, world.clock().await) {
                     self.twins.lock().unwrap().push(LateTwin { case: letter.case, mpid, there_at });
                 } else {
                     self.doubtful_rows.fetch_add(2, Ordering::SeqCst);

@@ -185,7 +185,7 @@ impl Maker {
             .collect();
         let case = self.case(person, kind, version, urls, None);
         let identity = self.identity(person, version);
-        self.add(case, identity, person);
+        self.add(case, identity.as_ref(), person);
     }
 
     fn case(
@@ -226,14 +226,13 @@ impl Maker {
         })
     }
 
-    fn add(&mut self, mut case: Case, identity: Option<(&'static str, String, &'static str)>, person: usize) {
-        if let Some((kind, ..)) = &identity {
+    fn add(&mut self, mut case: Case, identity: Option<&(&'static str, String, &'static str)>, person: usize) {
+        if let Some((kind, ..)) = identity {
             let value = self.plan.people[person].identity(kind).as_str().unwrap().to_owned();
             case.matches.clone_from(&self.index[&(case.controller, value)]);
         }
         let group = self.random.random_bool(0.3).then(|| format!("{CANARY}-group-{}", self.plan.cases.len() % 9));
-        let body =
-            body(&case, identity.as_ref(), self.plan.people[person].mpid, group.as_deref(), "2026-11-20T10:00:00Z");
+        let body = body(&case, identity, self.plan.people[person].mpid, group.as_deref(), "2026-11-20T10:00:00Z");
         let number = self.plan.cases.len();
         let due = self.moment(1.0);
         let is_careful = self.random.random_bool(0.85);
@@ -278,7 +277,7 @@ impl Maker {
                     letters.push(letter(LetterKind::Cancellation, &cancellation, later, door, true));
                 }
             }
-            52..60 if case.kind == Kind::Erasure && identity.as_ref().is_some_and(|(kind, ..)| *kind == "email") => {
+            52..60 if case.kind == Kind::Erasure && identity.is_some_and(|(kind, ..)| *kind == "email") => {
                 case.late_twin = Some(self.random.random());
             }
             _ => {}

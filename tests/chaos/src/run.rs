@@ -148,7 +148,7 @@ pub async fn run(options: &Options) -> Report {
         report.keep_logs(&world.tests.folder.join("log"));
     }
     if options.keep {
-        println!("kept: database and virtual host {}, folder {}", world.tests.name, world.tests.folder.display());
+        eprintln!("kept: database and virtual host {}, folder {}", world.tests.name, world.tests.folder.display());
         std::mem::forget(world);
     }
     report

@@ -44,7 +44,7 @@ pub struct World {
 }
 
 /// How long the checker and the harness wait for a server that was harmed.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 impl World {
     /// Makes one; `servers` where the servers are ours alone.

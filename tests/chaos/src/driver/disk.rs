@@ -13,7 +13,7 @@ impl Driver {
                 let ballast = folder.join(".ballast");
                 if let Ok(mut file) = std::fs::File::create(&ballast) {
                     // Until it says that there is no room left.
-                    while file.write_all(&[0; 64 * 1024]).is_ok() {}
+                    while file.write_all(&[0; 8 * 1024]).is_ok() {}
                     while file.write_all(&[0]).is_ok() {}
                 }
                 pause(millis * 2).await;

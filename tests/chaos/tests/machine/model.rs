@@ -241,9 +241,9 @@ impl Pair<'_> {
                 let target = (self.bench.controller.clone(), self.ids[number]);
                 let (outcomes, _) = requests::cancel(db, &[target], Overtaking::Remember).await.unwrap();
                 let found = match outcomes[0] {
-                    Cancellation::Cancelled { received_at, .. } => ("cancelled", self.seconds(received_at)),
+                    Cancellation::Cancelled { received_at, .. } => ("cancelled", Self::seconds(received_at)),
                     Cancellation::TooLate(_) => ("too late", 0),
-                    Cancellation::Remembered { received_at } => ("remembered", self.seconds(received_at)),
+                    Cancellation::Remembered { received_at } => ("remembered", Self::seconds(received_at)),
                     Cancellation::Unknown => ("unknown", 0),
                 };
                 assert_eq!(found, self.model.cancel(number));
@@ -284,7 +284,7 @@ impl Pair<'_> {
         }
     }
 
-    fn seconds(&self, instant: jiff::Timestamp) -> i64 {
+    fn seconds(instant: jiff::Timestamp) -> i64 {
         instant.as_second() - "2026-11-22T09:00:30Z".parse::<jiff::Timestamp>().unwrap().as_second()
     }
 
@@ -411,7 +411,7 @@ impl Pair<'_> {
 fn random_interleavings_agree_with_the_model() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let bench = runtime.block_on(Bench::new(true));
-    let mut runner = TestRunner::new(Config { cases: 24, failure_persistence: None, ..Config::default() });
+    let mut runner = TestRunner::new(Config { cases: 12, failure_persistence: None, ..Config::default() });
     let outcome = runner.run(&vec(step(), 20..50), |steps| {
         runtime.block_on(async {
             bench
