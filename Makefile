@@ -8,7 +8,7 @@ BIN := $(or $(CARGO_TARGET_DIR),target)/release
 LOCKED := $(if $(filter true,$(CI)),--locked)
 WITH_ENV := source "$(LOCAL)/env"
 
-.PHONY: help build servers up down test lint demo clean-local
+.PHONY: help build servers up down test chaos lint demo clean-local
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -40,6 +40,12 @@ test: ## Run all tests, against real servers and real binaries
 	else \
 		RUST_TEST_THREADS=4 cargo test --workspace $(LOCKED); \
 	fi
+
+chaos: export LETHE_LOCAL_DIR = $(abspath $(LOCAL))/chaos
+chaos: ## The fault suite: 20 seeds on servers of its own; SEED=7 SEEDS=1 repeats one
+	cargo build --workspace --bins $(LOCKED)
+	env -u DATABASE_URL -u AMQP_URL deploy/local/with-servers "$(or $(CARGO_TARGET_DIR),target)/debug/chaos" \
+		--servers "$(CURDIR)/deploy/local/servers" --seeds $(or $(SEEDS),20) $(if $(SEED),--seed $(SEED)) --defects
 
 lint: ## Check formatting, clippy, shell scripts, licences
 	cargo fmt --all --check

@@ -11,6 +11,7 @@ pub mod config;
 pub mod crypto;
 pub mod db;
 pub mod disposition;
+pub mod fault;
 pub mod health;
 pub mod intake;
 pub mod opendsr;

@@ -99,6 +99,7 @@ impl<W: SliceWork> SliceHandler<W> {
         match claim.await {
             Ok(None) => Outcome::Done, // done, not due, or in somebody else's hand
             Ok(Some(claimed)) => {
+                crate::fault::point("slice.claimed");
                 let (db, work, backoff) = (self.db.clone(), self.work.clone(), self.backoff);
                 let span = tracing::info_span!("slice", stage = self.stage.as_str(), slice = %slice_id, attempt = claimed.attempts);
                 let stage = self.stage;

@@ -1,8 +1,9 @@
 //! A TCP proxy between a worker and a server that can be cut and mended.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::io::copy_bidirectional;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use url::Url;
@@ -16,6 +17,8 @@ pub enum Way {
     Refusing,
     /// Those that are there go silent, new ones are taken and get no answer.
     Silent,
+    /// They pass, and everything on the way takes so much longer.
+    Slow(Duration),
 }
 
 /// The proxy.
@@ -70,15 +73,33 @@ async fn carry(mut client: TcpStream, target: (String, u16), mut way: watch::Rec
             let _ = way.wait_for(|way| *way != Way::Silent).await;
             return;
         }
-        Way::Open => {}
+        Way::Open | Way::Slow(_) => {}
     }
     let Ok(mut server) = TcpStream::connect(target).await else { return };
+    let pace = way.clone();
+    let (from_client, to_client) = client.split();
+    let (from_server, to_server) = server.split();
     let cut = tokio::select! {
-        _ = copy_bidirectional(&mut client, &mut server) => None,
-        way = way.wait_for(|way| *way != Way::Open) => way.ok().map(|way| *way),
+        () = pump(from_client, to_server, &pace) => None,
+        () = pump(from_server, to_client, &pace) => None,
+        way = way.wait_for(|way| matches!(way, Way::Refusing | Way::Silent)) => way.ok().map(|way| *way),
     };
     if cut == Some(Way::Silent) {
         // Held open and unheard until the way is another.
         let _ = way.wait_for(|way| *way != Way::Silent).await;
+    }
+}
+
+/// Carries one direction until either side ends.
+async fn pump(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, way: &watch::Receiver<Way>) {
+    let mut buffer = vec![0; 16 * 1024];
+    while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        let slow = *way.borrow();
+        if let Way::Slow(delay) = slow {
+            tokio::time::sleep(delay).await;
+        }
+        if to.write_all(&buffer[..read]).await.is_err() {
+            return;
+        }
     }
 }

@@ -85,7 +85,7 @@ impl Publisher {
                 let correlation = delivery.properties.correlation_id().as_ref().map(|id| id.as_str().to_owned());
                 let sender = correlation.and_then(|id| table.lock().unwrap().remove(&id));
                 if let Some(sender) = sender {
-                    let _ = sender.send(read(&delivery));
+                    let _ = sender.send(read_answer(&delivery));
                 }
             }
         });
@@ -191,7 +191,8 @@ impl Publisher {
     }
 }
 
-fn read(delivery: &lapin::message::Delivery) -> Answer {
+/// An answer out of its message.
+pub fn read_answer(delivery: &lapin::message::Delivery) -> Answer {
     let table = delivery.properties.headers().clone().unwrap_or_default();
     let headers: HashMap<String, String> = table
         .inner()

@@ -112,6 +112,22 @@ impl Management {
 
     /// Sends a request below `/api`; `None` for 404.
     pub async fn call(&self, method: Method, path: &str, body: Option<Value>) -> Option<Value> {
+        let answer = self.try_call(method, path, body).await.expect("the management API of RabbitMQ answers");
+        let (status, text) = answer;
+        assert!(status.is_success() || status.as_u16() == 404, "{path}: {status} {text}");
+        status.is_success().then(|| serde_json::from_str(&text).unwrap_or(Value::Null))
+    }
+
+    /// Sends a request below `/api` to a server that may be away.
+    ///
+    /// # Errors
+    /// Where it does not answer.
+    pub async fn try_call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+    ) -> reqwest::Result<(reqwest::StatusCode, String)> {
         let mut url = self.base.clone();
         let (user, password) = (url.username().to_owned(), url.password().unwrap_or_default().to_owned());
         url.set_username("").unwrap();
@@ -121,11 +137,8 @@ impl Management {
         if let Some(body) = body {
             request = request.header("content-type", "application/json").body(body.to_string());
         }
-        let answer = request.send().await.expect("the management API of RabbitMQ answers");
-        let status = answer.status();
-        let text = answer.text().await.unwrap();
-        assert!(status.is_success() || status.as_u16() == 404, "{path}: {status} {text}");
-        status.is_success().then(|| serde_json::from_str(&text).unwrap_or(Value::Null))
+        let answer = request.timeout(std::time::Duration::from_secs(20)).send().await?;
+        Ok((answer.status(), answer.text().await?))
     }
 
     /// Makes a virtual host that our user may use; returns its AMQP URL.

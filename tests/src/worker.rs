@@ -40,9 +40,11 @@ pub struct Worker {
 /// The binary of that name, beside the test's.
 pub fn binary(name: &str) -> PathBuf {
     let test = std::env::current_exe().unwrap();
-    let path = test.parent().and_then(|deps| deps.parent()).unwrap().join(name);
-    assert!(path.exists(), "there is no {name} beside the tests: run `make test`, or `cargo build --workspace --bins`");
-    path
+    // Tests lie in a folder beside the binaries, the fault suite is one of them.
+    let path = test.ancestors().skip(1).take(2).map(|folder| folder.join(name)).find(|path| path.exists());
+    path.unwrap_or_else(|| {
+        panic!("there is no {name} beside the tests: run `make test`, or `cargo build --workspace --bins`")
+    })
 }
 
 /// A process with nothing in its environment but the path.
@@ -54,6 +56,10 @@ pub fn bare(name: &str) -> Command {
     }
     command
 }
+
+/// Everything of ours, and what others say aloud.
+const LOG: &str = "lethe=debug,identity_matcher=debug,scheduler=debug,erasure_executor=debug,access_compiler=debug,\
+                   callback_courier=debug,info";
 
 /// What every worker of a world is given.
 pub fn environment(world: &World) -> Vec<(&'static str, String)> {
@@ -78,7 +84,7 @@ pub fn environment(world: &World) -> Vec<(&'static str, String)> {
         ("LETHE_REDRIVE_AFTER", "500ms".to_owned()),
         ("LETHE_ADMIN_LISTEN", "127.0.0.1:0".to_owned()),
         ("LETHE_RUN_DIR", path(&world.folder.join("run"))),
-        ("LETHE_LOG", "lethe=debug,info".to_owned()),
+        ("LETHE_LOG", LOG.to_owned()),
     ]
 }
 
@@ -161,6 +167,29 @@ impl Worker {
         self.signal("TERM").await;
         let status = self.exit(seconds(35)).await;
         assert_eq!(status.code(), Some(0), "{} after SIGTERM", self.name);
+    }
+
+    /// Sends a signal to a process that may have ended meanwhile.
+    pub async fn try_signal(&self, signal: &str) {
+        if let Some(id) = self.child.id() {
+            let _ =
+                Command::new("kill").args([format!("-{signal}"), id.to_string()]).stderr(Stdio::null()).status().await;
+        }
+    }
+
+    /// Its process id; `None` once it was seen to have ended.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
+
+    /// How it has ended, where it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
+    /// Waits until it has ended.
+    pub async fn wait(&mut self) -> ExitStatus {
+        self.child.wait().await.unwrap()
     }
 
     /// Whether it still runs.

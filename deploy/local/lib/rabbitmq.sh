@@ -103,6 +103,11 @@ rabbitmq_environment() {
     )
 }
 
+rabbitmq_control() {
+    rabbitmq_environment
+    as_server env "${RABBITMQ_ENVIRONMENT[@]}" "$(dirname "$(rabbitmq_server)")/rabbitmqctl" "$@"
+}
+
 rabbitmq_ready_or_dead() {
     rabbitmq_answers || { [[ -n ${RABBITMQ_SPAWNED:-} ]] && ! kill -0 "$RABBITMQ_SPAWNED" 2>/dev/null; }
 }

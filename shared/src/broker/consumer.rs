@@ -16,6 +16,7 @@ use super::publisher::{Outgoing, Publisher};
 use super::topology::{Queue, dead_letters_of};
 use super::{Broker, BrokerError};
 use crate::backoff::Reconnect;
+use crate::fault;
 use crate::health::Health;
 
 /// A delivered message.
@@ -183,9 +184,9 @@ impl<H: GroupHandler> Consumer<H> {
             () = shutdown.cancelled() => return Ok(()),
         };
         channel.basic_qos(self.prefetch, BasicQosOptions::default()).await?;
-        let mut deliveries = channel
-            .basic_consume(self.queue.name.into(), "".into(), BasicConsumeOptions::default(), FieldTable::default())
-            .await?;
+        let acknowledging = BasicConsumeOptions { no_ack: fault::defect("ack_before_commit"), ..Default::default() };
+        let mut deliveries =
+            channel.basic_consume(self.queue.name.into(), "".into(), acknowledging, FieldTable::default()).await?;
         started();
         loop {
             let first = tokio::select! {
@@ -245,6 +246,7 @@ impl<H: GroupHandler> Consumer<H> {
             .filter_map(|(message, outcome)| self.dead_letter(message, outcome))
             .collect();
         self.publisher.publish(&dead).await?;
+        fault::point("consumer.before_ack");
         self.acknowledge(&group, &outcomes, shutdown).await
     }
 
@@ -270,7 +272,7 @@ impl<H: GroupHandler> Consumer<H> {
         outcomes: &[Outcome],
         shutdown: &CancellationToken,
     ) -> Result<(), BrokerError> {
-        let Some(last) = group.last() else { return Ok(()) };
+        let Some(last) = group.last().filter(|_| !fault::defect("ack_before_commit")) else { return Ok(()) };
         let wait = outcomes.iter().filter_map(|outcome| match outcome {
             Outcome::RetryAfter(wait) => Some(*wait),
             _ => None,

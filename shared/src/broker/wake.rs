@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 use super::topology::{ACCESS_COMPILATION, CALLBACK_DELIVERY, CANCELLATION, ERASURE_EXECUTION};
 use super::{BrokerError, Message, Outgoing, Publisher};
 use crate::db::slices::Stage;
+use crate::fault;
 use crate::request::{BatchId, EndpointId, SliceId};
 
 /// Names a slice.
@@ -117,6 +118,10 @@ impl Drop for Sleepers {
 }
 
 async fn send(publisher: &Publisher, messages: Vec<Outgoing>) {
+    fault::point("wake.before_publish");
+    if fault::defect("publish_lost") {
+        return;
+    }
     if let Err(error) = publisher.publish(&messages).await {
         metrics::counter!("lethe_wake_ups_lost_total").increment(messages.len() as u64);
         tracing::debug!(%error, wake_ups = messages.len(), "wake-ups were not published; the scheduler finds the rows again");

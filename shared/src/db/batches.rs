@@ -113,6 +113,7 @@ pub async fn close_due(db: &Db, epoch: i64) -> Result<Vec<DueBatch>, DbError> {
     let closed: Vec<DueBatch> = tx.query(CLOSE, &[]).await?.iter().map(read_due).collect::<Result<_, _>>()?;
     let ids: Vec<BatchId> = closed.iter().map(|batch| batch.batch_id).collect();
     tx.execute(CLOSED_THROUGH, &[&ids]).await?;
+    crate::fault::point("close.before_commit");
     tx.commit().await?;
     Ok(closed)
 }

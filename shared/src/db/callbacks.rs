@@ -291,6 +291,7 @@ async fn record_once(
         tx.query(RELEASE_SUCCESSORS, &[&ended]).await?;
     }
     recorded.breakers_opened = move_breakers(&tx, policy, group, &ours, probe_jitter).await?;
+    crate::fault::point("record.before_commit");
     tx.commit().await?;
     Ok(recorded)
 }

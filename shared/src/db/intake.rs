@@ -12,6 +12,7 @@ use super::requests::{ADD_CALLBACKS, sealing_context};
 use super::{Db, DbError, Tx, statements};
 use crate::callback::address::Origin;
 use crate::crypto::{CryptoError, Keys};
+use crate::fault;
 use crate::opendsr::{Regulation, SubjectRequest};
 use crate::request::{BatchId, ControllerId, EndpointId, Lane, Mpid, Promise, RequestKey, SubjectRequestId};
 
@@ -58,7 +59,8 @@ statements! {
         DELETE FROM lethe.early_cancellations e
          USING unnest($1::text[], $2::uuid[], $3::bigint[]) AS q (controller_id, subject_request_id, request_key)
          WHERE e.controller_id = q.controller_id AND e.subject_request_id = q.subject_request_id
-           AND e.expires_at > lethe.now()
+           -- Received in time counts, however long this transaction takes.
+           AND e.expires_at > $4
         RETURNING q.request_key, e.received_at";
     CANCEL_AT_BIRTH = "
         UPDATE lethe.requests r
@@ -204,6 +206,7 @@ impl IntakeContext {
         }
         let keys = insert_requests(&tx, &self.keys, group, &plans, received_at).await?;
         let distinct = insert_consequences(&tx, group, &plans, &matched, &keys, &endpoints, received_at).await?;
+        fault::point("intake.before_commit");
         tx.commit().await?;
         self.batches.lock().unwrap_or_else(PoisonError::into_inner).extend(opened);
         Ok(distinct)
@@ -405,7 +408,7 @@ async fn insert_consequences(
         tx.execute(INSERT_FIRST_CALLBACKS, &[&callback_keys, &url_nos, &endpoint_ids, &expected, &received_at]).await?;
     }
     if !new_keys.is_empty() {
-        let early = tx.query(TAKE_EARLY_CANCELLATIONS, &[&new_controllers, &new_ids, &new_keys]).await?;
+        let early = tx.query(TAKE_EARLY_CANCELLATIONS, &[&new_controllers, &new_ids, &new_keys, &received_at]).await?;
         if !early.is_empty() {
             let cancelled: Vec<RequestKey> = early.iter().map(|row| row.get(0)).collect();
             let times: Vec<Timestamp> = early.iter().map(|row| row.get(1)).collect();

@@ -210,6 +210,7 @@ async fn step_once(
         let rows = tx.query(ADD_CALLBACKS, &[&keys_of_slices, &status.as_str(), &status.sequence()]).await?;
         step.endpoints = rows.iter().map(|row| row.get(0)).collect();
     }
+    crate::fault::point("release.before_commit");
     tx.commit().await?;
     Ok(step)
 }

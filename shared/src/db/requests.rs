@@ -32,17 +32,19 @@ statements! {
          ORDER BY q.ord";
     /// Waits for every intake under way; those that come later see what is remembered here.
     LOCK_OUT_INTAKE = "SELECT pg_advisory_xact_lock(lethe.calendar_lock())";
-    /// The first time of receipt stays, also when it is asked again.
+    /// The first time of receipt stays, also when it is asked again. Repetitions in one burst are one row before the clock
+    /// is read: the clock differs from row to row, and a row cannot be updated twice.
     REMEMBER_CANCELLATION = "
         INSERT INTO lethe.early_cancellations AS e (controller_id, subject_request_id, received_at, expires_at)
-        SELECT DISTINCT controller_id, subject_request_id, lethe.now(),
+        SELECT controller_id, subject_request_id, lethe.now(),
                lethe.now() + (SELECT waiting_period FROM lethe.calendars ORDER BY version DESC LIMIT 1)
-          FROM unnest($1::text[], $2::uuid[]) AS q (controller_id, subject_request_id)
+          FROM (SELECT DISTINCT * FROM unnest($1::text[], $2::uuid[])) AS q (controller_id, subject_request_id)
          WHERE EXISTS (SELECT FROM lethe.calendars)
         ON CONFLICT (controller_id, subject_request_id)
         DO UPDATE SET received_at = CASE WHEN e.expires_at > lethe.now() THEN e.received_at ELSE excluded.received_at END,
                       expires_at = greatest(e.expires_at, excluded.expires_at)
         RETURNING controller_id, subject_request_id, received_at";
+    RUN_OUT = "SELECT EXISTS (SELECT FROM lethe.early_cancellations WHERE expires_at <= lethe.now())";
     FORGET_CANCELLATIONS = "
         DELETE FROM lethe.early_cancellations WHERE expires_at <= lethe.now()";
     STATUS = "
@@ -139,6 +141,7 @@ pub async fn cancel(
     super::retrying(|| async {
         let tx = db.begin("cancel_requests").await?;
         let (mut outcomes, mut endpoints) = cancel_known(&tx, targets).await?;
+        crate::fault::point("cancel.before_commit");
         tx.commit().await?;
         let unknown: Vec<usize> =
             outcomes.iter().enumerate().filter(|(_, one)| **one == Cancellation::Unknown).map(|(i, _)| i).collect();
@@ -160,15 +163,22 @@ pub async fn cancel(
 async fn cancel_known(tx: &Tx, targets: &[Target]) -> Result<(Vec<Cancellation>, Vec<EndpointId>), DbError> {
     let controllers: Vec<&str> = targets.iter().map(|(controller, _)| controller.as_str()).collect();
     let ids: Vec<SubjectRequestId> = targets.iter().map(|(_, id)| *id).collect();
-    let cancelled: Vec<RequestKey> =
-        tx.query(CANCEL, &[&controllers, &ids]).await?.iter().map(|row| row.get(0)).collect();
+    let mut cancelled: Vec<RequestKey> = Vec::new();
+    let outcomes = loop {
+        cancelled.extend(tx.query(CANCEL, &[&controllers, &ids]).await?.iter().map(|row| row.get::<_, RequestKey>(0)));
+        let outcomes = tx.query(CANCELLATION_OUTCOMES, &[&controllers, &ids]).await?;
+        // A request that was committed between the two statements is seen by the second only: once more, then.
+        let pending = RequestStatus::Pending.as_str();
+        if !outcomes.iter().any(|row| row.get::<_, Option<&str>>(1) == Some(pending)) {
+            break outcomes;
+        }
+    };
     let mut endpoints = Vec::new();
     if !cancelled.is_empty() {
         let sequence = RequestStatus::Cancelled.sequence();
         let rows = tx.query(ADD_CALLBACKS, &[&cancelled, &RequestStatus::Cancelled.as_str(), &sequence]).await?;
         endpoints.extend(rows.iter().map(|row| row.get::<_, EndpointId>(0)));
     }
-    let outcomes = tx.query(CANCELLATION_OUTCOMES, &[&controllers, &ids]).await?;
     let outcomes: Result<Vec<_>, DbError> = outcomes.iter().map(read_cancellation).collect();
     Ok((outcomes?, endpoints))
 }
@@ -207,12 +217,20 @@ async fn remember(db: &Db, targets: &[Target]) -> Result<(Vec<Cancellation>, Vec
     Ok((outcomes, endpoints))
 }
 
-/// Forgets cancellations whose request never came within the waiting period; returns how many.
+/// Forgets cancellations whose request never came within the waiting period; returns how many. Waits for every intake
+/// under way: what counts is when a request was received, not when its transaction gets to look.
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn forget_cancellations(session: &Session) -> Result<u64, DbError> {
-    session.execute(FORGET_CANCELLATIONS, &[]).await
+pub async fn forget_cancellations(db: &Db) -> Result<u64, DbError> {
+    if !db.session().await?.query_one(RUN_OUT, &[]).await?.get::<_, bool>(0) {
+        return Ok(0);
+    }
+    let tx = db.begin("forget_cancellations").await?;
+    tx.query(LOCK_OUT_INTAKE, &[]).await?;
+    let forgotten = tx.execute(FORGET_CANCELLATIONS, &[]).await?;
+    tx.commit().await?;
+    Ok(forgotten)
 }
 
 /// A request as status queries and lists show it.

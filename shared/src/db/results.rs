@@ -87,6 +87,7 @@ pub async fn complete(db: &Db, claimed: &Claimed, result: &NewResult) -> Result<
         )
         .await?;
         let finished = slices::finish_compilation(&tx, claimed).await?;
+        crate::fault::point("finish.before_commit");
         tx.commit().await?;
         Ok(finished)
     })

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::pool::Session;
 use super::requests::ADD_CALLBACKS;
 use super::{Db, DbError, Tx, statements};
+use crate::fault;
 use crate::request::{ControllerId, EndpointId, Mpid, RequestKey, RequestStatus, SliceId, SubjectRequestId};
 
 statements! {
@@ -153,6 +154,7 @@ pub async fn claim(session: &Session, slice_id: SliceId, stage: Stage) -> Result
 pub async fn hold(session: &Session, claimed: &Claimed) -> Result<(), DbError> {
     match session.execute(HOLD, &[&claimed.slice_id, &claimed.token, &LEASE.as_secs_f64()]).await? {
         1 => Ok(()),
+        _ if fault::defect("no_lease_check") => Ok(()),
         _ => Err(DbError::LeaseLost),
     }
 }
@@ -275,6 +277,7 @@ pub async fn finish_erasure(db: &Db, claimed: &Claimed, stores: &[&str]) -> Resu
         let rows = tx.query(COMPLETE_ERASED, &[&claimed.slice_id, &stores]).await?;
         let completed: Vec<RequestKey> = rows.iter().map(|row| row.get(0)).collect();
         let finished = finish(&tx, claimed, completed).await?;
+        fault::point("finish.before_commit");
         tx.commit().await?;
         Ok(finished)
     })

@@ -13,6 +13,7 @@ use crate::db::intake::{IntakeContext, Recorded, Submission};
 use crate::db::requests::{self, Cancellation, Overtaking, RequestRow, Target};
 use crate::db::{Db, DbError};
 use crate::disposition::Disposition;
+use crate::fault;
 use crate::opendsr::answer::{CancellationReceived, RequestReceived, StatusAnswer};
 use crate::opendsr::{ApiError, ApiVersion, Parser};
 use crate::request::{BatchId, ControllerId, RequestKey, SubjectRequestId};
@@ -132,18 +133,28 @@ impl Intake {
             }
             match self.shared.context.record(&self.db, part).await {
                 Ok(group) => {
+                    fault::point("intake.after_commit");
                     recorded += group.outcomes.len();
                     outcomes.extend(group.outcomes.into_iter().map(Ok));
                     self.shared.waker.endpoints(group.endpoints);
                 }
                 // Where several have failed alone and none was recorded, the fault is not theirs.
-                Err(error) if may_be_a_message(&error) && part.len() > 1 && (recorded > 0 || suspects.len() < 4) => {
+                Err(error)
+                    if may_be_a_message(&error)
+                        && part.len() > 1
+                        && (recorded > 0 || suspects.len() < 4)
+                        && !fault::defect("no_split") =>
+                {
                     let (first, second) = part.split_at(part.len() / 2);
                     pending.push(second);
                     pending.push(first);
                 }
-                Err(error) if error.disposition() == Disposition::Poison && part.len() == 1 => {
+                Err(error)
+                    if error.disposition() == Disposition::Poison && (part.len() == 1 || fault::defect("no_split")) =>
+                {
                     outcomes.push(Err(Unanswered::Poison(error)));
+                    // More than one only where the defect is planted.
+                    outcomes.extend(part.iter().skip(1).map(|_| Err(Unanswered::Poison(DbError::NoCalendar))));
                 }
                 Err(error) => {
                     tracing::debug!(%error, "a group could not be recorded");
@@ -174,6 +185,7 @@ impl Intake {
     /// [`DbError`]: nothing was cancelled.
     pub async fn cancel(&self, targets: &[Target], overtaking: Overtaking) -> Result<Vec<Answer>, DbError> {
         let (outcomes, endpoints) = requests::cancel(&self.db, targets, overtaking).await?;
+        fault::point("cancel.after_commit");
         self.shared.waker.endpoints(endpoints);
         Ok(targets.iter().zip(outcomes).map(|(target, outcome)| cancelled(target, &outcome)).collect())
     }

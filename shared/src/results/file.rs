@@ -152,6 +152,7 @@ async fn feed(
     futures_util::pin_mut!(lines);
     let (mut bundle, mut size) = (Vec::new(), 0);
     while let Some(line) = lines.next().await {
+        crate::fault::point("compile.mid_file");
         let line = line?;
         size += match &line {
             ExportLine::Profile(text) | ExportLine::EventBatch(text) => text.len() + 1,

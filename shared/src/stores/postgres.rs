@@ -112,6 +112,7 @@ impl PostgresStore {
         let mpids: Vec<Mpid> = erasure.mpids.keys().copied().collect();
         for chunk in mpids.chunks(MPIDS_PER_TRANSACTION) {
             self.erase_profiles(erasure, chunk).await?;
+            crate::fault::point("erase.mid_slice");
             while self.erase_event_batches(erasure, chunk).await? == ROWS_PER_TRANSACTION {}
         }
         Ok(())

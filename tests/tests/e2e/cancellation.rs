@@ -161,6 +161,30 @@ async fn a_late_batch_waits_until_the_cancellations_before_it_are_handled() {
 }
 
 #[tokio::test]
+async fn one_that_is_repeated_in_one_burst_before_its_request_comes_holds_up_nobody() {
+    let world = World::new().await;
+    world.controller("acme").await;
+    let settings = seconds_with(&[("LETHE_ERASURE_WAITING_PERIOD", "1h")]);
+    let _workers = Worker::several(&world, &ERASURE[..2], &settings).await;
+    let publisher = Publisher::connect(&world).await;
+    let request = Request::erasure("ada@example.com");
+    let cancellation = json!({ "subject_request_id": request.id }).to_string();
+    let mut asked = Vec::new();
+    for _ in 0..20 {
+        asked.push(publisher.begin_asking(&publisher.sending("acme", "cancellation", cancellation.clone())).await);
+    }
+    let mut times = std::collections::BTreeSet::new();
+    for answer in asked {
+        let answer = tokio::time::timeout(seconds(20), answer).await.unwrap().unwrap();
+        assert_eq!(answer.status, 202);
+        times.insert(answer.json()["received_time"].to_string());
+    }
+    assert_eq!(times.len(), 1);
+    publisher.request("acme", &request).await;
+    assert_eq!(world.status(&request.id).await, "cancelled");
+}
+
+#[tokio::test]
 async fn a_cancellation_that_is_repeated_in_one_burst_counts_once() {
     let world = World::new().await;
     world.controller("acme").await;

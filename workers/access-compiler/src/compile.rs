@@ -8,6 +8,7 @@ use lethe::crypto;
 use lethe::db::results::{self, NewResult};
 use lethe::db::slices::{self, Claimed, Member, Stage};
 use lethe::db::{Db, DbError, batches, controllers};
+use lethe::fault;
 use lethe::results::file::{self, FileError, Format, Written};
 use lethe::results::link;
 use lethe::results::store;
@@ -100,6 +101,7 @@ impl Compiler {
                 return Ok(Compiled::Failed(error.class()));
             }
         };
+        fault::point("compile.file_written");
         let salt = crypto::random::<16>()?;
         let token = link::token(&self.ready.keys, result_id, &salt);
         let found = written.lines > 0;
@@ -122,6 +124,7 @@ impl Compiler {
             let _ = store::delete(&self.ready.results, &path).await;
         }
         let finished = recorded?;
+        fault::point("finish.after_commit");
         metrics::counter!("lethe_requests_completed_total", "stage" => "compilation")
             .increment(finished.completed as u64);
         metrics::counter!("lethe_result_bytes_total").increment(written.size);

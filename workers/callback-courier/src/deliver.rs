@@ -5,6 +5,7 @@ use std::sync::Arc;
 use lethe::callback::client::Delivery;
 use lethe::callback::signing_keys::SigningError;
 use lethe::db::callbacks::{Attempt, ClaimedCallback};
+use lethe::fault;
 use lethe::opendsr::answer::CallbackBody;
 
 use crate::options::Ready;
@@ -13,7 +14,12 @@ use crate::options::Ready;
 pub(crate) async fn deliver(ready: &Ready, claimed: &ClaimedCallback) -> Attempt {
     let body = body(ready, claimed);
     let mut attempt = match sign(ready, claimed, &body).await {
-        Ok(signature) => ready.client.deliver(&delivery(ready, claimed, &body, signature)).await,
+        Ok(signature) => {
+            fault::point("courier.before_send");
+            let attempt = ready.client.deliver(&delivery(ready, claimed, &body, signature)).await;
+            fault::point("courier.after_answer");
+            attempt
+        }
         Err(error) => {
             tracing::error!(%error, callback = %claimed.callback_id, "a callback was not signed");
             Attempt::not_sent("signing")

@@ -12,6 +12,7 @@ use lethe::broker::wake::EndpointWakeUp;
 use lethe::broker::{Consumer, Gather, GroupHandler, Message, Outcome};
 use lethe::db::callbacks::{self, ClaimedCallback};
 use lethe::db::{Db, DbError};
+use lethe::fault;
 use lethe::request::EndpointId;
 use lethe::service::Service;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -162,6 +163,9 @@ async fn claim(
     }
     let claim = async {
         let session = shared.db.session().await?;
+        if fault::defect("callbacks_out_of_order") {
+            session.batch_execute("UPDATE lethe.callbacks SET state = 'ready' WHERE state = 'waiting'").await?;
+        }
         callbacks::claim(&session, &shared.ready.keys, endpoint_id, shared.ready.limits, wanted).await
     };
     let claimed = claim.await.unwrap_or_else(|error| {

@@ -6,6 +6,7 @@ use lethe::backoff::{Reconnect, jitter};
 use lethe::db::Db;
 use lethe::db::callbacks::{self, Attempt, ClaimedCallback};
 use lethe::disposition::Disposition;
+use lethe::fault;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::options::Ready;
@@ -60,6 +61,7 @@ async fn record_group(db: &Db, ready: &Ready, outcomes: &[(ClaimedCallback, Atte
     while let Some(part) = parts.pop() {
         match callbacks::record(db, &ready.policy, part, jitter).await {
             Ok(recorded) => {
+                fault::point("record.after_commit");
                 for (state, count) in recorded.states {
                     metrics::counter!("lethe_callbacks_recorded_total", "state" => state).increment(count as u64);
                 }

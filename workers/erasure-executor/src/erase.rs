@@ -6,6 +6,7 @@ use std::sync::Arc;
 use lethe::broker::wake;
 use lethe::db::slices::{self, Claimed, Member, Stage};
 use lethe::db::{Db, DbError};
+use lethe::fault;
 use lethe::request::{Mpid, RequestKey};
 use lethe::service::Service;
 use lethe::stores::{DataStore, Erasure, StoreError, Stores};
@@ -39,6 +40,7 @@ impl SliceWork for Executor {
             }
         }
         let finished = slices::finish_erasure(&self.db, claimed, &self.stores.names()).await?;
+        fault::point("finish.after_commit");
         metrics::counter!("lethe_requests_completed_total", "stage" => "erasure").increment(finished.completed as u64);
         wake::endpoints(&self.publisher, finished.endpoints).await;
         Ok(match failure {

@@ -126,7 +126,14 @@ impl GroupHandler for Cancellations {
         let all_handled = !outcomes.as_slice().iter().any(|outcome| matches!(outcome, Outcome::RetryAfter(_)));
         let batches: Vec<_> =
             markers.into_iter().filter_map(CancellationMarker::of).map(|marker| marker.batch_id).collect();
-        let recorded = all_handled && self.0.intake.cancellations_handled(&batches).await.is_ok();
+        let recorded = all_handled
+            && self
+                .0
+                .intake
+                .cancellations_handled(&batches)
+                .await
+                .inspect_err(|error| tracing::debug!(%error, "a marker waits"))
+                .is_ok();
         let of_marker = if recorded { Outcome::Done } else { Outcome::RetryAfter(Duration::from_secs(1)) };
         group
             .iter()

@@ -34,7 +34,7 @@ async fn purge(scheduler: &Scheduler, epoch: i64) -> Result<(), DbError> {
 
 /// Forgets cancellations whose request never came.
 async fn cancellations(scheduler: &Scheduler) -> Result<(), DbError> {
-    let forgotten = requests::forget_cancellations(&scheduler.service.db.session().await?).await?;
+    let forgotten = requests::forget_cancellations(&scheduler.service.db).await?;
     if forgotten > 0 {
         tracing::info!(cancellations = forgotten, "remembered cancellations ran out; their requests never came");
     }

@@ -8,6 +8,7 @@ use lethe::db::DbError;
 use lethe::db::batches::{self, DueBatch, ToRelease};
 use lethe::db::release::{self, SliceLimits};
 use lethe::db::slices::Stage;
+use lethe::fault;
 use lethe::request::Lane;
 
 use crate::schedule::Scheduler;
@@ -78,6 +79,7 @@ async fn step(scheduler: &mut Scheduler, epoch: i64, batch: DueBatch) -> Result<
     let Scheduler { service, ready, .. } = &*scheduler;
     let target = (batch.batch_id, batch.lane);
     let step = release::step(&service.db, &ready.keys, epoch, target, ready.cap, SliceLimits::default()).await?;
+    fault::point("release.after_commit");
     let stage = if batch.lane == Lane::Access { Stage::Compilation } else { Stage::Erasure };
     wake::slices(&service.publisher, stage, step.slices).await;
     wake::endpoints(&service.publisher, step.endpoints).await;

@@ -1,0 +1,23 @@
+//! Guarantee 1: what was confirmed or answered survives.
+
+use crate::plan::LetterKind;
+
+use super::{Evidence, Violation};
+
+pub(super) fn check(evidence: &Evidence) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    for (number, case) in evidence.plan.cases.iter().enumerate() {
+        if case.is_poison || evidence.rows.contains_key(&number) {
+            continue;
+        }
+        let kinds = [LetterKind::Request, LetterKind::Conflict];
+        let answered =
+            kinds.iter().any(|kind| evidence.answers(number, *kind).iter().any(|(status, _)| *status == 201));
+        let confirmed = kinds.iter().any(|kind| evidence.letters(number, *kind).any(|(_, fate)| evidence.counts(fate)));
+        if answered || confirmed {
+            let how = if answered { "answered 201" } else { "confirmed" };
+            violations.push(Violation::of(1, format!("{} was {how} and is not there", evidence.name(number))));
+        }
+    }
+    violations
+}

@@ -1,0 +1,19 @@
+//! Guarantee 5: what is wrong on purpose holds up nobody else. Looked at before it is mended.
+
+use crate::plan::{Hurdle, Plan};
+use crate::world::World;
+
+use super::Violation;
+
+/// While the hurdles stand: the request whose store fails is not said to be done, and nothing came of what is dead.
+pub async fn hurdles_hold(world: &World, plan: &Plan) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    for case in plan.cases.iter().filter(|case| case.hurdle == Some(Hurdle::FailingStore)) {
+        let sql = "SELECT status FROM lethe.requests WHERE subject_request_id::text = $1";
+        let status: String = world.patiently(sql, &[&case.id]).await.first().map(|row| row.get(0)).unwrap_or_default();
+        if status != "in_progress" {
+            violations.push(Violation::of(2, format!("{}, whose store fails, is {status}", case.id)));
+        }
+    }
+    violations
+}

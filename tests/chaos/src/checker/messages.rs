@@ -1,0 +1,100 @@
+//! Guarantee 3: duplicate, late, reordered and malformed messages change nothing that they should not.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use crate::plan::LetterKind;
+
+use super::{Evidence, Violation};
+
+pub(super) async fn check(evidence: &Evidence) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    if evidence.strangers > 0 {
+        violations.push(Violation::of(3, format!("{} requests are there that nobody sent", evidence.strangers)));
+    }
+    for (number, case) in evidence.plan.cases.iter().enumerate() {
+        violations.extend(answers(evidence, number));
+        if case.is_poison && evidence.rows.contains_key(&number) {
+            violations
+                .push(Violation::of(3, format!("{} is there, which the database refuses", evidence.name(number))));
+        }
+    }
+    violations.extend(kept_copies(evidence).await);
+    violations
+}
+
+/// One content of an id is accepted, each time with the times of the first; another one is refused.
+fn answers(evidence: &Evidence, number: usize) -> Vec<Violation> {
+    let name = evidence.name(number);
+    let mut violations = Vec::new();
+    let [first, second] = [LetterKind::Request, LetterKind::Conflict].map(|kind| evidence.answers(number, kind));
+    let contents_accepted =
+        [&first, &second].iter().filter(|answers| answers.iter().any(|(status, _)| *status == 201)).count();
+    if contents_accepted > 1 {
+        violations.push(Violation::of(3, format!("{name}: two contents were accepted")));
+    }
+    for answers in [&first, &second] {
+        let statuses: BTreeSet<u16> = answers.iter().map(|(status, _)| *status).collect();
+        if statuses.len() > 1 || !statuses.is_subset(&BTreeSet::from([201, 409])) {
+            violations.push(Violation::of(3, format!("{name}: the same request was answered {statuses:?}")));
+        }
+        let accepted = answers.iter().filter(|(status, _)| *status == 201);
+        let times: BTreeSet<String> = accepted
+            .map(|(_, body)| format!("{} {}", body["received_time"], body["expected_completion_time"]))
+            .collect();
+        if times.len() > 1 {
+            violations
+                .push(Violation::of(3, format!("{name}: its repetitions were answered with other times: {times:?}")));
+        }
+    }
+    for (status, _) in evidence.answers(number, LetterKind::Malformed) {
+        if status != 400 {
+            violations.push(Violation::of(3, format!("{name}: a malformed message was answered {status}")));
+        }
+    }
+    violations
+}
+
+/// What was refused is kept: in `dsr.rejected` where it was answered, in the dead letters where the database refused it.
+async fn kept_copies(evidence: &Evidence) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    let rejected: BTreeSet<usize> = take(evidence, "dsr.rejected")
+        .await
+        .iter()
+        .filter_map(|message| message["properties"]["correlation_id"].as_str()?.parse().ok())
+        .collect();
+    let dead = take(evidence, "dsr.identity-matching.dead").await;
+    let dead: BTreeSet<String> =
+        dead.iter().map(|message| message["payload"].as_str().unwrap_or_default().to_owned()).collect();
+    for (index, (letter, fate)) in evidence.plan.letters.iter().zip(&evidence.fates).enumerate() {
+        let refused = letter.kind != LetterKind::Cancellation
+            && fate.answers.iter().any(|(_, answer)| matches!(answer.status, 400 | 409));
+        if refused && !rejected.contains(&index) {
+            violations.push(Violation::of(
+                3,
+                format!("{}: no copy is kept of a message that was refused", evidence.name(letter.case)),
+            ));
+        }
+        let is_poison = evidence.plan.cases[letter.case].is_poison;
+        if is_poison
+            && evidence.counts(fate)
+            && !dead.iter().any(|body| body.contains(&evidence.plan.cases[letter.case].id))
+        {
+            violations.push(Violation::of(3, format!("{}: no dead letter is kept of it", evidence.name(letter.case))));
+        }
+    }
+    for (number, case) in evidence.plan.cases.iter().enumerate() {
+        if !case.is_poison && dead.iter().any(|body| body.contains(&case.id)) {
+            violations.push(Violation::of(
+                5,
+                format!("{}: was set aside, and nothing is wrong with it", evidence.name(number)),
+            ));
+        }
+    }
+    violations
+}
+
+async fn take(evidence: &Evidence, queue: &str) -> Vec<Value> {
+    evidence.world.tests.take_messages(queue, 100_000).await
+}

@@ -1,0 +1,167 @@
+//! The checker: reads the end state from outside and lists every violation. It judges by the plan, plain SQL, files, and
+//! what the controllers' side saw; of Lethe's own code it uses only the decryption of result files.
+
+mod callbacks;
+mod durability;
+mod isolation;
+mod messages;
+mod outcome;
+mod privacy;
+mod results;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use crate::driver::Span;
+use crate::latecomers::{LateBatch, LateTwin};
+use crate::people::CONTROLLERS;
+use crate::plan::{LetterKind, Plan};
+use crate::post::Fate;
+use crate::receiver::Arrival;
+use crate::world::World;
+
+pub use callbacks::Deliveries;
+pub use isolation::hurdles_hold;
+pub use outcome::{Sampler, sample};
+
+/// Something that a guarantee rules out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// The guarantee, 1 to 6 (contract 12).
+    pub guarantee: u8,
+    /// What was seen.
+    pub what: String,
+}
+
+impl Violation {
+    /// A violation of a guarantee.
+    pub fn of(guarantee: u8, what: impl Into<String>) -> Self {
+        Self { guarantee, what: what.into() }
+    }
+}
+
+/// A row of `lethe.requests`.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// The status.
+    pub status: String,
+    /// When it was received.
+    pub received_at: Timestamp,
+    /// When its batch runs.
+    pub runs_at: Option<Timestamp>,
+    /// When it was released.
+    pub in_progress_at: Option<Timestamp>,
+}
+
+/// What there is at the end of a run.
+pub struct Evidence {
+    /// What was to be.
+    pub plan: Arc<Plan>,
+    /// The world.
+    pub world: Arc<World>,
+    /// What became of the letters.
+    pub fates: Vec<Fate>,
+    /// When the queues of requests were emptied.
+    pub purges: Vec<Span>,
+    /// What the receivers got.
+    pub arrivals: Vec<Arrival>,
+    /// Event batches that came late.
+    pub late_batches: Vec<LateBatch>,
+    /// Profiles that came late.
+    pub late_twins: Vec<LateTwin>,
+    /// Rows that came late and of which it is not known whether they came.
+    pub doubtful_rows: i64,
+    /// The requests in the database, by case.
+    pub rows: BTreeMap<usize, Row>,
+    /// Requests in the database that nobody sent.
+    pub strangers: usize,
+}
+
+impl Evidence {
+    /// Reads the requests.
+    pub async fn read_rows(&mut self) {
+        let sql =
+            "SELECT r.controller_id, r.subject_request_id::text, r.status, r.received_at, b.runs_at, r.in_progress_at
+                     FROM lethe.requests r LEFT JOIN lethe.batches b USING (batch_id)";
+        let by_id: BTreeMap<(&str, &str), usize> = self
+            .plan
+            .cases
+            .iter()
+            .enumerate()
+            .map(|(number, case)| ((CONTROLLERS[case.controller], case.id.as_str()), number))
+            .collect();
+        for row in self.world.patiently(sql, &[]).await {
+            match by_id.get(&(row.get(0), row.get(1))) {
+                Some(case) => {
+                    let read = Row {
+                        status: row.get(2),
+                        received_at: row.get(3),
+                        runs_at: row.get(4),
+                        in_progress_at: row.get(5),
+                    };
+                    self.rows.insert(*case, read);
+                }
+                None => self.strangers += 1,
+            }
+        }
+    }
+
+    /// How many requests ended how.
+    pub fn outcomes(&self) -> BTreeMap<String, usize> {
+        let mut outcomes = BTreeMap::new();
+        for number in 0..self.plan.cases.len() {
+            let status = self.rows.get(&number).map_or("not there", |row| row.status.as_str());
+            *outcomes.entry(status.to_owned()).or_default() += 1;
+        }
+        outcomes
+    }
+
+    /// The letters of a case of one kind, each with its fate.
+    fn letters(&self, case: usize, kind: LetterKind) -> impl Iterator<Item = (usize, &Fate)> {
+        let letters = self.plan.letters.iter().zip(&self.fates).enumerate();
+        letters
+            .filter(move |(_, (letter, _))| letter.case == case && letter.kind == kind)
+            .map(|(index, (_, fate))| (index, fate))
+    }
+
+    /// The statuses and bodies of the answers to the letters of a case of one kind.
+    fn answers(&self, case: usize, kind: LetterKind) -> Vec<(u16, Value)> {
+        self.letters(case, kind)
+            .flat_map(|(_, fate)| fate.answers.iter().map(|(_, answer)| (answer.status, answer.json())))
+            .collect()
+    }
+
+    /// Whether a letter must have had its effect: confirmed, and in no queue that was emptied before it was answered.
+    fn counts(&self, fate: &Fate) -> bool {
+        let Some(confirmed) = fate.confirmed else { return false };
+        let answered = fate.answers.first().map(|(at, _)| *at);
+        !self
+            .purges
+            .iter()
+            .any(|(began, ended)| *ended >= confirmed && answered.is_none_or(|answered| answered >= *began))
+    }
+
+    fn is_status(&self, case: usize, status: &str) -> bool {
+        self.rows.get(&case).is_some_and(|row| row.status == status)
+    }
+
+    fn name(&self, case: usize) -> String {
+        let case = &self.plan.cases[case];
+        format!("{} {} ({:?})", CONTROLLERS[case.controller], case.id, case.kind)
+    }
+}
+
+/// All violations.
+pub async fn check(evidence: &Evidence, metrics: &[String]) -> (Vec<Violation>, Deliveries) {
+    let mut violations = durability::check(evidence);
+    violations.extend(outcome::check(evidence).await);
+    violations.extend(results::check(evidence).await);
+    violations.extend(messages::check(evidence).await);
+    let (found, deliveries) = callbacks::check(evidence);
+    violations.extend(found);
+    violations.extend(privacy::check(evidence, metrics).await);
+    (violations, deliveries)
+}

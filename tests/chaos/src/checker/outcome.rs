@@ -1,0 +1,264 @@
+//! Guarantee 2: every request has one outcome, and the subject data is exactly what the outcomes say.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+
+use jiff::{SignedDuration, Timestamp};
+use tokio::sync::mpsc;
+
+use crate::fleet::WAITING_PERIOD;
+use crate::people::CONTROLLERS;
+use crate::plan::{LetterKind, Plan};
+use crate::world::World;
+
+use super::{Evidence, Violation};
+
+/// What samples of the subject data showed while the run went on.
+pub type Sampler = Arc<Mutex<Vec<Violation>>>;
+
+/// Looks, whenever a controller is told that an erasure is completed, whether what it had then is gone.
+pub fn sample(plan: Arc<Plan>, world: Arc<World>, mut completed: mpsc::UnboundedReceiver<String>) -> Sampler {
+    let sampler = Sampler::default();
+    let found = sampler.clone();
+    tokio::spawn(async move {
+        while let Some(id) = completed.recv().await {
+            let Some(case) = plan.cases.iter().find(|case| case.id == id && case.kind.erases()) else { continue };
+            let mpids: Vec<i64> = case.matches.iter().map(|person| plan.people[*person].mpid).collect();
+            let sql = "SELECT (SELECT count(*) FROM subject_data.profiles WHERE controller_id = $1 AND mpid = ANY ($2))
+                            + (SELECT count(*) FROM subject_data.event_batches
+                                WHERE controller_id = $1 AND mpid = ANY ($2) AND body->>'late' IS NULL)";
+            let rows = world.patiently(sql, &[&CONTROLLERS[case.controller], &mpids]).await;
+            let left: i64 = rows[0].get(0);
+            if left > 0 {
+                found
+                    .lock()
+                    .unwrap()
+                    .push(Violation::of(2, format!("{id} was said to be completed while {left} rows were left")));
+            }
+        }
+    });
+    sampler
+}
+
+pub(super) async fn check(evidence: &Evidence) -> Vec<Violation> {
+    let mut violations = statuses(evidence);
+    violations.extend(cancellations(evidence));
+    violations.extend(subject_data(evidence).await);
+    violations
+}
+
+fn statuses(evidence: &Evidence) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    for (number, row) in &evidence.rows {
+        let name = evidence.name(*number);
+        let mut wrong = |what: String| violations.push(Violation::of(2, format!("{name} {what}")));
+        match row.status.as_str() {
+            "completed" => match (row.runs_at, row.in_progress_at) {
+                (Some(runs_at), Some(begun)) if begun < runs_at => wrong(format!("began at {begun}, before {runs_at}")),
+                (Some(_), Some(_)) => {}
+                _ => wrong("is completed and never began".to_owned()),
+            },
+            "cancelled" if row.in_progress_at.is_some() => wrong("is cancelled and had begun".to_owned()),
+            "cancelled" if !evidence.plan.cases[*number].is_cancelled => wrong("was cancelled by nobody".to_owned()),
+            "cancelled" => {}
+            other => wrong(format!("ended as {other}")),
+        }
+    }
+    violations
+}
+
+/// The answers to cancellations fit the outcomes, and those that came in time have won.
+fn cancellations(evidence: &Evidence) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    for (number, row) in &evidence.rows {
+        let name = evidence.name(*number);
+        let mut times = BTreeSet::new();
+        for (status, body) in evidence.answers(*number, LetterKind::Cancellation) {
+            let received: Option<Timestamp> = body["received_time"].as_str().and_then(|text| text.parse().ok());
+            match status {
+                // One that was remembered may be forgotten before its request comes; the next one then counts.
+                202 if row.status == "cancelled" && body["api_version"].is_null() => {}
+                202 if row.status == "cancelled" => drop(times.insert(body["received_time"].to_string())),
+                202 => {
+                    // Remembered for a request that took longer to come than a waiting period.
+                    let late = received
+                        .is_some_and(|at| row.received_at >= at + SignedDuration::try_from(WAITING_PERIOD).unwrap());
+                    if !(body["api_version"].is_null() && late) {
+                        violations.push(Violation::of(
+                            2,
+                            format!("{name}: its cancellation was answered 202 with {body}, it is {row:?}"),
+                        ));
+                    }
+                }
+                409 if row.status == "cancelled" => {
+                    violations.push(Violation::of(
+                        2,
+                        format!("{name}: its cancellation was answered 409 with {body}, it is cancelled"),
+                    ));
+                }
+                409 => {}
+                other => violations.push(Violation::of(3, format!("{name}: its cancellation was answered {other}"))),
+            }
+        }
+        if times.len() > 1 {
+            violations
+                .push(Violation::of(3, format!("{name}: its cancellations were answered with {} times", times.len())));
+        }
+        violations.extend(too_late(evidence, *number));
+    }
+    violations
+}
+
+/// A cancellation that was confirmed before the batch of its request was due must win, however late either is handled.
+fn too_late(evidence: &Evidence, number: usize) -> Option<Violation> {
+    let row = &evidence.rows[&number];
+    if row.status == "cancelled" {
+        return None;
+    }
+    let known = evidence
+        .letters(number, LetterKind::Request)
+        .flat_map(|(_, fate)| &fate.answers)
+        .filter(|(_, answer)| answer.status == 201)
+        .map(|(at, _)| *at)
+        .min()?;
+    let in_time = evidence.letters(number, LetterKind::Cancellation).find(|(_, fate)| {
+        let before = fate.confirmed_by_clock.zip(row.runs_at).is_some_and(|(at, runs_at)| at < runs_at);
+        before && evidence.counts(fate) && fate.first_sent.is_some_and(|sent| sent > known)
+    })?;
+    let at = in_time.1.confirmed_by_clock;
+    Some(Violation::of(
+        2,
+        format!(
+            "{}: cancelled in time at {at:?}, released at {:?} all the same",
+            evidence.name(number),
+            row.in_progress_at
+        ),
+    ))
+}
+
+type Held = BTreeMap<(String, i64), (i64, i64, i64)>;
+
+async fn held(world: &World) -> Held {
+    let mut held = Held::new();
+    for (index, table) in ["profiles", "profile_identities", "event_batches"].into_iter().enumerate() {
+        let filter = if index == 2 { "WHERE body->>'late' IS NULL" } else { "" };
+        let sql = format!("SELECT controller_id, mpid, count(*) FROM subject_data.{table} {filter} GROUP BY 1, 2");
+        for row in world.patiently(&sql, &[]).await {
+            let rows = held.entry((row.get(0), row.get(1))).or_default();
+            *[&mut rows.0, &mut rows.1, &mut rows.2][index] = row.get(2);
+        }
+    }
+    held
+}
+
+/// The last start of an execution that covers each person, by index.
+async fn starts(evidence: &Evidence) -> BTreeMap<usize, Vec<Timestamp>> {
+    let sql = "SELECT r.controller_id, r.subject_request_id::text, e.as_of FROM lethe.erasure_receipts e
+                 JOIN lethe.requests r USING (request_key) WHERE r.status = 'completed'";
+    let as_of: BTreeMap<(String, String), Timestamp> =
+        evidence.world.patiently(sql, &[]).await.iter().map(|row| ((row.get(0), row.get(1)), row.get(2))).collect();
+    let mut starts: BTreeMap<usize, Vec<Timestamp>> = BTreeMap::new();
+    for (number, case) in evidence.plan.cases.iter().enumerate() {
+        if case.kind.erases() && evidence.is_status(number, "completed") {
+            let at = as_of.get(&(CONTROLLERS[case.controller].to_owned(), case.id.clone()));
+            for person in &case.matches {
+                // Without a receipt: the beginning of time, so that whatever is left is seen.
+                starts.entry(*person).or_default().push(at.copied().unwrap_or(Timestamp::MIN));
+            }
+        }
+    }
+    starts
+}
+
+async fn subject_data(evidence: &Evidence) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    let (held, starts) = (held(&evidence.world).await, starts(evidence).await);
+    let mut gone = 0;
+    for (number, person) in evidence.plan.people.iter().enumerate() {
+        let key = (CONTROLLERS[person.controller].to_owned(), person.mpid);
+        let rows = held.get(&key).copied().unwrap_or_default();
+        let erased = starts.contains_key(&number);
+        let wanted = if erased { (0, 0, 0) } else { person.rows() };
+        if rows != wanted {
+            let what = if erased { "whose erasure is completed" } else { "whom nobody erased" };
+            violations
+                .push(Violation::of(2, format!("{} {}, {what}, has {rows:?} rows, not {wanted:?}", key.0, key.1)));
+        }
+        if erased {
+            gone += 2 + i64::from(person.batches) + 2;
+        }
+    }
+    let (late_gone, found) = late_batches(evidence, &starts).await;
+    violations.extend(found);
+    let (twins_gone, found) = late_twins(evidence, &held);
+    violations.extend(found);
+    let receipts = "SELECT coalesce(sum(rows_deleted), 0)::bigint FROM lethe.erasure_receipts";
+    let counted = evidence.world.count(receipts).await;
+    let gone = gone + late_gone + twins_gone;
+    if counted < gone || counted > gone + evidence.doubtful_rows {
+        violations.push(Violation::of(2, format!("the receipts count {counted} rows, {gone} are gone")));
+    }
+    violations
+}
+
+/// What was there before the start is gone, what came later is there.
+async fn late_batches(evidence: &Evidence, starts: &BTreeMap<usize, Vec<Timestamp>>) -> (i64, Vec<Violation>) {
+    let sql = "SELECT id FROM subject_data.event_batches WHERE body->>'late' IS NOT NULL";
+    let there: BTreeSet<i64> = evidence.world.patiently(sql, &[]).await.iter().map(|row| row.get(0)).collect();
+    let (mut gone, mut violations) = (0, Vec::new());
+    for batch in &evidence.late_batches {
+        // A second erasure finds nobody once the first has taken the identities: the first one covers, all may erase.
+        let earliest = starts.get(&batch.person).and_then(|starts| starts.iter().min());
+        let latest = starts.get(&batch.person).and_then(|starts| starts.iter().max());
+        let is_there = there.contains(&batch.id);
+        gone += i64::from(!is_there);
+        let covered = earliest.is_some_and(|earliest| batch.there_at < *earliest);
+        let kept = latest.is_none_or(|latest| batch.received_at > *latest);
+        if covered && is_there {
+            violations.push(Violation::of(
+                2,
+                format!(
+                    "event batch of {} was there before the erasure began at {earliest:?} and is left: {batch:?}",
+                    person(evidence, batch.person)
+                ),
+            ));
+        }
+        if kept && !is_there {
+            violations.push(Violation::of(
+                2,
+                format!(
+                    "event batch of {} was not covered by the erasure at {latest:?} and is gone: {batch:?}",
+                    person(evidence, batch.person)
+                ),
+            ));
+        }
+    }
+    (gone, violations)
+}
+
+/// A person and the cases that match them.
+fn person(evidence: &Evidence, number: usize) -> String {
+    let cases = evidence.plan.cases.iter().enumerate().filter(|(_, case)| case.matches.contains(&number));
+    let cases: Vec<String> =
+        cases.map(|(case, _)| format!("{} {:?}", evidence.name(case), evidence.rows.get(&case))).collect();
+    format!("{} ({})", evidence.plan.people[number].mpid, cases.join(", "))
+}
+
+/// A profile that came before the release of a request that matches it is erased with it.
+fn late_twins(evidence: &Evidence, held: &Held) -> (i64, Vec<Violation>) {
+    let (mut gone, mut violations) = (0, Vec::new());
+    for twin in &evidence.late_twins {
+        let case = &evidence.plan.cases[twin.case];
+        let is_there = held.get(&(CONTROLLERS[case.controller].to_owned(), twin.mpid)).is_some_and(|rows| rows.0 > 0);
+        gone += if is_there { 0 } else { 2 };
+        let due = evidence.rows.get(&twin.case).and_then(|row| row.runs_at);
+        let covered = due.is_some_and(|due| twin.there_at < due);
+        if covered && evidence.is_status(twin.case, "completed") && is_there {
+            violations.push(Violation::of(
+                2,
+                format!("{}: a profile that came before its release is left", evidence.name(twin.case)),
+            ));
+        }
+    }
+    (gone, violations)
+}

@@ -1,0 +1,83 @@
+//! Harm to RabbitMQ.
+
+use std::time::{Duration, Instant};
+
+use reqwest::Method;
+use serde_json::Value;
+
+use super::{Driver, pause};
+
+/// Queues of wake-ups.
+pub(super) const WORK: [&str; 3] = ["dsr.erasure-execution", "dsr.access-compilation", "dsr.callback-delivery"];
+/// Queues of what controllers send.
+const INTAKE: [&str; 3] = ["dsr.identity-matching", "dsr.cancellation", "dsr.query"];
+
+impl Driver {
+    async fn call(&self, method: Method, path: &str) -> Option<Value> {
+        // One that is away, or refuses, is harmed enough.
+        let (status, text) = self.world.tests.management.try_call(method, path, None).await.ok()?;
+        status.is_success().then(|| serde_json::from_str(&text).unwrap_or_default())
+    }
+
+    pub(super) async fn close_connections(&self) {
+        let list = self.call(Method::GET, &format!("/vhosts/{}/connections", self.world.tests.name)).await;
+        for connection in list.iter().flat_map(|list| list.as_array().into_iter().flatten()) {
+            let name = connection["name"].as_str().unwrap_or_default().replace(' ', "%20").replace('>', "%3E");
+            self.call(Method::DELETE, &format!("/connections/{name}")).await;
+        }
+    }
+
+    pub(super) async fn purge(&self, queues: &[&str]) {
+        for queue in queues {
+            self.call(Method::DELETE, &format!("/queues/{}/{queue}/contents", self.world.tests.name)).await;
+        }
+    }
+
+    /// What is in the queues of requests and not answered yet is the publishers' again.
+    pub(super) async fn purge_all(&self) {
+        let began = Instant::now();
+        self.purge(&INTAKE).await;
+        self.purge(&WORK).await;
+        self.purges.lock().unwrap().push((began, Instant::now()));
+    }
+
+    pub(super) async fn delete_queue(&self, queue: &str) {
+        self.call(Method::DELETE, &format!("/queues/{}/{queue}", self.world.tests.name)).await;
+    }
+
+    pub(super) async fn restart_broker(&self, hard: bool) {
+        if hard {
+            self.kill_server("run/rabbitmq.pid").await;
+        } else {
+            self.world.run_servers(&["stop", "rabbitmq"]).await;
+        }
+        self.start_servers().await;
+    }
+
+    /// kill -9 of the process that a pid file below the servers' folder names.
+    pub(super) async fn kill_server(&self, pid_file: &str) {
+        let Some(script) = &self.world.servers else { return };
+        let local = std::env::var_os("LETHE_LOCAL_DIR").map(std::path::PathBuf::from);
+        let local = local.unwrap_or_else(|| script.ancestors().nth(3).unwrap_or(script).join(".local"));
+        let text = std::fs::read_to_string(local.join(pid_file)).unwrap_or_default();
+        if let Some(pid) = text.lines().next().filter(|pid| pid.parse::<u32>().is_ok_and(|pid| pid > 1)) {
+            let _ = tokio::process::Command::new("kill").args(["-9", pid]).status().await;
+            pause(300).await;
+        }
+    }
+
+    pub(super) async fn start_servers(&self) {
+        for _ in 0..3 {
+            if self.world.run_servers(&["start"]).await {
+                return;
+            }
+        }
+        panic!("the servers do not start again; see .local/log");
+    }
+
+    pub(super) async fn memory_alarm(&self) {
+        self.world.run_servers(&["rabbitmqctl", "set_vm_memory_high_watermark", "absolute", "1"]).await;
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        self.world.run_servers(&["rabbitmqctl", "set_vm_memory_high_watermark", "0.4"]).await;
+    }
+}

@@ -1,0 +1,173 @@
+//! The workers of a run: several of each, replaced when they are gone.
+
+use std::os::unix::process::ExitStatusExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use lethe_tests::Worker;
+use lethe_tests::worker::ALL;
+use tokio::sync::Mutex;
+
+use crate::world::{Route, World};
+
+/// Settings that make a life of weeks take seconds.
+const SETTINGS: [(&str, &str); 9] = [
+    ("LETHE_ERASURE_SCHEDULE", "*/4 * * * * *"),
+    ("LETHE_ERASURE_WAITING_PERIOD", "5s"),
+    ("LETHE_EXPEDITED_SCHEDULE", "*/3 * * * * *"),
+    ("LETHE_ACCESS_SCHEDULE", "*/3 * * * * *"),
+    ("LETHE_COMPLETION_MARGIN", "60s"),
+    ("LETHE_CALLBACK_MAX_PROBE", "1s"),
+    // What cannot be delivered for so long is given up; nothing of a run may be.
+    ("LETHE_CALLBACK_GIVE_UP", "72h"),
+    ("LETHE_DRAIN_TIMEOUT", "25s"),
+    ("LETHE_DATABASE_CONNECTIONS", "6"),
+];
+
+/// The waiting period in [`SETTINGS`].
+pub const WAITING_PERIOD: Duration = Duration::from_secs(5);
+
+struct Slot {
+    name: &'static str,
+    route: Route,
+    worker: Option<Worker>,
+    /// Somebody ended it on purpose; otherwise only a signal may.
+    is_expected: bool,
+}
+
+/// All workers.
+pub struct Fleet {
+    world: Arc<World>,
+    slots: Vec<Mutex<Slot>>,
+    /// A planted defect, for all of them.
+    defect: Option<String>,
+    is_over: AtomicBool,
+    /// Points at which a process has killed itself.
+    pub fired: AtomicUsize,
+    /// Processes that ended by themselves with an exit code.
+    pub deserters: std::sync::Mutex<Vec<String>>,
+}
+
+impl Fleet {
+    /// Starts `each` of each worker; half of them go by one proxy, half by the other.
+    pub async fn start(world: Arc<World>, each: usize, defect: Option<&str>) -> Arc<Self> {
+        let mut slots = Vec::new();
+        for name in ALL {
+            for number in 0..each {
+                let route = if number % 2 == 0 { Route::First } else { Route::Second };
+                slots.push(Mutex::new(Slot { name, route, worker: None, is_expected: true }));
+            }
+        }
+        let defect = defect.map(|name| format!("defect:{name}"));
+        let fleet = Arc::new(Self {
+            world,
+            slots,
+            defect,
+            is_over: AtomicBool::default(),
+            fired: AtomicUsize::default(),
+            deserters: std::sync::Mutex::default(),
+        });
+        for slot in &fleet.slots {
+            let mut slot = slot.lock().await;
+            slot.worker = Some(fleet.spawn(&slot, None));
+        }
+        for slot in &fleet.slots {
+            slot.lock().await.worker.as_ref().unwrap().ready().await;
+        }
+        tokio::spawn(fleet.clone().replace_the_gone());
+        fleet
+    }
+
+    fn spawn(&self, slot: &Slot, fault: Option<&str>) -> Worker {
+        let faults: Vec<&str> = self.defect.as_deref().into_iter().chain(fault).collect();
+        let faults = faults.join(",");
+        let (database_url, amqp_url) = self.world.through(slot.route);
+        let mut settings = SETTINGS.to_vec();
+        settings.extend([("DATABASE_URL", database_url.as_str()), ("AMQP_URL", &amqp_url), ("LETHE_FAULT", &faults)]);
+        Worker::spawn(&self.world.tests, slot.name, &settings)
+    }
+
+    async fn replace_the_gone(self: Arc<Self>) {
+        while !self.is_over.load(Ordering::SeqCst) {
+            for slot in &self.slots {
+                let mut slot = slot.lock().await;
+                let Some(status) = slot.worker.as_mut().and_then(Worker::ended) else { continue };
+                if status.signal().is_some() && !slot.is_expected {
+                    self.fired.fetch_add(1, Ordering::SeqCst);
+                } else if !slot.is_expected {
+                    let log = slot.worker.as_ref().map(Worker::log).unwrap_or_default();
+                    let last = log.lines().last().unwrap_or_default().to_owned();
+                    self.deserters.lock().unwrap().push(format!("{} ended with {status}: {last}", slot.name));
+                }
+                slot.worker = Some(self.spawn(&slot, None));
+                slot.is_expected = false;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// kill -9; another one takes its place, with a fault where one is given.
+    pub async fn kill(&self, index: usize, fault: Option<&str>) {
+        let mut slot = self.slots[index].lock().await;
+        if let Some(worker) = slot.worker.take() {
+            worker.kill().await;
+        }
+        slot.worker = Some(self.spawn(&slot, fault));
+        slot.is_expected = false;
+    }
+
+    /// Sends a signal.
+    pub async fn signal(&self, index: usize, signal: &str) {
+        let mut slot = self.slots[index].lock().await;
+        slot.is_expected |= signal == "TERM";
+        if let Some(worker) = slot.worker.as_mut().filter(|worker| worker.pid().is_some()) {
+            worker.try_signal(signal).await;
+        }
+    }
+
+    /// Whether it stands still.
+    pub async fn is_stopped(&self, index: usize) -> bool {
+        let slot = self.slots[index].lock().await;
+        let Some(pid) = slot.worker.as_ref().and_then(Worker::pid) else { return false };
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+    }
+
+    /// Lets everybody go on who stands still.
+    pub async fn wake_all(&self) {
+        for index in 0..self.slots.len() {
+            self.signal(index, "CONT").await;
+        }
+    }
+
+    /// What they tell of themselves.
+    pub async fn metrics(&self) -> Vec<String> {
+        let mut pages = Vec::new();
+        for slot in &self.slots {
+            if let Some(worker) = &slot.lock().await.worker {
+                pages.extend(worker.get("/metrics").await.map(|(_, text)| text));
+            }
+        }
+        pages
+    }
+
+    /// Tells all to stop, and waits for it; those that do not drain in time are named.
+    pub async fn stop(&self) -> Vec<String> {
+        self.is_over.store(true, Ordering::SeqCst);
+        let mut stubborn = Vec::new();
+        for index in 0..self.slots.len() {
+            self.signal(index, "TERM").await;
+        }
+        for slot in &self.slots {
+            let mut slot = slot.lock().await;
+            let Some(mut worker) = slot.worker.take() else { continue };
+            match tokio::time::timeout(Duration::from_secs(40), worker.wait()).await {
+                Ok(status) if status.code() == Some(0) => {}
+                Ok(status) => stubborn.push(format!("{} ended with {status} after SIGTERM", slot.name)),
+                Err(_) => stubborn.push(format!("{} did not end within 40 s of SIGTERM", slot.name)),
+            }
+        }
+        stubborn
+    }
+}

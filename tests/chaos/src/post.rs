@@ -1,0 +1,186 @@
+//! The controllers' side of RabbitMQ: letters go out over several connections, again until they are confirmed, and
+//! those of careful senders again until they are answered.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use futures_util::StreamExt;
+use jiff::Timestamp;
+use lapin::options::{BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
+use lethe_tests::Answer;
+use lethe_tests::publisher::read_answer;
+use tokio::time::timeout;
+
+use crate::people::CONTROLLERS;
+use crate::plan::{DOORS, LetterKind, Plan};
+use crate::world::World;
+
+/// A letter that nobody answered is sent again after this.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// What is known of a letter.
+#[derive(Clone, Debug, Default)]
+pub struct Fate {
+    /// When it was first sent.
+    pub first_sent: Option<Instant>,
+    /// When it was last sent.
+    pub sent: Option<Instant>,
+    /// How often.
+    pub times: u32,
+    /// When the broker first confirmed it.
+    pub confirmed: Option<Instant>,
+    /// The database's clock just after that; for cancellations, where the database answered.
+    pub confirmed_by_clock: Option<Timestamp>,
+    /// Answers, and when each came.
+    pub answers: Vec<(Instant, Answer)>,
+}
+
+/// All letters and what became of them.
+pub struct Post {
+    plan: Arc<Plan>,
+    world: Arc<World>,
+    user: String,
+    began: Instant,
+    fates: Mutex<Vec<Fate>>,
+    is_closed: AtomicBool,
+}
+
+impl Post {
+    /// Begins to send.
+    pub fn open(plan: Arc<Plan>, world: Arc<World>) -> Arc<Self> {
+        let fates = Mutex::new(vec![Fate::default(); plan.letters.len()]);
+        let user = world.tests.management.user();
+        let post = Arc::new(Self { plan, world, user, began: Instant::now(), fates, is_closed: AtomicBool::default() });
+        for door in 0..DOORS {
+            tokio::spawn(post.clone().keep_open(door));
+        }
+        post
+    }
+
+    /// Sends no more.
+    pub fn close(&self) {
+        self.is_closed.store(true, Ordering::SeqCst);
+    }
+
+    /// What became of each letter, in the order of the plan.
+    pub fn fates(&self) -> Vec<Fate> {
+        self.fates.lock().unwrap().clone()
+    }
+
+    /// Letters that their senders still care for.
+    pub fn open_letters(&self) -> usize {
+        let fates = self.fates.lock().unwrap();
+        self.plan.letters.iter().zip(&*fates).filter(|(letter, fate)| !is_done(letter.is_careful, fate)).count()
+    }
+
+    async fn keep_open(self: Arc<Self>, door: usize) {
+        while !self.is_closed.load(Ordering::SeqCst) {
+            // Whatever broke: the next connection takes over.
+            let _ = self.serve(door).await;
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    async fn serve(self: &Arc<Self>, door: usize) -> anyhow::Result<()> {
+        let patience = Duration::from_secs(10);
+        let url = &self.world.tests.amqp_url;
+        let connection = timeout(patience, Connection::connect(url, ConnectionProperties::default())).await??;
+        let setup = async {
+            let channel = connection.create_channel().await?;
+            lethe::broker::topology::declare(&channel).await?;
+            channel.confirm_select(ConfirmSelectOptions::default()).await?;
+            let exclusive =
+                QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
+            let queue = channel.queue_declare("".into(), exclusive, FieldTable::default()).await?;
+            let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
+            let consumer =
+                channel.basic_consume(queue.name().clone(), "".into(), options, FieldTable::default()).await?;
+            anyhow::Ok((channel, queue.name().as_str().to_owned(), consumer))
+        };
+        let (channel, reply_to, mut answers) = timeout(patience, setup).await??;
+        let mut ticks = tokio::time::interval(Duration::from_millis(20));
+        loop {
+            tokio::select! {
+                delivery = answers.next() => self.answered(&delivery.context("no more answers")??),
+                _ = ticks.tick() => {
+                    ensure!(!self.is_closed.load(Ordering::SeqCst) && connection.status().connected(), "closed");
+                    for index in self.take_due(door) {
+                        timeout(patience, self.send(&channel, &reply_to, index)).await??;
+                    }
+                }
+            }
+        }
+    }
+
+    fn take_due(&self, door: usize) -> Vec<usize> {
+        let mut fates = self.fates.lock().unwrap();
+        let mut due = Vec::new();
+        for (index, (letter, fate)) in self.plan.letters.iter().zip(fates.iter_mut()).enumerate() {
+            let is_time = self.began.elapsed() >= letter.due && fate.sent.is_none_or(|sent| sent.elapsed() > AGAIN);
+            if letter.door == door && is_time && !is_done(letter.is_careful, fate) && due.len() < 50 {
+                fate.first_sent.get_or_insert_with(Instant::now);
+                (fate.sent, fate.times) = (Some(Instant::now()), fate.times + 1);
+                due.push(index);
+            }
+        }
+        due
+    }
+
+    async fn send(self: &Arc<Self>, channel: &Channel, reply_to: &str, index: usize) -> anyhow::Result<()> {
+        let letter = &self.plan.letters[index];
+        let controller = CONTROLLERS[self.plan.cases[letter.case].controller];
+        let word = if letter.kind == LetterKind::Cancellation { "cancellation" } else { "request" };
+        let mut headers = FieldTable::default();
+        headers.insert("controller-id".into(), AMQPValue::LongString(controller.into()));
+        let properties = BasicProperties::default()
+            .with_delivery_mode(2)
+            .with_content_type("application/json".into())
+            .with_user_id(self.user.as_str().into())
+            .with_reply_to(reply_to.into())
+            .with_correlation_id(index.to_string().as_str().into())
+            .with_headers(headers);
+        let key = format!("{controller}.{word}");
+        let options = BasicPublishOptions::default();
+        let confirm = channel
+            .basic_publish("dsr.requests".into(), key.as_str().into(), options, &letter.body, properties)
+            .await?;
+        let post = self.clone();
+        tokio::spawn(async move {
+            if let Ok(Ok(confirmation)) = timeout(Duration::from_secs(30), confirm).await
+                && confirmation.is_ack()
+            {
+                post.confirmed(index).await;
+            }
+        });
+        Ok(())
+    }
+
+    async fn confirmed(&self, index: usize) {
+        let now = Instant::now();
+        let is_first = {
+            let mut fates = self.fates.lock().unwrap();
+            let is_first = fates[index].confirmed.is_none();
+            fates[index].confirmed.get_or_insert(now);
+            is_first
+        };
+        if is_first && self.plan.letters[index].kind == LetterKind::Cancellation {
+            let clock = self.world.clock().await;
+            self.fates.lock().unwrap()[index].confirmed_by_clock = clock;
+        }
+    }
+
+    fn answered(&self, delivery: &lapin::message::Delivery) {
+        let index = delivery.properties.correlation_id().as_ref().and_then(|id| id.as_str().parse::<usize>().ok());
+        if let Some(index) = index {
+            self.fates.lock().unwrap()[index].answers.push((Instant::now(), read_answer(delivery)));
+        }
+    }
+}
+
+fn is_done(is_careful: bool, fate: &Fate) -> bool {
+    !fate.answers.is_empty() || (!is_careful && fate.confirmed.is_some())
+}

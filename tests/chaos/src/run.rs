@@ -1,0 +1,226 @@
+//! One run: a world, a fleet, traffic and harm; then calm, the hurdles mended, and the checker.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+
+use crate::checker::{self, Evidence, Violation};
+use crate::driver::{self, Driver, Harm, Repertoire};
+use crate::fleet::Fleet;
+use crate::latecomers::Latecomers;
+use crate::plan::{self, Hurdle, Plan};
+use crate::post::Post;
+use crate::receiver::Receivers;
+use crate::report::Report;
+use crate::world::World;
+
+/// The defects that can be planted, and the harm that brings each to light.
+pub const DEFECTS: [&str; 5] =
+    ["ack_before_commit", "publish_lost", "no_lease_check", "no_split", "callbacks_out_of_order"];
+
+/// A run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Everything follows from it.
+    pub seed: u64,
+    /// Subject requests.
+    pub requests: usize,
+    /// How long traffic and harm last.
+    pub span: Duration,
+    /// Processes of each worker.
+    pub each: usize,
+    /// The script of the servers, where they are ours alone.
+    pub servers: Option<PathBuf>,
+    /// A planted defect.
+    pub defect: Option<String>,
+    /// How long all may take to end once the harm is over.
+    pub patience: Duration,
+    /// Leave database, virtual host and folder.
+    pub keep: bool,
+}
+
+impl Options {
+    /// The short form: on servers that others use too.
+    pub fn short(seed: u64) -> Self {
+        Self {
+            seed,
+            requests: 150,
+            span: Duration::from_secs(8),
+            each: 2,
+            servers: None,
+            defect: None,
+            patience: Duration::from_secs(90),
+            keep: false,
+        }
+    }
+
+    /// With a planted defect, a smaller run that brings it to light.
+    #[must_use]
+    pub fn with_defect(mut self, name: &str) -> Self {
+        self.defect = Some(name.to_owned());
+        // Where wake-ups are lost, being stuck is what is looked for; elsewhere it would only hide the defect.
+        let patience = if name == "publish_lost" { 12 } else { 90 };
+        (self.requests, self.span, self.patience) = (120, Duration::from_secs(5), Duration::from_secs(patience));
+        self
+    }
+
+    fn repertoire(&self) -> Repertoire {
+        let first = |name: &str| driver::slots(name, self.each).start;
+        let only = self.defect.as_deref().map(|name| match name {
+            "ack_before_commit" => {
+                vec![
+                    Harm::KillAt(first("identity-matcher"), "intake.before_commit", 2),
+                    Harm::Kill(first("identity-matcher") + 1),
+                ]
+            }
+            "no_lease_check" => vec![Harm::ZombieAt(first("access-compiler"), "compile.mid_file", 1)],
+            "no_split" => vec![Harm::KillAll("identity-matcher")],
+            _ => vec![Harm::ClockJump],
+        });
+        Repertoire { each: self.each, own_servers: self.servers.is_some(), only }
+    }
+}
+
+/// Runs it.
+pub async fn run(options: &Options) -> Report {
+    let began = Instant::now();
+    let (completed, says_completed) = mpsc::unbounded_channel();
+    let receivers = Receivers::start(options.seed, completed).await;
+    let plan = Arc::new(plan::make(options.seed, options.requests, options.span, &receivers.addresses));
+    let world = Arc::new(World::new(options.servers.clone()).await);
+    world.furnish(&plan).await;
+    let sampler = checker::sample(plan.clone(), world.clone(), says_completed);
+    let fleet = Fleet::start(world.clone(), options.each, options.defect.as_deref()).await;
+    let post = Post::open(plan.clone(), world.clone());
+    let late = Latecomers::start(options.seed, plan.clone(), world.clone(), post.clone());
+    let driver = Driver::new(world.clone(), fleet.clone(), options.each);
+    driver.run(driver::schedule(options.seed, options.span, &options.repertoire()), options.span).await;
+
+    receivers.calm();
+    late.stop();
+    let calm = Calm { world: &world, fleet: &fleet, post: &post, plan: &plan, patience: options.patience };
+    let mut violations = calm.settle(true).await;
+    violations.extend(checker::hurdles_hold(&world, &plan).await);
+    world.mend_store().await;
+    receivers.revive();
+    if violations.is_empty() {
+        violations.extend(calm.settle(false).await);
+    }
+    post.close();
+    let metrics = fleet.metrics().await;
+    let stubborn = fleet.stop().await;
+    violations.extend(stubborn.into_iter().map(|what| Violation::of(0, what)));
+    violations.extend(fleet.deserters.lock().unwrap().drain(..).map(|what| Violation::of(0, what)));
+    violations.append(&mut sampler.lock().unwrap());
+
+    let mut evidence = Evidence {
+        plan: plan.clone(),
+        world: world.clone(),
+        fates: post.fates(),
+        purges: driver.purges(),
+        arrivals: receivers.arrivals(),
+        late_batches: late.batches(),
+        late_twins: late.twins(),
+        doubtful_rows: late.doubtful_rows(),
+        rows: std::collections::BTreeMap::default(),
+        strangers: 0,
+    };
+    evidence.read_rows().await;
+    let (found, deliveries) = checker::check(&evidence, &metrics).await;
+    violations.extend(found);
+    let report = Report {
+        seed: options.seed,
+        defect: options.defect.clone(),
+        elapsed: began.elapsed(),
+        requests: plan.cases.len(),
+        outcomes: evidence.outcomes(),
+        letters: plan.letters.len(),
+        sent: evidence.fates.iter().map(|fate| fate.times as usize).sum(),
+        answers: evidence.fates.iter().map(|fate| fate.answers.len()).sum(),
+        deliveries,
+        harm: driver.done(),
+        fired: fleet.fired.load(Ordering::SeqCst),
+        disk: world.disk,
+        violations,
+    };
+    if !report.violations.is_empty() {
+        report.keep_logs(&world.tests.folder.join("log"));
+    }
+    if options.keep {
+        eprintln!("kept: database and virtual host {}, folder {}", world.tests.name, world.tests.folder.display());
+        std::mem::forget(world);
+    }
+    report
+}
+
+/// After the harm.
+struct Calm<'a> {
+    world: &'a World,
+    fleet: &'a Fleet,
+    post: &'a Post,
+    plan: &'a Plan,
+    patience: Duration,
+}
+
+impl Calm<'_> {
+    /// Waits until everything has ended, but for what stands behind hurdles where these still stand.
+    async fn settle(&self, hurdles: bool) -> Vec<Violation> {
+        let began = Instant::now();
+        let mut jumps = 0;
+        loop {
+            // One that was to stop itself may do so now.
+            self.fleet.wake_all().await;
+            let left = self.left(hurdles).await;
+            if left.is_empty() {
+                return vec![];
+            }
+            if began.elapsed() > self.patience {
+                return left.into_iter().map(|what| Violation::of(5, format!("stuck: {what}"))).collect();
+            }
+            // Leases of the dead need not be sat out.
+            if began.elapsed() > Duration::from_secs(3 + 10 * jumps) {
+                self.world.jump(61.0).await;
+                jumps += 1;
+            }
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+    }
+
+    async fn left(&self, hurdles: bool) -> Vec<String> {
+        let except = |hurdle| {
+            let cases = self.plan.cases.iter().filter(|case| hurdles && case.hurdle == Some(hurdle));
+            let ids: Vec<String> = cases.map(|case| format!("'{}'", case.id)).collect();
+            if ids.is_empty() { "''".to_owned() } else { ids.join(",") }
+        };
+        let (failing, dead) = (except(Hurdle::FailingStore), except(Hurdle::DeadEndpoint));
+        let requests = format!(
+            "SELECT count(*) FROM lethe.requests WHERE status IN ('pending', 'in_progress')
+                AND subject_request_id::text NOT IN ({failing})"
+        );
+        let callbacks = format!(
+            "SELECT count(*) FROM lethe.callbacks c JOIN lethe.requests r USING (request_key)
+              WHERE c.state <> 'delivered' AND r.subject_request_id::text NOT IN ({failing}, {dead})"
+        );
+        let batches = if hurdles {
+            "SELECT 0::bigint".to_owned()
+        } else {
+            "SELECT count(*) FROM lethe.batches WHERE state <> 'completed' AND runs_at < lethe.now() - interval '5s'"
+                .to_owned()
+        };
+        let mut left = Vec::new();
+        for (what, sql) in [("requests", requests), ("callbacks", callbacks), ("batches", batches)] {
+            let count = self.world.count(&sql).await;
+            if count > 0 {
+                left.push(format!("{count} {what} have not ended"));
+            }
+        }
+        let letters = self.post.open_letters();
+        if letters > 0 {
+            left.push(format!("{letters} messages are not answered"));
+        }
+        left
+    }
+}

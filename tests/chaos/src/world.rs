@@ -1,0 +1,171 @@
+//! A world that can be harmed: the tests' world (database, virtual host, folders), proxies on the way to its servers, a
+//! result store that can be full, and the hurdles that one controller lays for the others.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use lethe_tests::proxy::{Proxy, Way};
+use tokio::process::Command;
+use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
+
+use crate::plan::{Hurdle, POISON_TIME, Plan};
+
+/// Which pair of proxies a worker goes by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// One half of the fleet.
+    First,
+    /// The other.
+    Second,
+}
+
+/// How the disk of the result store is made full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Disk {
+    /// It is a small file system of its own.
+    Small,
+    /// None could be mounted: the folder is replaced by a file for a while, which fails otherwise than a full disk.
+    Replaced,
+}
+
+/// The world.
+pub struct World {
+    /// Database, virtual host, folders, keys.
+    pub tests: lethe_tests::World,
+    /// Where the result store lies.
+    pub disk: Disk,
+    /// The script that restarts the servers; `None` where others use them too.
+    pub servers: Option<PathBuf>,
+    /// To PostgreSQL by the first and the second route, then to RabbitMQ.
+    pub proxies: [Proxy; 4],
+}
+
+/// How long the checker and the harness wait for a server that was harmed.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+impl World {
+    /// Makes one; `servers` where the servers are ours alone.
+    pub async fn new(servers: Option<PathBuf>) -> Self {
+        let tests = lethe_tests::World::new().await;
+        let disk = mount(&tests.folder.join("results")).await;
+        let proxies = [
+            Proxy::start(&tests.database_url, Way::Open).await,
+            Proxy::start(&tests.database_url, Way::Open).await,
+            Proxy::start(&tests.amqp_url, Way::Open).await,
+            Proxy::start(&tests.amqp_url, Way::Open).await,
+        ];
+        Self { tests, disk, servers, proxies }
+    }
+
+    /// The URLs of both servers by a route.
+    pub fn through(&self, route: Route) -> (String, String) {
+        let number = usize::from(route == Route::Second);
+        (self.proxies[number].through(&self.tests.database_url), self.proxies[2 + number].through(&self.tests.amqp_url))
+    }
+
+    /// Imports the people, adds the controllers, and lays the hurdles.
+    pub async fn furnish(&self, plan: &Plan) {
+        for (number, controller) in crate::people::CONTROLLERS.iter().enumerate() {
+            let id = self.tests.controller(controller).await;
+            let theirs = plan.people.iter().filter(|person| person.controller == number);
+            let profiles: Vec<String> = theirs.clone().map(crate::people::Person::profile).collect();
+            let batches: Vec<String> = theirs.flat_map(crate::people::Person::event_batches).collect();
+            for lines in profiles.chunks(2_000) {
+                self.tests.profiles(&id, lines).await;
+            }
+            for lines in batches.chunks(2_000) {
+                self.tests.event_batches(&id, lines).await;
+            }
+        }
+        let failing: Vec<String> = plan
+            .cases
+            .iter()
+            .filter(|case| case.hurdle == Some(Hurdle::FailingStore))
+            .flat_map(|case| case.matches.iter().map(|person| plan.people[*person].mpid.to_string()))
+            .collect();
+        let failing = if failing.is_empty() { "NULL".to_owned() } else { failing.join(",") };
+        let sql = format!(
+            "CREATE SCHEMA chaos;
+             CREATE FUNCTION chaos.refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+             BEGIN RAISE EXCEPTION 'refused by the fault suite' USING ERRCODE = TG_ARGV[0]; END $$;
+             CREATE TRIGGER poison BEFORE INSERT ON lethe.requests FOR EACH ROW
+               WHEN (NEW.submitted_time = '{POISON_TIME}') EXECUTE FUNCTION chaos.refuse('22000');
+             CREATE TRIGGER failing_store BEFORE DELETE ON subject_data.profiles FOR EACH ROW
+               WHEN (OLD.mpid IN ({failing})) EXECUTE FUNCTION chaos.refuse('58030')"
+        );
+        self.tests.run(&sql).await;
+    }
+
+    /// The failing store works again.
+    pub async fn mend_store(&self) {
+        self.patiently("ALTER TABLE subject_data.profiles DISABLE TRIGGER failing_store", &[]).await;
+    }
+
+    /// Asks until the database answers.
+    pub async fn patiently(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Vec<Row> {
+        let started = Instant::now();
+        loop {
+            match self.attempt(sql, params).await {
+                Ok(rows) => return rows,
+                Err(error) => assert!(started.elapsed() < PATIENCE, "{sql}: {error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Asks once.
+    ///
+    /// # Errors
+    /// Where the database does not answer, or refuses.
+    pub async fn attempt(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, lethe::db::DbError> {
+        let session = self.tests.db.session().await?;
+        Ok(session.raw().query(sql, params).await?)
+    }
+
+    /// The first column of the first row, as a count.
+    pub async fn count(&self, sql: &str) -> i64 {
+        self.patiently(sql, &[]).await[0].get(0)
+    }
+
+    /// The one clock, where the database answers at once.
+    pub async fn clock(&self) -> Option<Timestamp> {
+        let now = self.attempt("SELECT lethe.now()", &[]);
+        tokio::time::timeout(Duration::from_secs(5), now).await.ok()?.ok().map(|rows| rows[0].get(0))
+    }
+
+    /// Lets time pass at once: leases run out, ticks come.
+    pub async fn jump(&self, seconds: f64) {
+        self.patiently("UPDATE lethe.clock SET shift = shift + make_interval(secs => $1)", &[&seconds]).await;
+    }
+
+    /// Runs the script of the local servers.
+    pub async fn run_servers(&self, arguments: &[&str]) -> bool {
+        let Some(script) = &self.servers else { return false };
+        let mut command = Command::new(script);
+        // What .local/env exports would be taken for servers of somebody else.
+        command.args(arguments).env_remove("DATABASE_URL").env_remove("AMQP_URL");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.status().await.is_ok_and(|status| status.success())
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if self.disk == Disk::Small {
+            let _ = std::process::Command::new("umount").arg("-l").arg(self.tests.folder.join("results")).status();
+        }
+    }
+}
+
+/// Mounts a file system of 24 MiB on the folder of the result store.
+async fn mount(folder: &std::path::Path) -> Disk {
+    let mut command = Command::new("mount");
+    command.args(["-t", "tmpfs", "-o", "size=24m", "tmpfs"]).arg(folder).stderr(Stdio::null());
+    match command.status().await {
+        Ok(status) if status.success() => Disk::Small,
+        _ => Disk::Replaced,
+    }
+}
