@@ -41,7 +41,9 @@ pub struct Worker {
 pub fn binary(name: &str) -> PathBuf {
     let own = std::env::current_exe().unwrap();
     let found = own.ancestors().skip(1).take(2).map(|folder| folder.join(name)).find(|path| path.exists());
-    found.unwrap_or_else(|| panic!("there is no {name} beside the tests: run `make test`, or `cargo build --workspace --bins`"))
+    found.unwrap_or_else(|| {
+        panic!("there is no {name} beside the tests: run `make test`, or `cargo build --workspace --bins`")
+    })
 }
 
 /// A process with nothing in its environment but the path.
