@@ -58,7 +58,7 @@ statements! {
         DELETE FROM lethe.early_cancellations e
          USING unnest($1::text[], $2::uuid[], $3::bigint[]) AS q (controller_id, subject_request_id, request_key)
          WHERE e.controller_id = q.controller_id AND e.subject_request_id = q.subject_request_id
-           AND e.expires_at > lethe.now()
+           AND e.expires_at > (SELECT lethe.now())
         RETURNING q.request_key, e.received_at";
     CANCEL_AT_BIRTH = "
         UPDATE lethe.requests r
