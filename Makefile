@@ -8,7 +8,7 @@ BIN := $(or $(CARGO_TARGET_DIR),target)/release
 LOCKED := $(if $(filter true,$(CI)),--locked)
 WITH_ENV := source "$(LOCAL)/env"
 
-.PHONY: help build servers up down test chaos lint demo clean-local
+.PHONY: help build servers up down test chaos lint demo bench bench-growth clean-local
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -63,6 +63,15 @@ lint: ## Check formatting, clippy, shell scripts, licences
 
 demo: ## The whole life of some thousand requests, from nothing
 	deploy/local/with-servers bash -euc 'cargo build --release --workspace $(LOCKED); exec "$(BIN)/lethe" demo'
+
+bench: ## Measure against the raw cost of the same work; QUICK=1, ROWS="intake release", FLAGS=…
+	deploy/local/with-servers bash -euc 'cargo build --release --workspace $(LOCKED); \
+		exec "$(BIN)/lethe-bench" rows $(if $(QUICK),--quick) $(FLAGS) $(ROWS)'
+
+bench-growth: ## Measure how cost grows, and draw docs/performance/*.png; QUICK=1, CURVES="workers"
+	deploy/local/with-servers bash -euc 'cargo build --release --workspace $(LOCKED); \
+		"$(BIN)/lethe-bench" growth $(if $(QUICK),--quick) $(FLAGS) $(CURVES)'
+	tests/bench/plot.sh
 
 clean-local: ## Stop everything and remove .local
 	deploy/local/fleet down

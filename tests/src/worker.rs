@@ -37,12 +37,11 @@ pub struct Worker {
     client: reqwest::Client,
 }
 
-/// The binary of that name, beside the test's.
+/// The binary of that name: beside ours (the benchmark's), or one folder above (a test's, which lies in `deps`).
 pub fn binary(name: &str) -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    // Tests lie in a folder beside the binaries, the fault suite is one of them.
-    let path = test.ancestors().skip(1).take(2).map(|folder| folder.join(name)).find(|path| path.exists());
-    path.unwrap_or_else(|| {
+    let own = std::env::current_exe().unwrap();
+    let found = own.ancestors().skip(1).take(2).map(|folder| folder.join(name)).find(|path| path.exists());
+    found.unwrap_or_else(|| {
         panic!("there is no {name} beside the tests: run `make test`, or `cargo build --workspace --bins`")
     })
 }
@@ -120,6 +119,11 @@ impl Worker {
             worker.ready().await;
         }
         workers
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id().unwrap()
     }
 
     /// Waits until the admin address says that it is ready.

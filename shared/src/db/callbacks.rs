@@ -30,8 +30,8 @@ statements! {
         UPDATE lethe.callbacks c
            SET state = q.state, lease_token = NULL, lease_expires_at = NULL,
                retrying_for = c.retrying_for + make_interval(secs => q.used),
-               next_attempt_at = lethe.now() + make_interval(secs => q.delay),
-               finished_at = CASE WHEN q.state = 'ready' THEN NULL ELSE lethe.now() END
+               next_attempt_at = (SELECT lethe.now()) + make_interval(secs => q.delay),
+               finished_at = CASE WHEN q.state = 'ready' THEN NULL ELSE (SELECT lethe.now()) END
           FROM (SELECT u.* FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::float8[], $5::float8[])
                        AS u (callback_id, token, state, used, delay)
                   JOIN lethe.callbacks l USING (callback_id) ORDER BY l.callback_id FOR UPDATE OF l) q

@@ -24,12 +24,12 @@ statements! {
         UPDATE lethe.endpoints SET last_nudged_at = lethe.now()
          WHERE endpoint_id IN (
             SELECT e.endpoint_id FROM lethe.endpoints e
-             WHERE e.last_nudged_at < lethe.now() - make_interval(secs => $1)
-               AND (e.open_until IS NULL OR e.open_until <= lethe.now())
+             WHERE e.last_nudged_at < (SELECT lethe.now()) - make_interval(secs => $1)
+               AND (e.open_until IS NULL OR e.open_until <= (SELECT lethe.now()))
                AND EXISTS (
                    SELECT FROM lethe.callbacks c
-                    WHERE c.endpoint_id = e.endpoint_id AND c.state = 'ready' AND c.next_attempt_at <= lethe.now()
-                      AND (c.lease_expires_at IS NULL OR c.lease_expires_at <= lethe.now()))
+                    WHERE c.endpoint_id = e.endpoint_id AND c.state = 'ready' AND c.next_attempt_at <= (SELECT lethe.now())
+                      AND (c.lease_expires_at IS NULL OR c.lease_expires_at <= (SELECT lethe.now())))
              ORDER BY e.last_nudged_at LIMIT $2 FOR UPDATE SKIP LOCKED)
         RETURNING endpoint_id";
 }

@@ -12,29 +12,31 @@ use crate::request::{ControllerId, Mpid};
 
 statements! {
     /// One probe of one index per identity, whatever the size: the lateral query with its limit leaves the planner no
-    /// other way. One controller at a time, so that its partition is chosen, and locked, alone. Digests are made
-    /// first: beside the row-level security of the gateway only plain comparisons may choose rows of an index.
-    MATCH = "
-        WITH q AS MATERIALIZED (
-            SELECT ord, identity_type, format,
-                   CASE format WHEN 'raw' THEN lethe.identity_sha256(identity_type, value)
-                               ELSE decode(value, 'hex') END AS digest
-              FROM unnest($2::int[], $3::text[], $4::text[], $5::text[]) AS q (ord, identity_type, format, value))
+    /// other way. One controller at a time, so that its partition is chosen, and locked, alone. Digests come from us: a
+    /// call of an SQL function for each probe costs many times the probe, and beside the row-level security of the gateway
+    /// only plain comparisons may choose rows of an index.
+    MATCH_SHA256 = "
         SELECT q.ord, found.mpid
-          FROM q
+          FROM unnest($2::int[], $3::text[], $4::bytea[]) AS q (ord, identity_type, digest)
          CROSS JOIN LATERAL (
-            (SELECT p.mpid FROM subject_data.profile_identities p
-              WHERE q.format IN ('raw', 'sha256') AND p.controller_id = $1 AND p.identity_type = q.identity_type
-                AND p.sha256 = q.digest LIMIT $6)
-            UNION ALL
-            (SELECT p.mpid FROM subject_data.profile_identities p
-              WHERE q.format = 'sha1' AND p.controller_id = $1 AND p.identity_type = q.identity_type
-                AND p.sha1 = q.digest LIMIT $6)
-            UNION ALL
-            (SELECT p.mpid FROM subject_data.profile_identities p
-              WHERE q.format = 'md5' AND p.controller_id = $1 AND p.identity_type = q.identity_type
-                AND p.md5 = q.digest LIMIT $6)) found";
+            SELECT p.mpid FROM subject_data.profile_identities p
+             WHERE p.controller_id = $1 AND p.identity_type = q.identity_type AND p.sha256 = q.digest LIMIT $5) found";
+    MATCH_SHA1 = "
+        SELECT q.ord, found.mpid
+          FROM unnest($2::int[], $3::text[], $4::bytea[]) AS q (ord, identity_type, digest)
+         CROSS JOIN LATERAL (
+            SELECT p.mpid FROM subject_data.profile_identities p
+             WHERE p.controller_id = $1 AND p.identity_type = q.identity_type AND p.sha1 = q.digest LIMIT $5) found";
+    MATCH_MD5 = "
+        SELECT q.ord, found.mpid
+          FROM unnest($2::int[], $3::text[], $4::bytea[]) AS q (ord, identity_type, digest)
+         CROSS JOIN LATERAL (
+            SELECT p.mpid FROM subject_data.profile_identities p
+             WHERE p.controller_id = $1 AND p.identity_type = q.identity_type AND p.md5 = q.digest LIMIT $5) found";
 }
+
+/// The index that knows a digest.
+const PROBES: [(&str, usize); 3] = [(MATCH_SHA256, 32), (MATCH_SHA1, 20), (MATCH_MD5, 16)];
 
 /// What is looked for: the identities of one request.
 #[derive(Clone, Copy, Debug)]
@@ -81,34 +83,37 @@ async fn find_of(
     wanted: &[(i32, &Wanted<'_>)],
     found: &mut [Matched],
 ) -> Result<(), DbError> {
-    let (mut ords, mut types, mut formats, mut values) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let mut by_ord: HashMap<i32, &Wanted<'_>> = HashMap::with_capacity(wanted.len());
-    for (ord, one) in wanted {
-        by_ord.insert(*ord, one);
-        for identity in one.identities {
-            ords.push(*ord);
-            types.push(identity.identity_type.as_str());
-            formats.push(identity.format.as_str());
-            values.push(identity.value.as_str());
-        }
-    }
+    let by_ord: HashMap<i32, &Wanted<'_>> = wanted.iter().copied().collect();
     // One more than the cap and the named ones can explain shows that it is exceeded.
     let named = |one: &Wanted<'_>| i64::try_from(one.named.len()).unwrap_or(0);
     let limit_of = |one: &Wanted<'_>| one.cap.map_or(i64::MAX, |cap| i64::from(cap) + 1 + named(one));
     let limit: i64 = wanted.iter().map(|(_, one)| limit_of(one)).max().unwrap_or(0);
-    let statement = session.prepared(MATCH).await?;
-    let params: [&(dyn ToSql + Sync); 6] = [controller_id, &ords, &types, &formats, &values, &limit];
-    let rows = session.raw().query_raw(&statement, params).await?;
-    futures_util::pin_mut!(rows);
-    while let Some(row) = rows.try_next().await? {
-        let (ord, mpid): (i32, Mpid) = (row.get(0), row.get(1));
-        let place = usize::try_from(ord).ok().and_then(|index| found.get_mut(index)).zip(by_ord.get(&ord));
-        let (matched, one) = place.ok_or(DbError::Unexpected { place: "profile_identities" })?;
-        if matched.over_cap || one.named.contains(&mpid) {
+    for (statement, length) in PROBES {
+        let (mut ords, mut types, mut digests) = (Vec::new(), Vec::new(), Vec::new());
+        for (ord, identity) in wanted.iter().flat_map(|(ord, one)| one.identities.iter().map(move |one| (*ord, one))) {
+            let digest = identity.digest().ok_or(DbError::Unexpected { place: "an identity's digest" })?;
+            if digest.len() == length {
+                ords.push(ord);
+                types.push(identity.identity_type.as_str());
+                digests.push(digest);
+            }
+        }
+        if ords.is_empty() {
             continue;
         }
-        matched.mpids.insert(mpid);
-        matched.over_cap = one.cap.is_some_and(|cap| matched.mpids.len() > cap as usize);
+        let params: [&(dyn ToSql + Sync); 5] = [controller_id, &ords, &types, &digests, &limit];
+        let rows = session.stream(statement, &params).await?;
+        futures_util::pin_mut!(rows);
+        while let Some(row) = rows.try_next().await? {
+            let (ord, mpid): (i32, Mpid) = (row.get(0), row.get(1));
+            let place = usize::try_from(ord).ok().and_then(|index| found.get_mut(index)).zip(by_ord.get(&ord));
+            let (matched, one) = place.ok_or(DbError::Unexpected { place: "profile_identities" })?;
+            if matched.over_cap || one.named.contains(&mpid) {
+                continue;
+            }
+            matched.mpids.insert(mpid);
+            matched.over_cap = one.cap.is_some_and(|cap| matched.mpids.len() > cap as usize);
+        }
     }
     Ok(())
 }

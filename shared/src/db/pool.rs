@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime, Timeouts};
-use tokio_postgres::types::ToSql;
-use tokio_postgres::{Row, Statement};
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Row, RowStream, Statement};
 
 use super::{DbError, tls};
 use crate::request::ControllerId;
@@ -20,10 +20,9 @@ pub struct Db {
     acting_for: Option<Arc<str>>,
 }
 
-/// How long a statement, a wait for a lock and an idle transaction may take. Custom plans only: a generic plan of a
-/// statement on partitioned tables locks the partitions of every controller before it prunes them.
+/// How long a statement, a wait for a lock and an idle transaction may take.
 const SESSION: &str = "-c statement_timeout=60s -c lock_timeout=10s -c idle_in_transaction_session_timeout=60s \
-                       -c TimeZone=UTC -c plan_cache_mode=force_custom_plan";
+                       -c TimeZone=UTC";
 
 impl Db {
     /// A pool for `url`. Connects only when it is asked for the first session.
@@ -128,7 +127,13 @@ impl Db {
     }
 }
 
-/// A session of the pool. Statements are prepared once per session.
+/// A session of the pool.
+///
+/// A statement is prepared once per session, which tells the types of its parameters; it runs unnamed, in one round trip,
+/// and is planned for what it is given. A generic plan of a statement on partitioned tables would lock the partitions of
+/// every controller before it prunes them; one on a table that was small once would go on scanning it. The setting
+/// `plan_cache_mode` would do the same, but for foreign keys as well, and planning each check of those costs several
+/// times the check (ADR 0018).
 #[derive(Debug)]
 pub struct Session(Object);
 
@@ -139,7 +144,16 @@ impl Session {
     /// [`DbError::Postgres`].
     pub async fn query(&self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, DbError> {
         let statement = self.prepared(sql).await?;
-        Ok(self.0.query(&statement, params).await?)
+        Ok(self.0.query_typed(sql, &typed(&statement, params)).await?)
+    }
+
+    /// Runs a statement and returns its rows as they come in.
+    ///
+    /// # Errors
+    /// [`DbError::Postgres`].
+    pub async fn stream(&self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<RowStream, DbError> {
+        let statement = self.prepared(sql).await?;
+        Ok(self.0.query_typed_raw(sql, typed(&statement, params)).await?)
     }
 
     /// Runs a statement that returns at most one row.
@@ -148,7 +162,7 @@ impl Session {
     /// [`DbError::Postgres`].
     pub async fn query_opt(&self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<Option<Row>, DbError> {
         let statement = self.prepared(sql).await?;
-        Ok(self.0.query_opt(&statement, params).await?)
+        Ok(self.0.query_typed_opt(sql, &typed(&statement, params)).await?)
     }
 
     /// Runs a statement that returns exactly one row.
@@ -157,7 +171,7 @@ impl Session {
     /// [`DbError::Postgres`].
     pub async fn query_one(&self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<Row, DbError> {
         let statement = self.prepared(sql).await?;
-        Ok(self.0.query_one(&statement, params).await?)
+        Ok(self.0.query_typed_one(sql, &typed(&statement, params)).await?)
     }
 
     /// Runs a statement and returns the number of rows it changed.
@@ -166,7 +180,7 @@ impl Session {
     /// [`DbError::Postgres`].
     pub async fn execute(&self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<u64, DbError> {
         let statement = self.prepared(sql).await?;
-        Ok(self.0.execute(&statement, params).await?)
+        Ok(self.0.execute_typed(sql, &typed(&statement, params)).await?)
     }
 
     /// Prepares a statement, once for each session.
@@ -196,6 +210,11 @@ impl Session {
     pub fn raw(&self) -> &tokio_postgres::Client {
         &self.0
     }
+}
+
+/// Parameters, each with its type.
+fn typed<'a>(statement: &Statement, params: &[&'a (dyn ToSql + Sync)]) -> Vec<(&'a (dyn ToSql + Sync), Type)> {
+    params.iter().copied().zip(statement.params().iter().cloned()).collect()
 }
 
 /// A transaction. Without [`Tx::commit`] it never happened: the session is then closed rather than given back, so

@@ -39,7 +39,7 @@ statements! {
         VALUES ($1, $2, $3, $4, $5) RETURNING slice_id";
     BEGIN_PROGRESS = "
         UPDATE lethe.requests r
-           SET status = 'in_progress', in_progress_at = lethe.now(), slice_id = q.slice_id
+           SET status = 'in_progress', in_progress_at = (SELECT lethe.now()), slice_id = q.slice_id
           FROM unnest($1::bigint[], $2::bigint[]) AS q (request_key, slice_id)
          WHERE r.request_key = q.request_key AND r.status = 'pending'";
     FINISH = "

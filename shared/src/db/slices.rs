@@ -43,7 +43,7 @@ statements! {
          WHERE e.request_key = q.request_key AND e.store = $3";
     VERIFY = "
         UPDATE lethe.erasure_receipts e
-           SET verified_at = lethe.now(), rows_arrived = q.arrived, failure = NULL
+           SET verified_at = (SELECT lethe.now()), rows_arrived = q.arrived, failure = NULL
           FROM unnest($1::bigint[], $2::bigint[]) AS q (request_key, arrived)
          WHERE e.request_key = q.request_key AND e.store = $3 AND e.verified_at IS NULL";
     RECORD_FAILURE = "
@@ -51,13 +51,13 @@ statements! {
          WHERE request_key = ANY ($1) AND store = $2 AND verified_at IS NULL";
     /// Only requests whose every store has verified; the others stay in progress.
     COMPLETE_ERASED = "
-        UPDATE lethe.requests r SET status = 'completed', completed_at = lethe.now()
+        UPDATE lethe.requests r SET status = 'completed', completed_at = (SELECT lethe.now())
          WHERE r.slice_id = $1 AND r.status = 'in_progress'
            AND (SELECT count(*) FROM lethe.erasure_receipts e
                  WHERE e.request_key = r.request_key AND e.store = ANY ($2) AND e.verified_at IS NOT NULL) = cardinality($2)
         RETURNING r.request_key";
     COMPLETE_COMPILED = "
-        UPDATE lethe.requests r SET status = 'completed', completed_at = lethe.now()
+        UPDATE lethe.requests r SET status = 'completed', completed_at = (SELECT lethe.now())
          WHERE r.slice_id = $1 AND r.status = 'in_progress'
            AND EXISTS (SELECT FROM lethe.results s WHERE s.request_key = r.request_key)
         RETURNING r.request_key";
@@ -76,9 +76,9 @@ statements! {
         UPDATE lethe.slices SET last_nudged_at = lethe.now(), nudges = nudges + 1
          WHERE slice_id IN (
             SELECT slice_id FROM lethe.slices
-             WHERE stage = $1 AND state = 'ready' AND next_attempt_at <= lethe.now()
-               AND (lease_expires_at IS NULL OR lease_expires_at <= lethe.now())
-               AND last_nudged_at <= lethe.now() - make_interval(secs => least($2 * power(2, least(nudges, 10)), 300))
+             WHERE stage = $1 AND state = 'ready' AND next_attempt_at <= (SELECT lethe.now())
+               AND (lease_expires_at IS NULL OR lease_expires_at <= (SELECT lethe.now()))
+               AND last_nudged_at <= (SELECT lethe.now()) - make_interval(secs => least($2 * power(2, least(nudges, 10)), 300))
              ORDER BY next_attempt_at LIMIT $3 FOR UPDATE SKIP LOCKED)
         RETURNING slice_id";
 }

@@ -190,6 +190,18 @@ impl Identity {
     }
 }
 
+impl Identity {
+    /// What it is found by: the digest that it is, or the SHA-256 of its value. `None` for what [`Self::new`] never makes.
+    #[must_use]
+    pub fn digest(&self) -> Option<Vec<u8>> {
+        if self.format == IdentityFormat::Raw {
+            return Some(crypto::sha256(self.value.as_bytes()));
+        }
+        let digits = self.value.as_bytes().chunks(2);
+        digits.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect()
+    }
+}
+
 /// Values that name nobody, as they are and as digests.
 #[derive(Clone, Debug)]
 pub struct DeniedValues {

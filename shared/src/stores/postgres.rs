@@ -89,7 +89,9 @@ const MPIDS_PER_TRANSACTION: usize = 500;
 /// Event batches deleted in one transaction at most.
 const ROWS_PER_TRANSACTION: i64 = 10_000;
 /// Event batches read in one statement at most.
-const ROWS_PER_PAGE: i64 = 1_000;
+const ROWS_PER_PAGE: i64 = 10_000;
+/// Event batches are handed on in bundles of about so many bytes, and at least one.
+const BUNDLE: usize = 64 * 1024;
 
 /// The built-in store.
 #[derive(Clone, Debug)]
@@ -111,9 +113,11 @@ impl PostgresStore {
         self.await_writers(erasure).await?;
         let mpids: Vec<Mpid> = erasure.mpids.keys().copied().collect();
         for chunk in mpids.chunks(MPIDS_PER_TRANSACTION) {
-            self.erase_profiles(erasure, chunk).await?;
+            let mut statements = &[DELETE_PROFILES, DELETE_IDENTITIES, DELETE_EVENT_BATCHES][..];
+            while self.erase_rows(erasure, chunk, statements).await? {
+                statements = &[DELETE_EVENT_BATCHES];
+            }
             crate::fault::point("erase.mid_slice");
-            while self.erase_event_batches(erasure, chunk).await? == ROWS_PER_TRANSACTION {}
         }
         Ok(())
     }
@@ -140,25 +144,33 @@ impl PostgresStore {
         Err(StoreError::WritersUnderWay)
     }
 
-    async fn erase_profiles(&self, erasure: &Erasure<'_>, mpids: &[Mpid]) -> Result<(), StoreError> {
-        let tx = self.db.begin("erase_profiles").await?;
+    /// One transaction: a receipt is written once for all that it deletes. Whether event batches may be left.
+    async fn erase_rows(
+        &self,
+        erasure: &Erasure<'_>,
+        mpids: &[Mpid],
+        statements: &[&'static str],
+    ) -> Result<bool, StoreError> {
+        let tx = self.db.begin("erase_rows").await?;
         slices::hold(&tx, erasure.claimed).await?;
-        for statement in [DELETE_PROFILES, DELETE_IDENTITIES] {
-            let rows = tx.query(statement, &[erasure.controller_id(), &mpids, &erasure.as_of()]).await?;
-            record(&tx, erasure, &rows).await?;
+        let mut deleted: BTreeMap<RequestKey, i64> = BTreeMap::new();
+        let mut event_batches = 0;
+        for statement in statements {
+            let all: [&(dyn ToSql + Sync); 4] =
+                [erasure.controller_id(), &mpids, &erasure.as_of(), &ROWS_PER_TRANSACTION];
+            let bounded = *statement == DELETE_EVENT_BATCHES;
+            let rows = tx.query(statement, if bounded { &all } else { &all[..3] }).await?;
+            for row in &rows {
+                let (mpid, count): (Mpid, i64) = (row.get(0), row.get(1));
+                if let Some(key) = erasure.mpids.get(&mpid) {
+                    *deleted.entry(*key).or_default() += count;
+                }
+                event_batches += if bounded { count } else { 0 };
+            }
         }
-        Ok(tx.commit().await?)
-    }
-
-    async fn erase_event_batches(&self, erasure: &Erasure<'_>, mpids: &[Mpid]) -> Result<i64, StoreError> {
-        let tx = self.db.begin("erase_event_batches").await?;
-        slices::hold(&tx, erasure.claimed).await?;
-        let rows = tx
-            .query(DELETE_EVENT_BATCHES, &[erasure.controller_id(), &mpids, &erasure.as_of(), &ROWS_PER_TRANSACTION])
-            .await?;
-        let deleted = record(&tx, erasure, &rows).await?;
+        record(&tx, deleted).await?;
         tx.commit().await?;
-        Ok(deleted)
+        Ok(event_batches == ROWS_PER_TRANSACTION)
     }
 
     async fn count_all(
@@ -173,19 +185,16 @@ impl PostgresStore {
     }
 }
 
-/// Adds deleted rows to the receipts, in the transaction that deletes them; returns how many there were.
-async fn record(tx: &Tx, erasure: &Erasure<'_>, rows: &[Row]) -> Result<i64, DbError> {
-    let deleted: Vec<(RequestKey, i64)> = rows
-        .iter()
-        .filter_map(|row| erasure.mpids.get(&row.get::<_, Mpid>(0)).map(|key| (*key, row.get::<_, i64>(1))))
-        .collect();
+/// Adds deleted rows to the receipts, in the transaction that deletes them.
+async fn record(tx: &Tx, deleted: BTreeMap<RequestKey, i64>) -> Result<(), DbError> {
+    let deleted: Vec<(RequestKey, i64)> = deleted.into_iter().collect();
     if !deleted.is_empty() {
         slices::record_deleted(tx, PostgresStore::NAME, &deleted).await?;
     }
-    let total = deleted.iter().map(|(_, rows)| rows).sum();
+    let total: i64 = deleted.iter().map(|(_, rows)| rows).sum();
     metrics::counter!("lethe_rows_erased_total", "store" => PostgresStore::NAME)
         .increment(u64::try_from(total).unwrap_or(0));
-    Ok(total)
+    Ok(())
 }
 
 impl DataStore for PostgresStore {
@@ -241,54 +250,79 @@ fn event_batches<'a>(
     mpid: Mpid,
     as_of: Timestamp,
 ) -> impl futures_util::Stream<Item = Result<ExportLine, StoreError>> + 'a {
-    let first = PageReader::start(db, controller_id, mpid, i64::MIN, as_of);
-    futures_util::stream::unfold(Some(first), move |reader| async move {
-        let mut reader = reader?;
-        loop {
-            if let Some(line) = reader.lines.recv().await {
-                return Some((Ok(ExportLine::EventBatch(line)), Some(reader)));
-            }
-            match reader.end.await.unwrap_or(Err(StoreError::Db(DbError::Unexpected { place: "a page" }))) {
-                Ok(Some(after)) => reader = PageReader::start(db, controller_id, mpid, after, as_of),
-                Ok(None) => return None,
-                Err(error) => return Some((Err(error), None)),
-            }
+    let bundles = futures_util::stream::unfold(None, move |reader: Option<BatchReader>| async move {
+        let mut reader = reader.unwrap_or_else(|| BatchReader::start(db, controller_id, mpid, as_of));
+        if let Some(bundle) = reader.bundles.recv().await {
+            return Some((Ok(bundle), Some(reader)));
         }
-    })
+        // The end of the reader says whether it has read everything. Asked for once: an error ends the export.
+        let end = reader.end.take()?.await;
+        match end.unwrap_or(Err(StoreError::Db(DbError::Unexpected { place: "a page" }))) {
+            Ok(()) => None,
+            Err(error) => Some((Err(error), Some(reader))),
+        }
+    });
+    bundles
+        .map_ok(|bundle| futures_util::stream::iter(bundle).map(|line| Ok(ExportLine::EventBatch(line))))
+        .try_flatten()
 }
 
-/// Reads one page in a task of its own. Rows pass through a short channel: a page of large batches is never in memory
-/// as a whole, and a slow reader makes the server wait.
-struct PageReader {
-    lines: tokio::sync::mpsc::Receiver<Bytes>,
-    /// The last id of a full page; `None` where nothing follows.
-    end: tokio::task::JoinHandle<Result<Option<i64>, StoreError>>,
+/// Reads pages in a task of its own, ahead of whoever takes them. Rows pass in bundles through a short channel: a page of
+/// large batches is never in memory as a whole, and a slow reader makes the server wait.
+struct BatchReader {
+    bundles: tokio::sync::mpsc::Receiver<Vec<Bytes>>,
+    end: Option<tokio::task::JoinHandle<Result<(), StoreError>>>,
 }
 
-impl PageReader {
-    fn start(db: &Db, controller_id: &ControllerId, mpid: Mpid, after: i64, as_of: Timestamp) -> Self {
-        let (sender, lines) = tokio::sync::mpsc::channel(8);
+impl BatchReader {
+    fn start(db: &Db, controller_id: &ControllerId, mpid: Mpid, as_of: Timestamp) -> Self {
+        let (sender, bundles) = tokio::sync::mpsc::channel(2);
         let (db, controller_id) = (db.clone(), controller_id.clone());
         let end = tokio::spawn(async move {
-            let session = db.session().await?;
-            // The time that a slow reader takes counts as time of the statement.
-            session.batch_execute("SET statement_timeout = '1h'").await?;
-            let statement = session.prepared(EXPORT_EVENT_BATCHES).await?;
-            let params: [&(dyn ToSql + Sync); 5] = [&controller_id, &mpid, &after, &as_of, &ROWS_PER_PAGE];
-            let rows = session.raw().query_raw(&statement, params).await.map_err(DbError::from)?;
-            futures_util::pin_mut!(rows);
-            let (mut read, mut last) = (0, after);
-            while let Some(row) = rows.try_next().await.map_err(DbError::from)? {
-                read += 1;
-                last = row.get(0);
-                // A send fails when nobody reads any more.
-                if sender.send(Bytes::copy_from_slice(row.get::<_, &str>(1).as_bytes())).await.is_err() {
-                    return Ok(None);
-                }
+            let mut after = i64::MIN;
+            while let Some(last) = read_page(&db, &controller_id, mpid, after, as_of, &sender).await? {
+                after = last;
             }
-            session.batch_execute("RESET statement_timeout").await?;
-            Ok((read == ROWS_PER_PAGE).then_some(last))
+            Ok(())
         });
-        Self { lines, end }
+        Self { bundles, end: Some(end) }
     }
+}
+
+/// Reads one page; its last id, or `None` where nothing follows or nobody listens any more.
+async fn read_page(
+    db: &Db,
+    controller_id: &ControllerId,
+    mpid: Mpid,
+    after: i64,
+    as_of: Timestamp,
+    sender: &tokio::sync::mpsc::Sender<Vec<Bytes>>,
+) -> Result<Option<i64>, StoreError> {
+    let session = db.session().await?;
+    // The time that a slow reader takes counts as time of the statement.
+    session.batch_execute("SET statement_timeout = '1h'").await?;
+    let params: [&(dyn ToSql + Sync); 5] = [controller_id, &mpid, &after, &as_of, &ROWS_PER_PAGE];
+    let rows = session.stream(EXPORT_EVENT_BATCHES, &params).await?;
+    futures_util::pin_mut!(rows);
+    let (mut read, mut last) = (0, after);
+    let (mut bundle, mut size) = (Vec::new(), 0);
+    while let Some(row) = rows.try_next().await.map_err(DbError::from)? {
+        read += 1;
+        last = row.get(0);
+        let line = Bytes::copy_from_slice(row.get::<_, &str>(1).as_bytes());
+        size += line.len();
+        bundle.push(line);
+        if size >= BUNDLE {
+            size = 0;
+            // A send fails when nobody reads any more.
+            if sender.send(std::mem::take(&mut bundle)).await.is_err() {
+                return Ok(None);
+            }
+        }
+    }
+    session.batch_execute("RESET statement_timeout").await?;
+    if !bundle.is_empty() && sender.send(bundle).await.is_err() {
+        return Ok(None);
+    }
+    Ok((read == ROWS_PER_PAGE).then_some(last))
 }

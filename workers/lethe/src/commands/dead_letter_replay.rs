@@ -6,13 +6,14 @@ use clap::Args;
 use lethe::broker::dead_letters::{Browser, Letter};
 use lethe::broker::topology::{QUEUES, dead_letters_of};
 use lethe::broker::{Outgoing, Publisher};
+use lethe::config::ReceivingOptions;
 use lethe::db::requests::Overtaking;
 use lethe::intake::{Answer, Incoming, Intake, Unanswered, parse_target};
 use lethe::request::ControllerId;
 use tokio::time::MissedTickBehavior;
 
 use super::dead_letter::{Chosen, pause, record};
-use crate::context::{IntakeArgs, broker, database};
+use crate::context::{broker, database};
 use crate::output::Output;
 
 #[derive(Debug, Args)]
@@ -23,15 +24,15 @@ pub(crate) struct Replay {
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     rate: u32,
     #[command(flatten)]
-    intake: IntakeArgs,
+    receiving: ReceivingOptions,
 }
 
 impl Replay {
     pub(crate) async fn run(self, output: Output) -> anyhow::Result<()> {
         self.chosen.insist()?;
-        let keys = self.intake.keys()?;
+        let receiving = self.receiving.check()?;
         let db = database().await?;
-        let intake = self.intake.open(db.clone())?;
+        let intake = receiving.intake(db.clone(), Arc::new(Publisher::new(broker()?)));
         let publisher = Publisher::new(broker()?);
         let browser = Browser::open(&broker()?).await?;
         let mut clock = tokio::time::interval(pause(self.rate));
@@ -39,7 +40,7 @@ impl Replay {
         let (mut replayed, mut left) = (0_u64, Vec::new());
         for queue in self.chosen.queues()? {
             let mut looked = 0;
-            while let Some(letter) = self.chosen.next(&browser, &queue, &keys, &mut looked).await? {
+            while let Some(letter) = self.chosen.next(&browser, &queue, &receiving.keys, &mut looked).await? {
                 clock.tick().await;
                 match replay(&intake, &publisher, &letter).await? {
                     Ok(()) => {
