@@ -83,7 +83,7 @@ pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), ServeError
         shutdown.cancelled().await;
         stop.graceful_shutdown(Some(drain));
     });
-    let mut server = axum_server::from_tcp(listener)?.handle(handle).http1_only();
+    let mut server = axum_server::from_tcp(listener)?.handle(handle);
     // Also while a connection that is kept alive waits for its next call.
     let http1 = &mut server.http_builder().http1();
     http1.timer(TokioTimer::new()).header_read_timeout(bounds.timeout).max_buf_size(HEADER_LIMIT);
@@ -91,13 +91,15 @@ pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), ServeError
     up.set(true);
     tracing::info!(%address, tls = ready.tls.is_some(), "serving");
     let accept = Bounded::new(&bounds);
+    // HTTP/1 only once the acceptor is set, which forgets it: else the version is found out from the first bytes, for
+    // which a client might take as long as it likes.
     match ready.tls {
-        None => server.acceptor(accept).serve(service_of_connection).await?,
+        None => server.acceptor(accept).http1_only().serve(service_of_connection).await?,
         Some(files) => {
             let config = RustlsConfig::from_config(files.load().map_err(io::Error::other)?);
             tokio::spawn(files.watch(config.clone(), service.shutdown.clone()));
             let tls = RustlsAcceptor::new(config).handshake_timeout(bounds.timeout).acceptor(accept);
-            server.acceptor(tls).serve(service_of_connection).await?;
+            server.acceptor(tls).http1_only().serve(service_of_connection).await?;
         }
     }
     Ok(())
