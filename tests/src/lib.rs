@@ -12,8 +12,10 @@
 pub mod callbacks;
 pub mod cli;
 pub mod erasure;
+pub mod gateway;
 pub mod proxy;
 pub mod publisher;
+pub mod python;
 pub mod raw;
 pub mod requests;
 pub mod results;
@@ -24,6 +26,7 @@ pub mod worker;
 pub mod world;
 
 pub use callbacks::{Receiver, Reply};
+pub use gateway::Gateway;
 pub use publisher::{Answer, Publisher};
 pub use requests::Request;
 pub use wait::{eventually, eventually_some};

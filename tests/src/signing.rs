@@ -3,11 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use aws_lc_rs::signature::{RSA_PKCS1_2048_8192_SHA256, RSA_PSS_2048_8192_SHA256, UnparsedPublicKey};
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_ASN1, RSA_PKCS1_2048_8192_SHA256, RSA_PSS_2048_8192_SHA256, UnparsedPublicKey,
+};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use lethe::callback::signature::Algorithm;
-use rcgen::{CertificateParams, KeyPair, PKCS_RSA_SHA256, RsaKeySize};
+use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256, RsaKeySize};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// The domain that the tests' processor goes by.
@@ -25,8 +27,7 @@ fn material() -> &'static Material {
     MATERIAL.get_or_init(|| {
         let key = KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048).unwrap();
         let certificate = CertificateParams::new([DOMAIN.to_owned()]).unwrap().self_signed(&key).unwrap();
-        let (_, parsed) = X509Certificate::from_der(certificate.der()).unwrap();
-        let public_key = parsed.public_key().subject_public_key.data.to_vec();
+        let public_key = public_key_of(certificate.der());
         Material { key: key.serialize_pem(), certificate: certificate.pem(), public_key }
     })
 }
@@ -58,13 +59,62 @@ impl KeyFiles {
     }
 }
 
+/// A key and its certificate, beside the usual ones.
+pub struct SigningPair {
+    /// PKCS#8 PEM.
+    pub key: PathBuf,
+    /// X.509 PEM.
+    pub certificate: PathBuf,
+    /// That certificate, DER.
+    pub der: Vec<u8>,
+    public_key: Vec<u8>,
+}
+
+impl SigningPair {
+    /// Makes a pair of this kind and writes it into `folder` under `name`. `until` is the year in which it expires.
+    pub fn write(folder: &Path, name: &str, algorithm: Algorithm, until: i32) -> Self {
+        let key = match algorithm {
+            Algorithm::RsaPkcs1v15 | Algorithm::RsaPss => {
+                KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048).unwrap()
+            }
+            Algorithm::EcdsaP256 => KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap(),
+        };
+        let mut params = CertificateParams::new([DOMAIN.to_owned()]).unwrap();
+        params.not_after = rcgen::date_time_ymd(until, 1, 1);
+        let certificate = params.self_signed(&key).unwrap();
+        let pair = Self {
+            key: folder.join(format!("{name}-key.pem")),
+            certificate: folder.join(format!("{name}-cert.pem")),
+            der: certificate.der().to_vec(),
+            public_key: public_key_of(certificate.der()),
+        };
+        std::fs::write(&pair.key, key.serialize_pem()).unwrap();
+        std::fs::write(&pair.certificate, certificate.pem()).unwrap();
+        pair
+    }
+
+    /// Whether `signature` is this key's over exactly `body`.
+    pub fn verifies(&self, algorithm: Algorithm, signature: &str, body: &[u8]) -> bool {
+        verifies_by(&self.public_key, algorithm, signature, body)
+    }
+}
+
+fn public_key_of(der: &[u8]) -> Vec<u8> {
+    let (_, parsed) = X509Certificate::from_der(der).unwrap();
+    parsed.public_key().subject_public_key.data.to_vec()
+}
+
 /// Whether `signature` is ours over exactly `body`, by the public key in the certificate.
 pub fn verifies(algorithm: Algorithm, signature: &str, body: &[u8]) -> bool {
+    verifies_by(&material().public_key, algorithm, signature, body)
+}
+
+fn verifies_by(public_key: &[u8], algorithm: Algorithm, signature: &str, body: &[u8]) -> bool {
     let scheme: &dyn aws_lc_rs::signature::VerificationAlgorithm = match algorithm {
         Algorithm::RsaPkcs1v15 => &RSA_PKCS1_2048_8192_SHA256,
         Algorithm::RsaPss => &RSA_PSS_2048_8192_SHA256,
-        Algorithm::EcdsaP256 => return false,
+        Algorithm::EcdsaP256 => &ECDSA_P256_SHA256_ASN1,
     };
     let Ok(signature) = STANDARD.decode(signature) else { return false };
-    UnparsedPublicKey::new(scheme, &material().public_key).verify(body, &signature).is_ok()
+    UnparsedPublicKey::new(scheme, public_key).verify(body, &signature).is_ok()
 }

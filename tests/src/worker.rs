@@ -82,6 +82,7 @@ pub fn environment(world: &World) -> Vec<(&'static str, String)> {
         ("LETHE_SCHEDULER_INTERVAL", "50ms".to_owned()),
         ("LETHE_REDRIVE_AFTER", "500ms".to_owned()),
         ("LETHE_ADMIN_LISTEN", "127.0.0.1:0".to_owned()),
+        ("LETHE_HTTP_LISTEN", "127.0.0.1:0".to_owned()),
         ("LETHE_RUN_DIR", path(&world.folder.join("run"))),
         ("LETHE_LOG", LOG.to_owned()),
     ]
@@ -139,6 +140,13 @@ impl Worker {
         let address = std::fs::read_to_string(file).ok().filter(|text| !text.is_empty())?;
         let answer = self.client.get(format!("http://{address}{path}")).timeout(seconds(5)).send().await.ok()?;
         Some((answer.status().as_u16(), answer.text().await.ok()?))
+    }
+
+    /// Where the gateway serves.
+    pub async fn http_address(&self) -> String {
+        let file = self.run.join(format!("{}-{}.http", self.name, self.child.id().unwrap()));
+        let written = async || std::fs::read_to_string(&file).ok().filter(|text| !text.is_empty());
+        eventually_some("the gateway has an address", seconds(10), written).await
     }
 
     /// What it has logged.

@@ -1,7 +1,8 @@
 //! A world of its own for each test.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use jiff::Timestamp;
 use lethe::callback::signature::Algorithm;
@@ -35,6 +36,8 @@ pub struct World {
     pub folder: PathBuf,
     /// Keys of this world.
     pub files: KeyFiles,
+    /// API key and secret by controller.
+    credentials: Mutex<HashMap<String, (String, String)>>,
 }
 
 impl World {
@@ -50,7 +53,7 @@ impl World {
         }
         let db = Db::new(&database_url, 16, "lethe-tests").unwrap();
         let files = KeyFiles::write(&folder);
-        Self { name, database_url, amqp_url, db, management, folder, files }
+        Self { name, database_url, amqp_url, db, management, folder, files, credentials: Mutex::default() }
     }
 
     /// What workers derive from the master key.
@@ -73,8 +76,15 @@ impl World {
             include_profile: true,
         };
         change(&mut new);
-        controllers::add(&self.db, &new).await.unwrap().expect("the controller is new");
+        let credentials = controllers::add(&self.db, &new).await.unwrap().expect("the controller is new");
+        let pair = (credentials.api_key, credentials.api_secret);
+        self.credentials.lock().unwrap().insert(id.to_owned(), pair);
         new.controller_id
+    }
+
+    /// API key and secret of a controller of this world.
+    pub fn credentials(&self, controller: &str) -> (String, String) {
+        self.credentials.lock().unwrap()[controller].clone()
     }
 
     /// Imports a profile with these identities.

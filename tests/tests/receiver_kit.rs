@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, reason = "what is missing fails the test")]
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -12,6 +11,7 @@ use lethe::callback::signing_keys::SigningKeys;
 use lethe::opendsr::ApiVersion;
 use lethe::opendsr::answer::CallbackBody;
 use lethe::request::{ControllerId, RequestStatus};
+use lethe_tests::python::{self, must};
 use lethe_tests::signing::{DOMAIN, KeyFiles};
 
 #[path = "../../docs/receiver-kit/verify.rs"]
@@ -146,31 +146,13 @@ fn python() -> PathBuf {
     if suffices(&system) {
         return system;
     }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let local = std::env::var_os("LETHE_LOCAL_DIR").map_or_else(|| root.join(".local"), |local| root.join(local));
-    let environment = local.join("venv-receiver-kit");
-    let python = environment.join("bin/python");
-    if !suffices(&python) {
-        std::fs::create_dir_all(&local).unwrap();
-        must("python3", ["-m".as_ref(), "venv".as_ref(), environment.as_os_str()]);
-        must(&python, ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", CRYPTOGRAPHY]);
-        assert!(suffices(&python), "receiver kit: {} cannot import {CRYPTOGRAPHY}", python.display());
-    }
-    python
+    python::environment("receiver-kit", CRYPTOGRAPHY, suffices)
 }
 
 fn built_go() -> PathBuf {
     let program = scratch().join("verify-go");
     must("go", ["build".as_ref(), "-o".as_ref(), program.as_os_str(), kit().join("verify.go").as_os_str()]);
     program
-}
-
-/// Runs a command that the test cannot do without.
-fn must<A: AsRef<OsStr>>(program: impl AsRef<OsStr>, arguments: impl IntoIterator<Item = A>) {
-    let mut command = Command::new(program);
-    let output = command.args(arguments).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "receiver kit: {command:?} failed: {said}");
 }
 
 /// What a program said: nothing against it, or the reason. Anything but the two agreed forms is an error.

@@ -19,7 +19,7 @@ pub const FORMAT: &str = "lethe erasure certificate 1";
 pub const ALGORITHM: &str = "rsa-pkcs1v15-sha256";
 
 /// The file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Document {
     /// The statement, as JSON in a text.

@@ -45,6 +45,9 @@ pub(super) fn parse(text: &str) -> Result<(tokio_postgres::Config, MakeRustlsCon
     url.set_query(None);
     if !kept.is_empty() {
         url.query_pairs_mut().extend_pairs(kept);
+        // A blank is written as in forms; the driver reads it as in paths. A plus itself is %2B here.
+        let query = url.query().unwrap_or_default().replace('+', "%20");
+        url.set_query(Some(&query));
     }
     let (ssl_mode, verification) = match mode.as_deref() {
         Some("disable") => (SslMode::Disable, Verification::None),
@@ -170,6 +173,12 @@ mod tests {
             let (config, _) = parse(&format!("postgres://u:p@h/d{mode}")).unwrap();
             assert_eq!(config.get_ssl_mode(), expected, "{mode}");
         }
+    }
+
+    #[test]
+    fn other_settings_come_through_as_they_are() {
+        let (config, _) = parse("postgres://u:p@h/d?options=-c%20work_mem%3D8MB&sslmode=disable").unwrap();
+        assert_eq!(config.get_options(), Some("-c work_mem=8MB"));
     }
 
     #[test]

@@ -25,7 +25,12 @@ impl Answer {
     /// A success with a body.
     pub fn json(status: u16, version: ApiVersion, body: &impl Serialize) -> Self {
         // The answer types have no maps with odd keys, the only thing that cannot be written.
-        let body = serde_json::to_vec(body).unwrap_or_default();
+        Self::written(status, version, serde_json::to_vec(body).unwrap_or_default())
+    }
+
+    /// A success with a body that is JSON already.
+    #[must_use]
+    pub const fn written(status: u16, version: ApiVersion, body: Vec<u8>) -> Self {
         Self { status, body, version, error: None, message: None, cursor: None }
     }
 

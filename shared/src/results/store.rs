@@ -73,6 +73,32 @@ pub async fn delete(store: &Store, path: &str) -> Result<(), object_store::Error
     }
 }
 
+/// Deletes what a process left that died while it wrote the object at `path` into the folder of `url`: a file beside it,
+/// under a name that no object can have. Cloud stores need a rule of their own for uploads that were never completed.
+///
+/// # Errors
+/// What the file system says.
+pub fn delete_unfinished(url: &Url, path: &str) -> std::io::Result<()> {
+    let Some(object) = (url.scheme() == "file").then(|| url.to_file_path().ok()).flatten().map(|one| one.join(path))
+    else {
+        return Ok(());
+    };
+    let (Some(folder), Some(name)) = (object.parent(), object.file_name().and_then(|name| name.to_str())) else {
+        return Ok(());
+    };
+    let entries = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_name().to_str().and_then(|one| one.strip_prefix(name)?.strip_prefix('#')).is_some() {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// Reads a small object; `None` where it is not there.
 ///
 /// # Errors
@@ -94,5 +120,27 @@ pub async fn create(store: &Store, path: &str, content: Vec<u8>) -> Result<bool,
     match store.put_opts(&Path::from(path), PutPayload::from(content), options).await {
         Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
         outcome => outcome.map(|_| true),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_never_finished_goes_and_its_neighbours_stay() {
+        let folder = std::env::temp_dir().join(format!("lethe-store-{}", std::process::id()));
+        std::fs::create_dir_all(folder.join("7")).unwrap();
+        for name in ["1", "1#1", "1#2", "11#1", "2"] {
+            std::fs::write(folder.join("7").join(name), b"x").unwrap();
+        }
+        let url = Url::from_directory_path(&folder).unwrap();
+        delete_unfinished(&url, "7/1").unwrap();
+        delete_unfinished(&url, "8/1").unwrap();
+        let mut left: Vec<_> =
+            std::fs::read_dir(folder.join("7")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["1", "11#1", "2"]);
+        std::fs::remove_dir_all(folder).unwrap();
     }
 }

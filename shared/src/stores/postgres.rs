@@ -298,11 +298,12 @@ async fn read_page(
     as_of: Timestamp,
     sender: &tokio::sync::mpsc::Sender<Vec<Bytes>>,
 ) -> Result<Option<i64>, StoreError> {
-    let session = db.session().await?;
-    // The time that a slow reader takes counts as time of the statement.
-    session.batch_execute("SET statement_timeout = '1h'").await?;
+    // The time that a slow reader takes counts as time of the statement. For this transaction only: whatever becomes of
+    // it, nobody inherits the setting.
+    let tx = db.begin_snapshot("export_page").await?;
+    tx.batch_execute("SET LOCAL statement_timeout = '1h'").await?;
     let params: [&(dyn ToSql + Sync); 5] = [controller_id, &mpid, &after, &as_of, &ROWS_PER_PAGE];
-    let rows = session.stream(EXPORT_EVENT_BATCHES, &params).await?;
+    let rows = tx.stream(EXPORT_EVENT_BATCHES, &params).await?;
     futures_util::pin_mut!(rows);
     let (mut read, mut last) = (0, after);
     let (mut bundle, mut size) = (Vec::new(), 0);
@@ -320,7 +321,7 @@ async fn read_page(
             }
         }
     }
-    session.batch_execute("RESET statement_timeout").await?;
+    tx.commit().await?;
     if !bundle.is_empty() && sender.send(bundle).await.is_err() {
         return Ok(None);
     }

@@ -63,8 +63,12 @@ impl Compiler {
     /// An attempt that died between writing and recording left an object that nobody knows.
     async fn delete_earlier_attempts(&self, claimed: &Claimed) {
         for attempt in 1..claimed.attempts {
-            if let Err(error) = store::delete(&self.ready.results, &object_path(claimed, attempt)).await {
+            let path = object_path(claimed, attempt);
+            if let Err(error) = store::delete(&self.ready.results, &path).await {
                 tracing::warn!(%error, "what an earlier attempt left could not be deleted");
+            }
+            if let Err(error) = store::delete_unfinished(&self.ready.results_url, &path) {
+                tracing::warn!(%error, "what an earlier attempt did not finish could not be deleted");
             }
         }
     }

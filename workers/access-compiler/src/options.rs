@@ -9,6 +9,7 @@ use lethe::config::{ConfigError, HumanDuration, KeyOptions, ResultOptions, parse
 use lethe::crypto::Keys;
 use lethe::results::day_keys::DayKeys;
 use lethe::results::store::{self, Store};
+use url::Url;
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -35,6 +36,7 @@ pub(crate) struct Options {
 pub(crate) struct Ready {
     pub(crate) keys: Arc<Keys>,
     pub(crate) results: Store,
+    pub(crate) results_url: Url,
     pub(crate) day_keys: DayKeys,
     pub(crate) lifetime: SignedDuration,
     pub(crate) compilations: u16,
@@ -51,6 +53,7 @@ impl Options {
         }
         Ok(Ready {
             results,
+            results_url: self.results.result_store,
             day_keys: DayKeys::new(key_store, keys.clone()),
             keys,
             lifetime: self.result_lifetime.signed(),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::Extension;
 use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, RawQuery, Request, State};
 use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
@@ -65,9 +66,9 @@ pub(crate) async fn status(
     State(gateway): State<Arc<Gateway>>,
     Extension(version): Extension<ApiVersion>,
     caller: Caller,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
 ) -> Response {
-    let outcome = match target(&caller, &id) {
+    let outcome = match target(&caller, id) {
         Ok(target) => {
             let intake = gateway.intake.acting_for(&caller.controller_id);
             intake.status(&target).await.map_err(Unanswered::from)
@@ -137,9 +138,9 @@ pub(crate) async fn cancel(
     State(gateway): State<Arc<Gateway>>,
     Extension(version): Extension<ApiVersion>,
     caller: Caller,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
 ) -> Response {
-    let outcome = match target(&caller, &id) {
+    let outcome = match target(&caller, id) {
         Ok(target) => {
             let intake = gateway.intake.acting_for(&caller.controller_id);
             // Over HTTP a request is answered before it can be cancelled: one that is not known is none.
@@ -151,8 +152,10 @@ pub(crate) async fn cancel(
     signed(&gateway.processor, &caller, version, outcome).await
 }
 
-fn target(caller: &Caller, id: &str) -> Result<Target, ApiError> {
-    let id = id.parse().map_err(|_| ApiError::new(400, "subject_request_id must be a UUID version 4"))?;
+/// What is no text at all is no UUID either.
+pub(crate) fn target(caller: &Caller, id: Result<Path<String>, PathRejection>) -> Result<Target, ApiError> {
+    let id = id.ok().and_then(|Path(id)| id.parse().ok());
+    let id = id.ok_or_else(|| ApiError::new(400, "subject_request_id must be a UUID version 4"))?;
     Ok((caller.controller_id.clone(), id))
 }
 

@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::header::{
     ACCEPT_RANGES, CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderName,
@@ -51,15 +52,17 @@ pub(crate) struct Files {
         (status = 503, description = "Just now impossible", body = crate::openapi::ErrorAnswer)))]
 pub(crate) async fn download(
     State(gateway): State<Arc<Gateway>>,
-    Path(token): Path<String>,
+    token: Result<Path<String>, PathRejection>,
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
+    let unknown = || Refusal::new(404, "there is no result at this address");
+    let Path(token) = token.map_err(|_| unknown())?;
     let digest = link::token_digest(&token);
     let session = gateway.db.session().await?;
     let found = results::find(&session, &digest).await?;
     drop(session);
-    let result = found.ok_or_else(|| Refusal::new(404, "there is no result at this address"))?;
+    let result = found.ok_or_else(unknown)?;
     let (path, decryptor) = open(&gateway.files, &result).await?;
     let etag = format!("\"{}\"", result.result_id);
     let part = match wanted(&headers, result.size_bytes, &etag) {

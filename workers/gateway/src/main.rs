@@ -3,6 +3,7 @@
 mod answers;
 mod authentication;
 mod calls;
+mod certificate;
 mod client_address;
 mod discovery;
 mod downloads;

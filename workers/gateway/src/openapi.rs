@@ -41,6 +41,14 @@ pub(crate) struct ErrorDetail {
 
 /// A request in the form of 3.0. Unknown fields are ignored.
 #[derive(ToSchema)]
+#[schema(example = json!({
+    "regulation": "gdpr",
+    "subject_request_id": "a7551968-d5d6-44b2-9831-815ac9017798",
+    "subject_request_type": "erasure",
+    "submitted_time": "2026-11-02T15:00:00Z",
+    "subject_identities": {"email": {"value": "ada@example.com", "encoding": "raw"}},
+    "api_version": "3.0"
+}))]
 #[expect(dead_code, reason = "describes what the parser reads; the parser itself is stricter than a schema can be")]
 pub(crate) struct SubjectRequestV3 {
     #[schema(example = "gdpr")]
@@ -74,6 +82,13 @@ pub(crate) struct IdentityV3 {
 
 /// A request in the form of 1.0 (without `regulation`) and 2.0. Unknown fields are ignored.
 #[derive(ToSchema)]
+#[schema(example = json!({
+    "regulation": "gdpr",
+    "subject_request_id": "0b2f3a86-5c1e-4d7a-9f43-6e1d2c7b8a90",
+    "subject_request_type": "access",
+    "submitted_time": "2026-11-02T15:00:00Z",
+    "subject_identities": [{"identity_type": "email", "identity_value": "ada@example.com", "identity_format": "raw"}]
+}))]
 #[expect(dead_code, reason = "describes what the parser reads")]
 pub(crate) struct SubjectRequestV2 {
     /// Required from 2.0.
@@ -130,7 +145,7 @@ pub(crate) enum RequestTypeName {
 #[derive(OpenApi)]
 #[openapi(
     info(title = "Lethe", description = "OpenDSR for controllers: hand requests in, follow them, cancel them, download results."),
-    paths(calls::submit, calls::group, calls::status, calls::cancel, discovery::discovery, discovery::certificate, downloads::download),
+    paths(calls::submit, calls::group, calls::status, calls::cancel, crate::certificate::certificate, discovery::discovery, discovery::certificate, downloads::download),
     components(schemas(SubjectRequestV2, RequestReceived, StatusAnswer, CancellationReceived, Discovery, ErrorAnswer)),
     modifiers(&Complete)
 )]

@@ -3,10 +3,12 @@
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use ipnet::IpNet;
+use lethe::audit::Signatory;
 use lethe::config::{ConfigError, HumanDuration, Receiving, ReceivingOptions, ResultOptions};
 use lethe::results::day_keys::DayKeys;
 use lethe::results::store::{self, Store};
@@ -77,6 +79,7 @@ pub(crate) struct Bounds {
 /// The options, read and checked.
 pub(crate) struct Ready {
     pub(crate) receiving: Receiving,
+    pub(crate) signatory: Arc<Signatory>,
     pub(crate) results: Store,
     pub(crate) day_keys: DayKeys,
     pub(crate) listen: SocketAddr,
@@ -101,10 +104,13 @@ impl Options {
         std::net::TcpListener::bind(self.listen).map_err(|error| {
             ConfigError::new("LETHE_HTTP_LISTEN", format!("cannot listen on {}: {error}", self.listen))
         })?;
+        let signatory = Signatory::new(receiving.processor.clone(), &[])
+            .map_err(|error| ConfigError::new("LETHE_SIGNING_CERT_FILE", error))?;
         let number = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
         Ok(Ready {
             day_keys: DayKeys::new(key_store, receiving.keys.clone()),
             receiving,
+            signatory: Arc::new(signatory),
             results,
             listen: self.listen,
             tls,

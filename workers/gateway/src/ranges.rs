@@ -4,6 +4,7 @@ use std::ops::RangeInclusive;
 
 use axum::http::HeaderMap;
 use axum::http::header::{IF_RANGE, RANGE};
+use http_range_header::{StartPosition, SyntacticallyCorrectRange};
 
 /// What of a file is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,8 +25,16 @@ pub(crate) fn wanted(headers: &HeaderMap, size: u64, etag: &str) -> Wanted {
     if !same_file || !range.trim_start().starts_with("bytes") {
         return Wanted::Whole;
     }
-    let ranges = http_range_header::parse_range_header(range).and_then(|parsed| parsed.validate(size));
-    match ranges.as_deref() {
+    let parsed = http_range_header::parse_range_header(range);
+    if let Ok([SyntacticallyCorrectRange { start: StartPosition::FromLast(length), .. }]) =
+        parsed.as_ref().map(|parsed| parsed.ranges.as_slice())
+        && *length >= size
+        && size > 0
+    {
+        // The last bytes of a file that has fewer are all of it.
+        return Wanted::Part(0..=size - 1);
+    }
+    match parsed.and_then(|parsed| parsed.validate(size)).as_deref() {
         Ok([one]) => Wanted::Part(one.clone()),
         Ok(_) => Wanted::Whole,
         Err(_) => Wanted::Unsatisfiable,
@@ -51,6 +60,9 @@ mod tests {
         assert_eq!(of("bytes=0-0", None), Wanted::Part(0..=0));
         assert_eq!(of("bytes=10-", None), Wanted::Part(10..=99));
         assert_eq!(of("bytes=-10", None), Wanted::Part(90..=99));
+        assert_eq!(of("bytes=-100", None), Wanted::Part(0..=99));
+        assert_eq!(of("bytes=-101", None), Wanted::Part(0..=99));
+        assert_eq!(of("bytes=-0", None), Wanted::Unsatisfiable);
         assert_eq!(of("bytes=90-1000", None), Wanted::Part(90..=99));
         assert_eq!(of("bytes=0-1,5-6", None), Wanted::Whole);
         assert_eq!(of("pages=1-2", None), Wanted::Whole);

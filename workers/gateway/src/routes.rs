@@ -12,6 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use axum::{Extension, Router};
 use ipnet::IpNet;
+use lethe::audit::Signatory;
 use lethe::config::Processor;
 use lethe::db::Db;
 use lethe::intake::Intake;
@@ -26,12 +27,14 @@ use crate::client_address::{client_address, limited_by};
 use crate::downloads::{Files, download};
 use crate::groups::Groups;
 use crate::limits::Limits;
-use crate::{calls, discovery, openapi};
+use crate::{calls, certificate, discovery, openapi};
 
 /// Everything that calls work with.
 pub(crate) struct Gateway {
     pub(crate) db: Db,
     pub(crate) processor: Processor,
+    /// Signs certificates.
+    pub(crate) signatory: Arc<Signatory>,
     pub(crate) intake: Intake,
     pub(crate) groups: Groups,
     pub(crate) callers: Callers,
@@ -68,9 +71,10 @@ pub(crate) fn router(gateway: &Arc<Gateway>) -> Router {
 
 fn of_version(version: ApiVersion) -> Router<Arc<Gateway>> {
     let requests = calls::requests_path(version);
-    let calls: [(&str, MethodRouter<Arc<Gateway>>); 5] = [
+    let calls: [(&str, MethodRouter<Arc<Gateway>>); 6] = [
         (requests, post(calls::submit).get(calls::group)),
         (&format!("{requests}/{{id}}"), get(calls::status).delete(calls::cancel)),
+        (&format!("{requests}/{{id}}/certificate"), get(certificate::certificate)),
         ("/status/{id}", get(calls::status)),
         ("/discovery", get(discovery::discovery)),
         ("/results/{token}", get(download)),

@@ -68,6 +68,7 @@ pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), ServeError
         trusted_proxies: ready.trusted_proxies,
         body_timeout: bounds.timeout,
         processor: ready.receiving.processor,
+        signatory: ready.signatory,
     });
     let tidy = (gateway.clone(), service.shutdown.clone());
     tokio::spawn(async move { tidy.0.limits.tidy(tidy.1).await });
@@ -83,7 +84,7 @@ pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), ServeError
         shutdown.cancelled().await;
         stop.graceful_shutdown(Some(drain));
     });
-    let mut server = axum_server::from_tcp(listener)?.handle(handle).http1_only();
+    let mut server = axum_server::from_tcp(listener)?.handle(handle);
     // Also while a connection that is kept alive waits for its next call.
     let http1 = &mut server.http_builder().http1();
     http1.timer(TokioTimer::new()).header_read_timeout(bounds.timeout).max_buf_size(HEADER_LIMIT);
@@ -91,13 +92,15 @@ pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), ServeError
     up.set(true);
     tracing::info!(%address, tls = ready.tls.is_some(), "serving");
     let accept = Bounded::new(&bounds);
+    // HTTP/1 only once the acceptor is set, which forgets it: else the version is found out from the first bytes, for
+    // which a client might take as long as it likes.
     match ready.tls {
-        None => server.acceptor(accept).serve(service_of_connection).await?,
+        None => server.acceptor(accept).http1_only().serve(service_of_connection).await?,
         Some(files) => {
             let config = RustlsConfig::from_config(files.load().map_err(io::Error::other)?);
             tokio::spawn(files.watch(config.clone(), service.shutdown.clone()));
             let tls = RustlsAcceptor::new(config).handshake_timeout(bounds.timeout).acceptor(accept);
-            server.acceptor(tls).serve(service_of_connection).await?;
+            server.acceptor(tls).http1_only().serve(service_of_connection).await?;
         }
     }
     Ok(())
@@ -107,12 +110,15 @@ pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), ServeError
 #[derive(Clone)]
 struct Bounded {
     places: Arc<Semaphore>,
+    /// As many may wait for a place as there are; further ones are closed, so that file descriptors do not run out.
+    waiting: Arc<Semaphore>,
     timeout: Duration,
 }
 
 impl Bounded {
     fn new(bounds: &Bounds) -> Self {
-        Self { places: Arc::new(Semaphore::new(bounds.connections)), timeout: bounds.timeout }
+        let places = || Arc::new(Semaphore::new(bounds.connections));
+        Self { places: places(), waiting: places(), timeout: bounds.timeout }
     }
 }
 
@@ -122,8 +128,9 @@ impl<S: Send + 'static> Accept<TcpStream, S> for Bounded {
     type Future = BoxFuture<'static, io::Result<(Connection, S)>>;
 
     fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
-        let (places, timeout) = (self.places.clone(), self.timeout);
+        let (places, waiting, timeout) = (self.places.clone(), self.waiting.clone(), self.timeout);
         async move {
+            let _waiting = waiting.try_acquire().map_err(io::Error::other)?;
             // Whoever holds a place without calling loses it within the same time.
             let place = tokio::time::timeout(timeout, places.acquire_owned()).await?.map_err(io::Error::other)?;
             stream.set_nodelay(true)?;

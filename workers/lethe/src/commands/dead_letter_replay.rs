@@ -1,6 +1,8 @@
 //! `lethe dead-letter replay`: requests and cancellations go through the same intake as ever, in this process; wake-ups
 //! go back to their queue.
 
+use std::sync::Arc;
+
 use anyhow::bail;
 use clap::Args;
 use lethe::broker::dead_letters::{Browser, Letter};
