@@ -36,9 +36,9 @@ GRANT SELECT, DELETE ON lethe.early_cancellations TO lethe_gateway;
 GRANT SELECT ON lethe.results, lethe.erasure_receipts TO lethe_gateway;
 GRANT SELECT ON subject_data.profile_identities TO lethe_gateway;
 
--- Without the setting there is no controller, and no row.
+-- Without the setting there is no controller, and no row. Once it was set in a session, «not set» reads as empty.
 CREATE FUNCTION lethe.acting_controller() RETURNS text LANGUAGE sql STABLE PARALLEL SAFE
-RETURN current_setting('lethe.controller_id', true);
+RETURN nullif(current_setting('lethe.controller_id', true), '');
 
 ALTER TABLE lethe.requests ENABLE ROW LEVEL SECURITY;
 CREATE POLICY own ON lethe.requests TO lethe_gateway USING (controller_id = lethe.acting_controller());

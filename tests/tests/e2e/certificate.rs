@@ -9,6 +9,7 @@ use lethe::certificate::{self, NoCertificate, Statement};
 use lethe::config::Processor;
 use lethe::db::requests::Target;
 use lethe_tests::cli::{lethe, write};
+use lethe_tests::gateway::Gateway;
 use lethe_tests::signing::DOMAIN;
 use lethe_tests::wait::{eventually_some, seconds};
 use lethe_tests::worker::bare;
@@ -133,4 +134,35 @@ async fn an_operator_prints_it_and_anybody_verifies_it_offline() {
     assert!(code == Some(0) && shown.contains(&erasure.id) && shown.contains("3 rows deleted"), "{shown}");
     let forged = write(&world, "forged.json", printed.out.replace("rows_deleted\\\":3", "rows_deleted\\\":9"));
     assert_eq!(verify(&forged).await.0, Some(1));
+}
+
+#[tokio::test]
+async fn the_gateway_gives_a_controller_the_certificates_of_its_own_erasures() {
+    let world = World::new().await;
+    let acme = world.controller("acme").await;
+    world.controller("other").await;
+    world.person(&acme, 1, "ada@example.com", 3).await;
+    let (_scheduler, gateway) = Gateway::with_scheduler(&world, SECONDS).await;
+    let caller = gateway.caller(&world, "acme");
+    let (erasure, access) = (Request::erasure("ada@example.com"), Request::access("eve@example.com"));
+    caller.request(&erasure).await;
+    caller.request(&access).await;
+    let path = |id: &str| format!("/v3/requests/{id}/certificate");
+    let early = caller.get(&path(&erasure.id)).await;
+    assert_eq!((early.status, early.is_signed(), early.reason().as_str()), (409, true, "conflict"));
+    let _workers = Worker::several(&world, &["erasure-executor"], SECONDS).await;
+    let given = eventually_some("there is a certificate", seconds(20), async || {
+        Some(caller.get(&path(&erasure.id)).await).filter(|answer| answer.status == 200)
+    })
+    .await;
+    assert!(given.is_signed());
+    assert_eq!(given.text(), certificate_of(&world, &erasure.id).await);
+    let trust = Trust::read([&world.files.certificate]).unwrap();
+    let verified = certificate::verify(given.text().as_bytes(), Some(&trust)).unwrap();
+    assert_eq!(verified.statement.subject_request_id, erasure.id);
+    assert_eq!(caller.get(&format!("/v1/opengdpr_requests/{}/certificate/", erasure.id)).await.text(), given.text());
+    assert_eq!(caller.get(&path(&access.id)).await.status, 404, "an access is no erasure");
+    assert_eq!(caller.get(&path("x")).await.status, 400);
+    assert_eq!(gateway.caller(&world, "other").get(&path(&erasure.id)).await.status, 404);
+    assert_eq!(gateway.get(&path(&erasure.id)).await.status, 401);
 }

@@ -1,6 +1,7 @@
 //! One delivery: the body, the signature over exactly its bytes, the POST.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use lethe::callback::client::Delivery;
 use lethe::callback::signing_keys::SigningError;
@@ -9,6 +10,9 @@ use lethe::fault;
 use lethe::opendsr::answer::CallbackBody;
 
 use crate::options::Ready;
+
+/// A first answer that took longer leaves no time for a second try within the lease.
+const TIME_LEFT_FOR_ANOTHER: Duration = Duration::from_secs(20);
 
 /// Sends a callback once and says what came of it.
 pub(crate) async fn deliver(ready: &Ready, claimed: &ClaimedCallback) -> Attempt {
@@ -27,6 +31,7 @@ pub(crate) async fn deliver(ready: &Ready, claimed: &ClaimedCallback) -> Attempt
     };
     // A receiver may still keep the certificate of the previous key (contract 6): one try more, within the attempt.
     if matches!(attempt.status_code, Some(400 | 401 | 403))
+        && attempt.duration < TIME_LEFT_FOR_ANOTHER
         && let Some(Ok(signature)) = sign_with_previous(ready, claimed, &body).await
     {
         metrics::counter!("lethe_callbacks_with_previous_key_total").increment(1);

@@ -90,8 +90,7 @@ impl Options {
         };
         let limits = EndpointLimits {
             in_flight: self.deliveries_per_endpoint.into(),
-            // Twice: an attempt may be made once more with the previous key.
-            lease: 2 * DELIVERY_TIMEOUT + Duration::from_secs(30),
+            lease: DELIVERY_TIMEOUT + Duration::from_secs(30),
         };
         Ok(Ready { processor, keys, links, client, policy, limits, deliveries: self.deliveries })
     }
