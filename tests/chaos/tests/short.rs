@@ -1,7 +1,16 @@
 //! The short form of the fault suite: harm that needs no servers of its own, and two planted defects.
 #![allow(clippy::print_stdout, reason = "the report of a run is what explains a failure")]
 
-use lethe_chaos::run::{Options, run};
+use lethe_chaos::report::Report;
+use lethe_chaos::run::Options;
+use tokio::sync::Mutex;
+
+/// One at a time, also where all of them are in one process: each runs a whole fleet.
+async fn run(options: &Options) -> Report {
+    static TURN: Mutex<()> = Mutex::const_new(());
+    let _turn = TURN.lock().await;
+    lethe_chaos::run::run(options).await
+}
 
 async fn holds(seed: u64) {
     let report = run(&Options::short(seed)).await;
