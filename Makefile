@@ -31,8 +31,10 @@ down: ## Stop workers and servers
 
 test: ## Run all tests, against real servers and real binaries
 	deploy/local/servers install tests
-	deploy/local/servers start
 	cargo build --workspace --bins $(LOCKED)
+	cargo test --workspace --no-run $(LOCKED)
+	sync # the servers' commits would wait behind all that the build has written
+	deploy/local/servers start
 	$(WITH_ENV); \
 	if cargo nextest --version >/dev/null 2>&1; then \
 		cargo nextest run --workspace $(LOCKED) && \

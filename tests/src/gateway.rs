@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::signing;
-use crate::wait::{eventually_some, seconds};
+use crate::wait::{eventually_some, patiently, seconds};
 use crate::worker::Worker;
 use crate::world::World;
 
@@ -120,7 +120,7 @@ impl Gateway {
 
     /// A call without credentials.
     pub fn call(&self, method: Method, path: &str) -> RequestBuilder {
-        self.client.request(method, format!("http://{}{path}", self.address)).timeout(seconds(20))
+        self.client.request(method, format!("http://{}{path}", self.address)).timeout(patiently(seconds(20)))
     }
 
     /// The answer to a call without credentials.
@@ -225,7 +225,7 @@ impl Raw {
         let mut bytes = Vec::new();
         let mut piece = vec![0; 64 * 1024];
         loop {
-            let read = tokio::time::timeout(seconds(20), self.0.read(&mut piece)).await;
+            let read = tokio::time::timeout(patiently(seconds(20)), self.0.read(&mut piece)).await;
             // A reset ends it as well.
             match read.expect("the gateway closes the connection") {
                 Ok(count @ 1..) => bytes.extend_from_slice(&piece[..count]),

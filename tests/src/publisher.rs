@@ -12,6 +12,7 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 
 use crate::signing;
+use crate::wait::{patiently, seconds};
 use crate::world::World;
 
 /// An answer.
@@ -151,13 +152,13 @@ impl Publisher {
 
     /// Publishes and waits for the answer.
     pub async fn ask(&self, sending: &Sending) -> Answer {
-        self.ask_within(sending, Duration::from_secs(20)).await
+        self.ask_within(sending, seconds(20)).await
     }
 
     /// Publishes and waits so long for the answer.
     pub async fn ask_within(&self, sending: &Sending, limit: Duration) -> Answer {
         let receiver = self.begin_asking(sending).await;
-        let answer = tokio::time::timeout(limit, receiver).await;
+        let answer = tokio::time::timeout(patiently(limit), receiver).await;
         answer.unwrap_or_else(|_| panic!("no answer within {limit:?} to {}", sending.routing_key)).unwrap()
     }
 

@@ -8,6 +8,8 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use url::Url;
 
+use crate::wait::{patiently, seconds};
+
 /// A variable that `.local/env` sets.
 pub fn setting(name: &str) -> String {
     std::env::var(name)
@@ -137,7 +139,7 @@ impl Management {
         if let Some(body) = body {
             request = request.header("content-type", "application/json").body(body.to_string());
         }
-        let answer = request.timeout(std::time::Duration::from_secs(20)).send().await?;
+        let answer = request.timeout(patiently(seconds(20))).send().await?;
         Ok((answer.status(), answer.text().await?))
     }
 

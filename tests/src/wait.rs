@@ -5,14 +5,23 @@ use std::time::{Duration, Instant};
 
 const POLL: Duration = Duration::from_millis(20);
 
-/// Waits until `condition` holds; fails the test where it does not within `limit`. Says `what` it waited for.
+/// Limits are written for an idle machine; a busy one may take so many times as long. What is met goes on at once, so this
+/// costs time only where a test fails.
+const PATIENCE: u32 = 6;
+
+/// What a busy machine may take for what an idle one does within `limit`.
+pub const fn patiently(limit: Duration) -> Duration {
+    limit.saturating_mul(PATIENCE)
+}
+
+/// Waits until `condition` holds; fails the test where it does not within `limit`, [patiently]. Says `what` it waited for.
 pub async fn eventually<F: AsyncFnMut() -> bool>(what: &str, limit: Duration, mut condition: F) {
     eventually_some(what, limit, async || condition().await.then_some(())).await;
 }
 
 /// Waits until `look` finds something and returns it.
 pub async fn eventually_some<T, F: AsyncFnMut() -> Option<T>>(what: &str, limit: Duration, mut look: F) -> T {
-    let started = Instant::now();
+    let (started, limit) = (Instant::now(), patiently(limit));
     loop {
         if let Some(found) = look().await {
             return found;
@@ -24,7 +33,7 @@ pub async fn eventually_some<T, F: AsyncFnMut() -> Option<T>>(what: &str, limit:
 
 /// Waits until `look` gives `wanted`; the failure shows what it gave last.
 pub async fn becomes<T: PartialEq + Debug, F: AsyncFnMut() -> T>(what: &str, limit: Duration, wanted: T, mut look: F) {
-    let started = Instant::now();
+    let (started, limit) = (Instant::now(), patiently(limit));
     loop {
         let seen = look().await;
         if seen == wanted {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::process::{Child, Command};
 
 use crate::signing::DOMAIN;
-use crate::wait::{eventually_some, seconds};
+use crate::wait::{eventually_some, patiently, seconds};
 use crate::world::World;
 
 /// Every worker.
@@ -138,15 +138,20 @@ impl Worker {
     pub async fn get(&self, path: &str) -> Option<(u16, String)> {
         let file = self.run.join(format!("{}-{}.addr", self.name, self.child.id()?));
         let address = std::fs::read_to_string(file).ok().filter(|text| !text.is_empty())?;
-        let answer = self.client.get(format!("http://{address}{path}")).timeout(seconds(5)).send().await.ok()?;
+        let answer =
+            self.client.get(format!("http://{address}{path}")).timeout(patiently(seconds(5))).send().await.ok()?;
         Some((answer.status().as_u16(), answer.text().await.ok()?))
     }
 
     /// Where the gateway serves.
     pub async fn http_address(&self) -> String {
-        let file = self.run.join(format!("{}-{}.http", self.name, self.child.id().unwrap()));
-        let written = async || std::fs::read_to_string(&file).ok().filter(|text| !text.is_empty());
-        eventually_some("the gateway has an address", seconds(10), written).await
+        eventually_some("the gateway has an address", seconds(10), async || self.try_http_address()).await
+    }
+
+    /// Where the gateway serves, if it does by now.
+    pub fn try_http_address(&self) -> Option<String> {
+        let file = self.run.join(format!("{}-{}.http", self.name, self.child.id()?));
+        std::fs::read_to_string(file).ok().filter(|text| !text.is_empty())
     }
 
     /// What it has logged.
@@ -168,7 +173,7 @@ impl Worker {
 
     /// Waits until it ends by itself.
     pub async fn exit(&mut self, limit: Duration) -> ExitStatus {
-        tokio::time::timeout(limit, self.child.wait())
+        tokio::time::timeout(patiently(limit), self.child.wait())
             .await
             .unwrap_or_else(|_| panic!("{} did not end", self.name))
             .unwrap()

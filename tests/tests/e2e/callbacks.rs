@@ -178,24 +178,26 @@ async fn an_endpoint_that_hangs_slows_none_of_the_other_fifty() {
         receivers.push(Receiver::start().await);
     }
     receivers[0].script("/x", [Reply::Hang]);
-    // Fewer deliveries at once than wait for the one that hangs.
+    // Fewer deliveries at once than wait for the one that hangs: without its limit it would hold them all for 200 s.
     let settings =
         seconds_with(&[("LETHE_CALLBACK_DELIVERIES", "32"), ("LETHE_CALLBACK_DELIVERIES_PER_ENDPOINT", "8")]);
     let _workers = Worker::fleet(&world, &settings).await;
     let publisher = Publisher::connect(&world).await;
     let dead: Vec<Request> =
-        (0..40).map(|_| Request::erasure("ada@example.com").callback(&receivers[0].url("/x"))).collect();
+        (0..300).map(|_| Request::erasure("ada@example.com").callback(&receivers[0].url("/x"))).collect();
+    let hanging = std::time::Instant::now();
     publisher.send_all(&dead.iter().map(|one| publisher.sending("acme", "request", one)).collect::<Vec<_>>()).await;
     eventually("the one hangs", seconds(10), async || receivers[0].all().len() == 8).await;
     let alive: Vec<Request> =
         receivers[1..].iter().map(|one| Request::erasure("ada@example.com").callback(&one.url("/x"))).collect();
-    let started = std::time::Instant::now();
     publisher.send_all(&alive.iter().map(|one| publisher.sending("acme", "request", one)).collect::<Vec<_>>()).await;
     for receiver in &receivers[1..] {
         completes(receiver, "/x").await;
     }
-    assert!(started.elapsed() < seconds(15), "they took {:?}", started.elapsed());
-    assert_eq!(receivers[0].all().len(), 8, "no more than its limit");
+    // An attempt that hangs is given up after 20 s: until then none of the eight makes room for another.
+    let rounds = 1 + usize::try_from(hanging.elapsed().as_secs() / 20).unwrap();
+    let attempts = receivers[0].all().len();
+    assert!((8..=8 * rounds).contains(&attempts), "{attempts} attempts in {rounds} times 20 s");
 }
 
 /// 16,000 callbacks for a host where nobody listens. (200,000 behave the same; they only take longer to publish.)

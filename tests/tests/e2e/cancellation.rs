@@ -2,7 +2,7 @@
 
 use jiff::SignedDuration;
 use lethe_tests::erasure::{deleted_in_all, receipt};
-use lethe_tests::wait::{becomes, eventually, seconds, stays};
+use lethe_tests::wait::{becomes, eventually, patiently, seconds, stays};
 use lethe_tests::{Publisher, Receiver, Request, Worker, World, seconds_with};
 use serde_json::{Value, json};
 
@@ -114,7 +114,7 @@ async fn in_a_race_with_the_release_exactly_one_wins_and_the_answer_says_which()
     let mut won = 0;
     let mut answers = Vec::new();
     for answer in asked {
-        let answer = tokio::time::timeout(seconds(20), answer).await.unwrap().unwrap();
+        let answer = tokio::time::timeout(patiently(seconds(20)), answer).await.unwrap().unwrap();
         assert!(matches!(answer.status, 202 | 409), "{}", answer.json());
         won += i64::from(answer.status == 202);
         answers.push(answer.status);
@@ -175,7 +175,7 @@ async fn one_that_is_repeated_in_one_burst_before_its_request_comes_holds_up_nob
     }
     let mut times = std::collections::BTreeSet::new();
     for answer in asked {
-        let answer = tokio::time::timeout(seconds(20), answer).await.unwrap().unwrap();
+        let answer = tokio::time::timeout(patiently(seconds(20)), answer).await.unwrap().unwrap();
         assert_eq!(answer.status, 202);
         times.insert(answer.json()["received_time"].to_string());
     }
@@ -201,7 +201,7 @@ async fn a_cancellation_that_is_repeated_in_one_burst_counts_once() {
     }
     let mut times = std::collections::BTreeSet::new();
     for answer in asked {
-        let answer = tokio::time::timeout(seconds(20), answer).await.unwrap().unwrap();
+        let answer = tokio::time::timeout(patiently(seconds(20)), answer).await.unwrap().unwrap();
         assert_eq!(answer.status, 202);
         times.insert(answer.json()["received_time"].to_string());
     }

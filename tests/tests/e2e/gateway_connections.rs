@@ -4,7 +4,7 @@ use std::process::Output;
 
 use lethe_tests::gateway::Raw;
 use lethe_tests::signing::SigningPair;
-use lethe_tests::wait::{eventually, seconds};
+use lethe_tests::wait::{eventually, patiently, seconds};
 use lethe_tests::worker::{bare, environment};
 use lethe_tests::{Gateway, Request, SECONDS, Worker, World, seconds_with};
 use reqwest::{Certificate, Client};
@@ -16,7 +16,8 @@ async fn trusting(pair: &SigningPair, address: &str) -> Option<u16> {
     let root = Certificate::from_der(&pair.der).unwrap();
     let client = Client::builder().no_proxy().tls_certs_only([root]).build().unwrap();
     let port = address.rsplit(':').next().unwrap();
-    let answer = client.get(format!("https://localhost:{port}/v3/discovery")).timeout(seconds(5)).send().await;
+    let answer =
+        client.get(format!("https://localhost:{port}/v3/discovery")).timeout(patiently(seconds(5))).send().await;
     answer.ok().map(|answer| answer.status().as_u16())
 }
 
@@ -57,7 +58,7 @@ async fn certificates_are_read_again_and_broken_ones_are_not_used() {
 async fn run(arguments: &[&str], settings: &[(&str, String)]) -> Output {
     let mut command = bare("gateway");
     command.args(arguments).envs(settings.iter().map(|(name, value)| (name, value)));
-    tokio::time::timeout(seconds(10), command.output()).await.expect("it ends").unwrap()
+    tokio::time::timeout(patiently(seconds(10)), command.output()).await.expect("it ends").unwrap()
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@
 use lethe::callback::signature::Algorithm;
 use lethe_tests::proxy::{Proxy, Way};
 use lethe_tests::requests::fixture;
-use lethe_tests::wait::{becomes, eventually, seconds};
+use lethe_tests::wait::{becomes, eventually, patiently, seconds};
 use lethe_tests::{Gateway, Publisher, Receiver, Request, SECONDS, Worker, World, seconds_with};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -169,7 +169,7 @@ async fn requests_are_taken_while_rabbitmq_is_away_and_called_back_once_it_is_th
         rabbitmq.set(way);
         for _ in 0..3 {
             let request = Request::erasure("ada@example.com").callback(&receiver.url("/x"));
-            let call = acme.call(Method::POST, "/v3/requests").timeout(seconds(3)).body(request.bytes());
+            let call = acme.call(Method::POST, "/v3/requests").timeout(patiently(seconds(3))).body(request.bytes());
             let answer = call.send().await.expect("answered at once, whatever the broker does");
             assert_eq!(answer.status(), 201, "{way:?}");
             ids.push(request.id);

@@ -4,7 +4,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use lethe_tests::publisher::Sending;
 use lethe_tests::requests::{fixture, renamed};
-use lethe_tests::wait::{becomes, eventually, seconds};
+use lethe_tests::wait::{becomes, eventually, patiently, seconds};
 use lethe_tests::{Answer, Publisher, Request, SECONDS, Worker, World};
 use serde_json::{Value, json};
 
@@ -215,8 +215,10 @@ async fn a_bad_message_takes_no_neighbour_with_it() {
     }
     let accepted = asked.iter().filter(|(_, expected, _)| *expected == 201).count();
     for (what, expected, answer) in asked {
-        let answer =
-            tokio::time::timeout(seconds(20), answer).await.unwrap_or_else(|_| panic!("no answer: {what}")).unwrap();
+        let answer = tokio::time::timeout(patiently(seconds(20)), answer)
+            .await
+            .unwrap_or_else(|_| panic!("no answer: {what}"))
+            .unwrap();
         assert_eq!(answer.status, expected, "{what}: {}", answer.json()["error"]);
     }
     assert_eq!(world.in_status("pending").await, i64::try_from(accepted).unwrap());

@@ -2,14 +2,17 @@
 
 use std::process::Output;
 
-use lethe_tests::wait::{eventually, seconds};
+use lethe_tests::wait::{eventually, patiently, seconds};
 use lethe_tests::worker::{ALL, bare, environment};
 use lethe_tests::{Publisher, Request, SECONDS, Worker, World};
 
 async fn run(name: &str, arguments: &[&str], settings: &[(&str, String)]) -> Output {
     let mut command = bare(name);
     command.args(arguments).envs(settings.iter().map(|(name, value)| (name, value)));
-    tokio::time::timeout(seconds(10), command.output()).await.unwrap_or_else(|_| panic!("{name} did not end")).unwrap()
+    tokio::time::timeout(patiently(seconds(10)), command.output())
+        .await
+        .unwrap_or_else(|_| panic!("{name} did not end"))
+        .unwrap()
 }
 
 #[tokio::test]
