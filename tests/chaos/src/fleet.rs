@@ -6,10 +6,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use lethe_tests::Worker;
-use lethe_tests::worker::ALL;
 use tokio::sync::Mutex;
 
 use crate::world::{Route, World};
+
+/// Every worker of a run.
+pub const WORKERS: [&str; 6] =
+    ["scheduler", "identity-matcher", "erasure-executor", "access-compiler", "callback-courier", "gateway"];
 
 /// Settings that make a life of weeks take seconds.
 const SETTINGS: [(&str, &str); 9] = [
@@ -53,7 +56,7 @@ impl Fleet {
     /// Starts `each` of each worker; half of them go by one proxy, half by the other.
     pub async fn start(world: Arc<World>, each: usize, defect: Option<&str>) -> Arc<Self> {
         let mut slots = Vec::new();
-        for name in ALL {
+        for name in WORKERS {
             for number in 0..each {
                 let route = if number % 2 == 0 { Route::First } else { Route::Second };
                 slots.push(Mutex::new(Slot { name, route, worker: None, is_expected: true }));
@@ -132,6 +135,15 @@ impl Fleet {
         let Some(pid) = slot.worker.as_ref().and_then(Worker::pid) else { return false };
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+    }
+
+    /// Where one of the gateways serves; another one with each `turn`.
+    pub fn gateway(&self, turn: usize) -> Option<String> {
+        // One that is being replaced serves nobody.
+        let settled = self.slots.iter().filter_map(|slot| slot.try_lock().ok()).filter(|slot| slot.name == "gateway");
+        let mut addresses: Vec<String> =
+            settled.filter_map(|slot| slot.worker.as_ref().and_then(Worker::try_http_address)).collect();
+        (!addresses.is_empty()).then(|| addresses.swap_remove(turn % addresses.len()))
     }
 
     /// Lets everybody go on who stands still.

@@ -90,7 +90,7 @@ pub struct Letter {
     pub body: Vec<u8>,
     /// When it is first sent, from the start of the traffic.
     pub due: Duration,
-    /// Which connection sends it.
+    /// Which connection sends it, or [`HTTP_DOOR`].
     pub door: usize,
     /// Sent again until it is answered; otherwise only until it is confirmed.
     pub is_careful: bool,
@@ -109,6 +109,8 @@ pub struct Plan {
 
 /// Connections that publish at the same time.
 pub const DOORS: usize = 4;
+/// Who comes by this door calls the gateway.
+pub const HTTP_DOOR: usize = DOORS;
 
 /// Makes the plan of a seed: `requests` requests within `span`.
 pub fn make(seed: u64, requests: usize, span: Duration, addresses: &Addresses) -> Plan {
@@ -235,8 +237,9 @@ impl Maker {
         let body = body(&case, identity, self.plan.people[person].mpid, group.as_deref(), "2026-11-20T10:00:00Z");
         let number = self.plan.cases.len();
         let due = self.moment(1.0);
-        let is_careful = self.random.random_bool(0.85);
-        let door = self.random.random_range(0..DOORS);
+        let door = self.random.random_range(0..=HTTP_DOOR);
+        // Over HTTP there is nothing but the answer.
+        let is_careful = door == HTTP_DOOR || self.random.random_bool(0.85);
         let letter = |kind, body: &Value, due, door, is_careful| Letter {
             kind,
             case: number,
@@ -248,8 +251,8 @@ impl Maker {
         let mut letters = vec![letter(LetterKind::Request, &body, due, door, is_careful)];
         let cancellation = json!({"subject_request_id": case.id});
         match self.random.random_range(0..100) {
-            // The same one at once by every connection.
-            0..8 => letters.extend((0..DOORS).map(|door| letter(LetterKind::Request, &body, due, door, true))),
+            // The same one at once by every connection, and over HTTP.
+            0..8 => letters.extend((0..=HTTP_DOOR).map(|door| letter(LetterKind::Request, &body, due, door, true))),
             // Replayed later.
             8..16 => letters.push(letter(LetterKind::Request, &body, due + self.moment(1.0), (door + 1) % DOORS, true)),
             16..20 => {
@@ -274,7 +277,7 @@ impl Maker {
                 let is_careful = self.random.random_bool(0.8);
                 letters.push(letter(LetterKind::Cancellation, &cancellation, later, (door + 1) % DOORS, is_careful));
                 if self.random.random_bool(0.2) {
-                    letters.push(letter(LetterKind::Cancellation, &cancellation, later, door, true));
+                    letters.push(letter(LetterKind::Cancellation, &cancellation, later, door % DOORS, true));
                 }
             }
             52..60 if case.kind == Kind::Erasure && identity.is_some_and(|(kind, ..)| *kind == "email") => {

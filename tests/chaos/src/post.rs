@@ -1,6 +1,7 @@
-//! The controllers' side of RabbitMQ: letters go out over several connections, again until they are confirmed, and
-//! those of careful senders again until they are answered.
+//! The controllers' side of RabbitMQ and of the gateway: letters go out over several connections, again until they are
+//! confirmed, and those of careful senders again until they are answered.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -15,8 +16,10 @@ use lethe_tests::Answer;
 use lethe_tests::publisher::read_answer;
 use tokio::time::timeout;
 
+use crate::driver::Span;
+use crate::fleet::Fleet;
 use crate::people::CONTROLLERS;
-use crate::plan::{DOORS, LetterKind, Plan};
+use crate::plan::{DOORS, HTTP_DOOR, LetterKind, Plan};
 use crate::world::World;
 
 /// A letter that nobody answered is sent again after this.
@@ -39,6 +42,15 @@ pub struct Fate {
     pub answers: Vec<(Instant, Answer)>,
 }
 
+impl Fate {
+    /// Whether a letter must have had its effect: confirmed, and in no queue that was emptied before it was answered.
+    pub fn counts(&self, purges: &[Span]) -> bool {
+        let Some(confirmed) = self.confirmed else { return false };
+        let answered = self.answers.first().map(|(at, _)| *at);
+        !purges.iter().any(|(began, ended)| *ended >= confirmed && answered.is_none_or(|answered| answered >= *began))
+    }
+}
+
 /// All letters and what became of them.
 pub struct Post {
     plan: Arc<Plan>,
@@ -51,13 +63,14 @@ pub struct Post {
 
 impl Post {
     /// Begins to send.
-    pub fn open(plan: Arc<Plan>, world: Arc<World>) -> Arc<Self> {
+    pub fn open(plan: Arc<Plan>, world: Arc<World>, fleet: Arc<Fleet>) -> Arc<Self> {
         let fates = Mutex::new(vec![Fate::default(); plan.letters.len()]);
         let user = world.tests.management.user();
         let post = Arc::new(Self { plan, world, user, began: Instant::now(), fates, is_closed: AtomicBool::default() });
         for door in 0..DOORS {
             tokio::spawn(post.clone().keep_open(door));
         }
+        tokio::spawn(post.clone().call_gateways(fleet));
         post
     }
 
@@ -114,6 +127,41 @@ impl Post {
                 }
             }
         }
+    }
+
+    /// Each call by itself: one that hangs holds up none of the others.
+    async fn call_gateways(self: Arc<Self>, fleet: Arc<Fleet>) {
+        let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(10)).build().unwrap();
+        let mut turn = 0;
+        while !self.is_closed.load(Ordering::SeqCst) {
+            for index in self.take_due(HTTP_DOOR) {
+                turn += 1;
+                let Some(address) = fleet.gateway(turn) else { continue };
+                tokio::spawn(self.clone().call(client.clone(), address, index));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Whatever breaks, and whatever the gateway cannot do now, is tried again.
+    async fn call(self: Arc<Self>, client: reqwest::Client, address: String, index: usize) -> reqwest::Result<()> {
+        let letter = &self.plan.letters[index];
+        let case = &self.plan.cases[letter.case];
+        let path = match case.version {
+            "1.0" => "/v1/opengdpr_requests",
+            "2.0" => "/v2/requests",
+            _ => "/v3/requests",
+        };
+        let (key, secret) = self.world.tests.credentials(CONTROLLERS[case.controller]);
+        let call = client.post(format!("http://{address}{path}")).basic_auth(key, Some(secret));
+        let answer = call.header("content-type", "application/json").body(letter.body.clone()).send().await?;
+        let status = answer.status().as_u16();
+        let body = answer.bytes().await?.to_vec();
+        if status < 500 && status != 429 {
+            let answer = Answer { status, headers: HashMap::new(), body };
+            self.fates.lock().unwrap()[index].answers.push((Instant::now(), answer));
+        }
+        Ok(())
     }
 
     fn take_due(&self, door: usize) -> Vec<usize> {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use crate::checker::{self, Evidence, Violation};
-use crate::driver::{self, Driver, Harm, Repertoire};
+use crate::driver::{self, Driver, Harm, Repertoire, Span};
 use crate::fleet::Fleet;
 use crate::latecomers::Latecomers;
 use crate::plan::{self, Hurdle, Plan};
@@ -94,14 +94,16 @@ pub async fn run(options: &Options) -> Report {
     world.furnish(&plan).await;
     let sampler = checker::sample(plan.clone(), world.clone(), says_completed);
     let fleet = Fleet::start(world.clone(), options.each, options.defect.as_deref()).await;
-    let post = Post::open(plan.clone(), world.clone());
+    let post = Post::open(plan.clone(), world.clone(), fleet.clone());
     let late = Latecomers::start(options.seed, plan.clone(), world.clone(), post.clone());
     let driver = Driver::new(world.clone(), fleet.clone(), options.each);
     driver.run(driver::schedule(options.seed, options.span, &options.repertoire()), options.span).await;
 
     receivers.calm();
     late.stop();
-    let calm = Calm { world: &world, fleet: &fleet, post: &post, plan: &plan, patience: options.patience };
+    let purges = driver.purges();
+    let calm =
+        Calm { world: &world, fleet: &fleet, post: &post, plan: &plan, purges: &purges, patience: options.patience };
     let mut violations = calm.settle(true).await;
     violations.extend(checker::hurdles_hold(&world, &plan).await);
     world.mend_store().await;
@@ -120,7 +122,7 @@ pub async fn run(options: &Options) -> Report {
         plan: plan.clone(),
         world: world.clone(),
         fates: post.fates(),
-        purges: driver.purges(),
+        purges,
         arrivals: receivers.arrivals(),
         late_batches: late.batches(),
         late_twins: late.twins(),
@@ -162,6 +164,7 @@ struct Calm<'a> {
     fleet: &'a Fleet,
     post: &'a Post,
     plan: &'a Plan,
+    purges: &'a [Span],
     patience: Duration,
 }
 
@@ -220,6 +223,22 @@ impl Calm<'_> {
         let letters = self.post.open_letters();
         if letters > 0 {
             left.push(format!("{letters} messages are not answered"));
+        }
+        // Looking moves the messages: only once all else has come to rest.
+        if left.is_empty() {
+            let fates = self.post.fates();
+            let poisoned = self
+                .plan
+                .letters
+                .iter()
+                .zip(&fates)
+                .filter(|(letter, fate)| self.plan.cases[letter.case].is_poison && fate.counts(self.purges));
+            let dead = self.world.dead_letters().await;
+            let is_kept = |id: &str| dead.iter().any(|body| body.contains(id));
+            let open = poisoned.filter(|(letter, _)| !is_kept(&self.plan.cases[letter.case].id)).count();
+            if open > 0 {
+                left.push(format!("{open} poisoned messages are not set aside"));
+            }
         }
         left
     }

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use lethe_tests::proxy::{Proxy, Way};
+use reqwest::Method;
+use serde_json::{Value, json};
 use tokio::process::Command;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
@@ -134,6 +136,29 @@ impl World {
     pub async fn clock(&self) -> Option<Timestamp> {
         let now = self.attempt("SELECT lethe.now()", &[]);
         tokio::time::timeout(Duration::from_secs(5), now).await.ok()?.ok().map(|rows| rows[0].get(0))
+    }
+
+    /// What a queue holds, as the management API shows it; it stays there. Asks until the broker answers.
+    pub async fn messages(&self, queue: &str) -> Vec<Value> {
+        let body = json!({"count": 100_000, "ackmode": "ack_requeue_true", "encoding": "auto"});
+        let path = format!("/queues/{}/{queue}/get", self.tests.name);
+        let started = Instant::now();
+        loop {
+            let said = match self.tests.management.try_call(Method::POST, &path, Some(body.clone())).await {
+                Ok((status, text)) if status.is_success() => return serde_json::from_str(&text).unwrap(),
+                Ok((status, _)) if status.as_u16() == 404 => return vec![],
+                Ok((status, text)) => format!("{status} {text}"),
+                Err(error) => error.to_string(),
+            };
+            assert!(started.elapsed() < PATIENCE, "{queue}: {said}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// The bodies of the requests that were set aside.
+    pub async fn dead_letters(&self) -> Vec<String> {
+        let messages = self.messages("dsr.identity-matching.dead").await;
+        messages.iter().map(|message| message["payload"].as_str().unwrap_or_default().to_owned()).collect()
     }
 
     /// Lets time pass at once: leases run out, ticks come.

@@ -13,7 +13,8 @@ pub(super) fn check(evidence: &Evidence) -> Vec<Violation> {
         let kinds = [LetterKind::Request, LetterKind::Conflict];
         let answered =
             kinds.iter().any(|kind| evidence.answers(number, *kind).iter().any(|(status, _)| *status == 201));
-        let confirmed = kinds.iter().any(|kind| evidence.letters(number, *kind).any(|(_, fate)| evidence.counts(fate)));
+        let confirmed =
+            kinds.iter().any(|kind| evidence.letters(number, *kind).any(|(_, fate)| fate.counts(&evidence.purges)));
         if answered || confirmed {
             let how = if answered { "answered 201" } else { "confirmed" };
             violations.push(Violation::of(1, format!("{} was {how} and is not there", evidence.name(number))));

@@ -2,9 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::Value;
-
-use crate::plan::LetterKind;
+use crate::plan::{HTTP_DOOR, LetterKind};
 
 use super::{Evidence, Violation};
 
@@ -59,16 +57,18 @@ fn answers(evidence: &Evidence, number: usize) -> Vec<Violation> {
 /// What was refused is kept: in `dsr.rejected` where it was answered, in the dead letters where the database refused it.
 async fn kept_copies(evidence: &Evidence) -> Vec<Violation> {
     let mut violations = Vec::new();
-    let rejected: BTreeSet<usize> = take(evidence, "dsr.rejected")
+    let rejected: BTreeSet<usize> = evidence
+        .world
+        .messages("dsr.rejected")
         .await
         .iter()
         .filter_map(|message| message["properties"]["correlation_id"].as_str()?.parse().ok())
         .collect();
-    let dead = take(evidence, "dsr.identity-matching.dead").await;
-    let dead: BTreeSet<String> =
-        dead.iter().map(|message| message["payload"].as_str().unwrap_or_default().to_owned()).collect();
+    let dead = evidence.world.dead_letters().await;
     for (index, (letter, fate)) in evidence.plan.letters.iter().zip(&evidence.fates).enumerate() {
+        // Who calls the gateway has the answer in hand.
         let refused = letter.kind != LetterKind::Cancellation
+            && letter.door != HTTP_DOOR
             && fate.answers.iter().any(|(_, answer)| matches!(answer.status, 400 | 409));
         if refused && !rejected.contains(&index) {
             violations.push(Violation::of(
@@ -78,7 +78,7 @@ async fn kept_copies(evidence: &Evidence) -> Vec<Violation> {
         }
         let is_poison = evidence.plan.cases[letter.case].is_poison;
         if is_poison
-            && evidence.counts(fate)
+            && fate.counts(&evidence.purges)
             && !dead.iter().any(|body| body.contains(&evidence.plan.cases[letter.case].id))
         {
             violations.push(Violation::of(3, format!("{}: no dead letter is kept of it", evidence.name(letter.case))));
@@ -93,8 +93,4 @@ async fn kept_copies(evidence: &Evidence) -> Vec<Violation> {
         }
     }
     violations
-}
-
-async fn take(evidence: &Evidence, queue: &str) -> Vec<Value> {
-    evidence.world.tests.take_messages(queue, 100_000).await
 }

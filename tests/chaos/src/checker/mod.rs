@@ -134,16 +134,6 @@ impl Evidence {
             .collect()
     }
 
-    /// Whether a letter must have had its effect: confirmed, and in no queue that was emptied before it was answered.
-    fn counts(&self, fate: &Fate) -> bool {
-        let Some(confirmed) = fate.confirmed else { return false };
-        let answered = fate.answers.first().map(|(at, _)| *at);
-        !self
-            .purges
-            .iter()
-            .any(|(began, ended)| *ended >= confirmed && answered.is_none_or(|answered| answered >= *began))
-    }
-
     fn is_status(&self, case: usize, status: &str) -> bool {
         self.rows.get(&case).is_some_and(|row| row.status == status)
     }

@@ -123,7 +123,7 @@ fn too_late(evidence: &Evidence, number: usize) -> Option<Violation> {
         .min()?;
     let in_time = evidence.letters(number, LetterKind::Cancellation).find(|(_, fate)| {
         let before = fate.confirmed_by_clock.zip(row.runs_at).is_some_and(|(at, runs_at)| at < runs_at);
-        before && evidence.counts(fate) && fate.first_sent.is_some_and(|sent| sent > known)
+        before && fate.counts(&evidence.purges) && fate.first_sent.is_some_and(|sent| sent > known)
     })?;
     let at = in_time.1.confirmed_by_clock;
     Some(Violation::of(

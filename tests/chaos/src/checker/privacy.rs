@@ -34,7 +34,7 @@ pub(super) async fn check(evidence: &Evidence, metrics: &[String]) -> Vec<Violat
     }
     for queue in ["dsr.erasure-execution", "dsr.access-compilation", "dsr.callback-delivery"] {
         for name in [queue.to_owned(), format!("{queue}.dead")] {
-            for message in evidence.world.tests.take_messages(&name, 10_000).await {
+            for message in evidence.world.messages(&name).await {
                 look(&name, &message.to_string());
             }
         }

@@ -11,12 +11,11 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use lethe_tests::worker::ALL;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, WORKERS};
 use crate::world::World;
 
 /// What may be done.
@@ -108,7 +107,7 @@ impl Harm {
 }
 
 /// Where a worker may be struck.
-const POINTS: [(&str, &[&str]); 5] = [
+const POINTS: [(&str, &[&str]); 6] = [
     (
         "identity-matcher",
         &[
@@ -140,6 +139,7 @@ const POINTS: [(&str, &[&str]); 5] = [
         "callback-courier",
         &["courier.before_send", "courier.after_answer", "record.before_commit", "record.after_commit"],
     ),
+    ("gateway", &["intake.before_commit", "intake.after_commit", "wake.before_publish"]),
 ];
 
 /// Which harm a run knows.
@@ -280,7 +280,7 @@ impl Driver {
 
 /// The places in the fleet of a worker.
 pub fn slots(name: &str, each: usize) -> std::ops::Range<usize> {
-    let first = ALL.iter().position(|one| *one == name).unwrap_or(0) * each;
+    let first = WORKERS.iter().position(|one| *one == name).unwrap_or(0) * each;
     first..first + each
 }
 

@@ -2,15 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-use lethe_tests::worker::ALL;
 use rand::RngExt;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 
+use crate::fleet::WORKERS;
+
 use super::{Driver, Harm, POINTS, pause, slots};
 
 pub(super) fn choose(random: &mut StdRng, each: usize) -> Harm {
-    let index = random.random_range(0..ALL.len() * each);
+    let index = random.random_range(0..WORKERS.len() * each);
     let (name, points) = POINTS.choose(random).unwrap();
     let struck = slots(name, each).start + random.random_range(0..each);
     let (point, pass) = (*points.choose(random).unwrap(), random.random_range(1..6));
