@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use lapin::protocol::{AMQPErrorKind, AMQPHardError};
 use lapin::uri::{AMQPScheme, AMQPUri};
-use lapin::{Channel, Connection, ConnectionProperties};
+use lapin::{Channel, Connection, ConnectionProperties, ErrorKind};
 use tokio::sync::Mutex;
 
 use super::topology;
@@ -44,16 +45,23 @@ impl BrokerError {
     /// taken by that, and comes again.
     #[must_use]
     pub fn is_unreadable_message(&self) -> bool {
-        matches!(self, Self::Amqp { source } if matches!(source.kind(), lapin::ErrorKind::ParsingError(_)))
+        matches!(self, Self::Amqp { source } if matches!(source.kind(), ErrorKind::ParsingError(_)))
+    }
+
+    /// The broker failed by itself. RabbitMQ answers so to whoever consumes from a quorum queue of which it has kept the
+    /// name and nothing else: its files are damaged, or it was killed in the moment after it had made the queue.
+    #[must_use]
+    pub fn is_internal(&self) -> bool {
+        let Self::Amqp { source } = self else { return false };
+        let ErrorKind::ProtocolError(error) = source.kind() else { return false };
+        *error.kind() == AMQPErrorKind::Hard(AMQPHardError::INTERNALERROR)
     }
 
     /// Whether waiting helps.
     #[must_use]
     pub fn disposition(&self) -> Disposition {
         match self {
-            Self::Amqp { source } if matches!(source.kind(), lapin::ErrorKind::ProtocolError(_)) => {
-                Disposition::Permanent
-            }
+            Self::Amqp { source } if matches!(source.kind(), ErrorKind::ProtocolError(_)) => Disposition::Permanent,
             _ => Disposition::Transient,
         }
     }

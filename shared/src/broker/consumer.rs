@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::dead_letters::SET_ASIDE_AT;
 use super::publisher::{Outgoing, Publisher};
-use super::topology::{Queue, dead_letters_of};
+use super::topology::{self, Queue, dead_letters_of};
 use super::{Broker, BrokerError};
 use crate::backoff::Reconnect;
 use crate::fault;
@@ -168,6 +168,8 @@ impl<H: GroupHandler> Consumer<H> {
                     }
                     if reconnect.is_first() {
                         tracing::warn!(queue = self.queue.name, %error, "consuming has stopped; trying again until it works");
+                    } else if error.is_internal() && !self.queue.holds_bodies {
+                        self.make_anew().await;
                     }
                     tokio::select! {
                         () = reconnect.wait() => {}
@@ -175,6 +177,21 @@ impl<H: GroupHandler> Consumer<H> {
                     }
                 }
             }
+        }
+    }
+
+    /// What a queue of wake-ups held is known to PostgreSQL; one that RabbitMQ has lost is in the way, and nothing else.
+    async fn make_anew(&self) {
+        tracing::warn!(
+            queue = self.queue.name,
+            "RabbitMQ has lost this queue of wake-ups, all but its name: it is made anew"
+        );
+        let removed = async {
+            let (_connection, channel) = self.broker.connect_to_publish().await?;
+            Ok::<_, BrokerError>(topology::remove(&channel, self.queue.name).await?)
+        };
+        if let Err(error) = removed.await {
+            tracing::debug!(queue = self.queue.name, %error, "the queue could not be removed");
         }
     }
 

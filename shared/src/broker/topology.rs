@@ -1,6 +1,6 @@
 //! Every exchange and queue, and the only place that spells their names (contract 3).
 
-use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, ExchangeKind};
 
@@ -132,6 +132,14 @@ pub async fn declare(channel: &Channel) -> Result<(), lapin::Error> {
         }
     }
     Ok(())
+}
+
+/// Removes a queue with all that it holds; it is declared again on the next connect.
+///
+/// # Errors
+/// What the broker says.
+pub async fn remove(channel: &Channel, queue: &str) -> Result<(), lapin::Error> {
+    channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await.map(drop)
 }
 
 async fn bind(channel: &Channel, queue: &str, exchange: &str, key: &str) -> Result<(), lapin::Error> {
