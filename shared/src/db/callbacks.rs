@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::intake::open_request;
@@ -19,7 +20,7 @@ use crate::request::{CallbackId, ControllerId, EndpointId, RequestStatus};
 statements! {
     CLAIM = "
         SELECT callback_id, url_no, request_status, expected_completion_time, attempt, started_at, controller_id,
-               subject_request_id, sealed_request, signature_algorithm, result_id, token_salt, lines, replay
+               subject_request_id, sealed_request, signature_algorithm, result_id, token_salt, lines, replay, endpoint_id
           FROM lethe.claim_callbacks($1, $2, $3, $4, $5)";
     PUT_OFF = "
         UPDATE lethe.callbacks
@@ -47,9 +48,14 @@ statements! {
                AS q (callback_id, attempt, started_at, seconds, status_code, error_class)
         ON CONFLICT DO NOTHING";
     RELEASE_SUCCESSORS = "SELECT lethe.release_successors($1)";
+    /// In the order of the key, as everyone who locks several endpoints.
+    LOCK_ENDPOINTS = "
+        SELECT endpoint_id FROM lethe.endpoints
+         WHERE endpoint_id = ANY ($2)
+            OR endpoint_id = ANY ($1) AND (consecutive_failures > 0 OR open_until IS NOT NULL)
+         ORDER BY endpoint_id FOR NO KEY UPDATE";
     CLOSE_BREAKERS = "
-        UPDATE lethe.endpoints SET consecutive_failures = 0, open_until = NULL
-         WHERE endpoint_id = ANY ($1) AND (consecutive_failures > 0 OR open_until IS NOT NULL)";
+        UPDATE lethe.endpoints SET consecutive_failures = 0, open_until = NULL WHERE endpoint_id = ANY ($1)";
     COUNT_FAILURES = "
         UPDATE lethe.endpoints e SET consecutive_failures = e.consecutive_failures + q.failures
           FROM unnest($1::bigint[], $2::int[]) AS q (endpoint_id, failures)
@@ -128,25 +134,27 @@ pub struct EndpointLimits {
     pub lease: Duration,
 }
 
-/// Claims up to `wanted` due callbacks of an endpoint, as its limit and its breaker allow.
+/// Claims due callbacks of endpoints, of each up to as many as are wanted, as its limit and its breaker allow. Each
+/// endpoint is named once.
 ///
 /// # Errors
 /// [`DbError`].
 pub async fn claim(
     session: &Session,
     keys: &Keys,
-    endpoint_id: EndpointId,
     limits: EndpointLimits,
-    wanted: i32,
+    wanted: &[(EndpointId, i32)],
 ) -> Result<Vec<ClaimedCallback>, DbError> {
     let token = Uuid::new_v4();
-    let rows =
-        session.query(CLAIM, &[&endpoint_id, &token, &limits.lease.as_secs_f64(), &limits.in_flight, &wanted]).await?;
+    let (endpoints, wanted): (Vec<EndpointId>, Vec<i32>) = wanted.iter().copied().unzip();
+    let params: [&(dyn ToSql + Sync); 5] =
+        [&endpoints, &wanted, &token, &limits.lease.as_secs_f64(), &limits.in_flight];
+    let rows = session.query(CLAIM, &params).await?;
     // One that cannot be read (sealed under another master key, say) must not hold up the others of its endpoint.
     let mut unreadable: Vec<CallbackId> = Vec::new();
     let mut claimed = Vec::with_capacity(rows.len());
     for row in &rows {
-        match read_claimed(row, keys, endpoint_id, token) {
+        match read_claimed(row, keys, token) {
             Ok(callback) => claimed.push(callback),
             Err(error) => {
                 let callback: CallbackId = row.get(0);
@@ -161,7 +169,7 @@ pub async fn claim(
     Ok(claimed)
 }
 
-fn read_claimed(row: &Row, keys: &Keys, endpoint_id: EndpointId, token: Uuid) -> Result<ClaimedCallback, DbError> {
+fn read_claimed(row: &Row, keys: &Keys, token: Uuid) -> Result<ClaimedCallback, DbError> {
     let unexpected = || DbError::Unexpected { place: "callbacks" };
     let controller_id: ControllerId = row.get::<_, &str>(6).parse().map_err(|_| unexpected())?;
     let sealed: Option<&[u8]> = row.get(8);
@@ -171,7 +179,7 @@ fn read_claimed(row: &Row, keys: &Keys, endpoint_id: EndpointId, token: Uuid) ->
     let result = row.get::<_, Option<Uuid>>(10).filter(|_| status == RequestStatus::Completed);
     Ok(ClaimedCallback {
         callback_id: row.get(0),
-        endpoint_id,
+        endpoint_id: row.get(14),
         attempt: row.get(4),
         started_at: row.get(5),
         controller_id,
@@ -329,14 +337,16 @@ async fn move_breakers(
             *troubled.entry(claimed.endpoint_id).or_default() += 1;
         }
     }
-    if !answered.is_empty() {
-        let answered: Vec<EndpointId> = answered.into_iter().collect();
-        session.execute(CLOSE_BREAKERS, &[&answered]).await?;
+    let (endpoints, failures): (Vec<EndpointId>, Vec<i32>) = troubled.into_iter().unzip();
+    let well: Vec<EndpointId> = answered.iter().copied().collect();
+    let locked = session.query(LOCK_ENDPOINTS, &[&well, &endpoints]).await?;
+    let recovered: Vec<EndpointId> = locked.iter().map(|row| row.get(0)).filter(|id| answered.contains(id)).collect();
+    if !recovered.is_empty() {
+        session.execute(CLOSE_BREAKERS, &[&recovered]).await?;
     }
-    if troubled.is_empty() {
+    if endpoints.is_empty() {
         return Ok(0);
     }
-    let (endpoints, failures): (Vec<EndpointId>, Vec<i32>) = troubled.into_iter().unzip();
     let mut opened = 0;
     for row in session.query(COUNT_FAILURES, &[&endpoints, &failures]).await? {
         let (endpoint, failures): (EndpointId, i32) = (row.get(0), row.get(1));

@@ -20,9 +20,10 @@ pub struct Db {
     acting_for: Option<Arc<str>>,
 }
 
-/// How long a statement, a wait for a lock and an idle transaction may take.
+/// How long a statement, a wait for a lock and an idle transaction may take. No statement is helped by other processes or
+/// compiled: each takes milliseconds, many run at once, and what one of them would gain the others would pay.
 const SESSION: &str = "-c statement_timeout=60s -c lock_timeout=10s -c idle_in_transaction_session_timeout=60s \
-                       -c TimeZone=UTC";
+                       -c max_parallel_workers_per_gather=0 -c jit=off -c TimeZone=UTC";
 
 impl Db {
     /// A pool for `url`. Connects only when it is asked for the first session.

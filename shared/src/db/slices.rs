@@ -3,6 +3,7 @@
 //! Every write of a holder goes through [`hold`], which checks the token of the lease and renews it. A holder whose
 //! lease was taken over (a process that was stopped and woke up) is refused there by the database.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -32,15 +33,16 @@ statements! {
           FROM lethe.requests r LEFT JOIN lethe.request_mpids m USING (request_key)
          WHERE r.slice_id = $1 AND r.status = 'in_progress'
          GROUP BY r.request_key ORDER BY r.request_key";
+    /// The first rows that are deleted open the receipt; the first verification or failure does, where none are.
+    RECORD_DELETED = "
+        INSERT INTO lethe.erasure_receipts AS e (request_key, store, as_of, rows_deleted)
+        SELECT request_key, $3, $4, rows FROM unnest($1::bigint[], $2::bigint[]) AS q (request_key, rows)
+        ON CONFLICT (request_key, store) DO UPDATE SET rows_deleted = e.rows_deleted + excluded.rows_deleted";
     OPEN_RECEIPTS = "
         INSERT INTO lethe.erasure_receipts (request_key, store, as_of)
-        SELECT key, store, $3 FROM unnest($1::bigint[]) AS key CROSS JOIN unnest($2::text[]) AS store
+        SELECT key, $2, $3 FROM unnest($1::bigint[]) AS key
+         WHERE NOT EXISTS (SELECT FROM lethe.erasure_receipts e WHERE e.request_key = key AND e.store = $2)
         ON CONFLICT (request_key, store) DO NOTHING";
-    RECORD_DELETED = "
-        UPDATE lethe.erasure_receipts e SET rows_deleted = e.rows_deleted + q.rows
-          FROM (SELECT request_key, sum(rows)::bigint AS rows
-                  FROM unnest($1::bigint[], $2::bigint[]) AS u (request_key, rows) GROUP BY request_key) q
-         WHERE e.request_key = q.request_key AND e.store = $3";
     VERIFY = "
         UPDATE lethe.erasure_receipts e
            SET verified_at = (SELECT lethe.now()), rows_arrived = q.arrived, failure = NULL
@@ -52,7 +54,7 @@ statements! {
     /// Only requests whose every store has verified; the others stay in progress.
     COMPLETE_ERASED = "
         UPDATE lethe.requests r SET status = 'completed', completed_at = (SELECT lethe.now())
-         WHERE r.slice_id = $1 AND r.status = 'in_progress'
+         WHERE r.slice_id = $1 AND r.status = 'in_progress' AND cardinality($2::text[]) > 0
            AND (SELECT count(*) FROM lethe.erasure_receipts e
                  WHERE e.request_key = r.request_key AND e.store = ANY ($2) AND e.verified_at IS NOT NULL) = cardinality($2)
         RETURNING r.request_key";
@@ -205,37 +207,19 @@ pub async fn members(session: &Session, slice_id: SliceId) -> Result<Vec<Member>
         .collect())
 }
 
-/// Opens a receipt for each request and store, where there is none yet.
-///
-/// # Errors
-/// [`DbError::LeaseLost`].
-pub async fn open_receipts(db: &Db, claimed: &Claimed, keys: &[RequestKey], stores: &[&str]) -> Result<(), DbError> {
-    let tx = db.begin("open_receipts").await?;
-    hold(&tx, claimed).await?;
-    tx.execute(OPEN_RECEIPTS, &[&keys, &stores, &claimed.as_of]).await?;
-    tx.commit().await
-}
-
-/// Adds rows deleted to the receipts of a store; part of the transaction that deletes them.
+/// Adds rows deleted to the receipts of a store, each request once; part of the transaction that deletes them.
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn record_deleted(tx: &Tx, store: &str, deleted: &[(RequestKey, i64)]) -> Result<(), DbError> {
-    let (keys, rows): (Vec<RequestKey>, Vec<i64>) = deleted.iter().copied().unzip();
-    tx.execute(RECORD_DELETED, &[&keys, &rows, &store]).await?;
+pub async fn record_deleted(
+    tx: &Tx,
+    claimed: &Claimed,
+    store: &str,
+    deleted: &BTreeMap<RequestKey, i64>,
+) -> Result<(), DbError> {
+    let (keys, rows): (Vec<RequestKey>, Vec<i64>) = deleted.iter().unzip();
+    tx.execute(RECORD_DELETED, &[&keys, &rows, &store, &claimed.as_of]).await?;
     Ok(())
-}
-
-/// Records that a store, asked again, holds nothing more of these requests, and what arrived meanwhile.
-///
-/// # Errors
-/// [`DbError::LeaseLost`].
-pub async fn verify(db: &Db, claimed: &Claimed, store: &str, arrived: &[(RequestKey, i64)]) -> Result<(), DbError> {
-    let (keys, rows): (Vec<RequestKey>, Vec<i64>) = arrived.iter().copied().unzip();
-    let tx = db.begin("verify_erasure").await?;
-    hold(&tx, claimed).await?;
-    tx.execute(VERIFY, &[&keys, &rows, &store]).await?;
-    tx.commit().await
 }
 
 /// Records which store failed for which requests.
@@ -251,8 +235,18 @@ pub async fn record_failure(
 ) -> Result<(), DbError> {
     let tx = db.begin("record_store_failure").await?;
     hold(&tx, claimed).await?;
+    tx.execute(OPEN_RECEIPTS, &[&keys, &store, &claimed.as_of]).await?;
     tx.execute(RECORD_FAILURE, &[&keys, &store, &class]).await?;
     tx.commit().await
+}
+
+/// What a store, asked again, holds nothing more of.
+#[derive(Debug)]
+pub struct Verified {
+    /// The store.
+    pub store: &'static str,
+    /// The requests, each with the rows of its profiles that were received after the start of the execution.
+    pub arrived: Vec<(RequestKey, i64)>,
 }
 
 /// What a finished attempt led to.
@@ -266,14 +260,21 @@ pub struct Finished {
     pub endpoints: Vec<EndpointId>,
 }
 
-/// Completes the requests of an erasure slice whose every store has verified, and the slice if none is left.
+/// Records what the stores have verified, one entry for each of them, completes the requests for which all have, and the
+/// slice if none is left.
 ///
 /// # Errors
 /// [`DbError::LeaseLost`].
-pub async fn finish_erasure(db: &Db, claimed: &Claimed, stores: &[&str]) -> Result<Finished, DbError> {
+pub async fn finish_erasure(db: &Db, claimed: &Claimed, verified: &[Verified]) -> Result<Finished, DbError> {
+    let stores: Vec<&str> = verified.iter().map(|one| one.store).collect();
     super::retrying(|| async {
         let tx = db.begin("finish_erasure").await?;
         hold(&tx, claimed).await?;
+        for Verified { store, arrived } in verified {
+            let (keys, rows): (Vec<RequestKey>, Vec<i64>) = arrived.iter().copied().unzip();
+            tx.execute(OPEN_RECEIPTS, &[&keys, store, &claimed.as_of]).await?;
+            tx.execute(VERIFY, &[&keys, &rows, store]).await?;
+        }
         let rows = tx.query(COMPLETE_ERASED, &[&claimed.slice_id, &stores]).await?;
         let completed: Vec<RequestKey> = rows.iter().map(|row| row.get(0)).collect();
         let finished = finish(&tx, claimed, completed).await?;

@@ -129,7 +129,7 @@ pub struct Stores(Vec<Arc<dyn DataStore>>);
 
 impl std::fmt::Debug for Stores {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Stores").field(&self.names()).finish()
+        f.debug_list().entries(self.0.iter().map(|store| store.name())).finish()
     }
 }
 
@@ -143,12 +143,6 @@ impl Stores {
     /// Every store, in a fixed order.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<dyn DataStore>> {
         self.0.iter()
-    }
-
-    /// Their names.
-    #[must_use]
-    pub fn names(&self) -> Vec<&'static str> {
-        self.0.iter().map(|store| store.name()).collect()
     }
 }
 

@@ -79,7 +79,8 @@ impl Bench {
     pub(crate) async fn clean(&self) {
         self.world
             .run(
-                "TRUNCATE lethe.requests, lethe.batches, lethe.slices, lethe.endpoints, lethe.early_cancellations CASCADE;
+                "TRUNCATE lethe.requests, lethe.request_mpids, lethe.batches, lethe.slices, lethe.endpoints, lethe.callbacks,
+                          lethe.callback_attempts, lethe.erasure_receipts, lethe.early_cancellations CASCADE;
                  TRUNCATE raw.requests, raw.request_mpids, raw.callbacks, raw.callback_attempts, raw.slices;
                  UPDATE lethe.lanes SET closed_through = '-infinity'",
             )

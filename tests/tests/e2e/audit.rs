@@ -155,7 +155,7 @@ async fn whatever_is_changed_removed_or_moved_is_found_and_named() {
         )
     };
     let cases = [
-        (set("details = details || '{\"n\": 99}'"), at(5, Some(fifth), Problem::Changed)),
+        (set("details = (details::jsonb || '{\"n\": 99}')::json"), at(5, Some(fifth), Problem::Changed)),
         (set("details = '{}'"), at(5, Some(fifth), Problem::Changed)),
         (set("event = 'test.denied'"), at(5, Some(fifth), Problem::Changed)),
         (set("recorded_at = recorded_at + interval '1 microsecond'"), at(5, Some(fifth), Problem::Changed)),

@@ -79,6 +79,17 @@ async fn a_batch_goes_one_way_only() {
 }
 
 #[tokio::test]
+async fn what_others_refer_to_is_never_removed() {
+    let world = World::new().await;
+    world.controller("acme").await;
+    let session = world.db.session().await.unwrap();
+    for table in ["controllers", "batches", "slices", "requests", "endpoints", "callbacks"] {
+        let removed = session.batch_execute(&format!("DELETE FROM lethe.{table}")).await.expect_err(table);
+        assert_eq!(removed.code().map(tokio_postgres::error::SqlState::code), Some("LT003"), "{table}");
+    }
+}
+
+#[tokio::test]
 async fn migrating_twice_or_at_the_same_time_is_safe() {
     let name = servers::unique_name();
     let url = servers::create_empty_database(&name).await;

@@ -10,9 +10,8 @@ use futures_util::FutureExt;
 use lethe::broker::topology::CALLBACK_DELIVERY;
 use lethe::broker::wake::EndpointWakeUp;
 use lethe::broker::{Consumer, Gather, GroupHandler, Message, Outcome};
-use lethe::db::callbacks::{self, ClaimedCallback};
-use lethe::db::{Db, DbError};
-use lethe::fault;
+use lethe::db::DbError;
+use lethe::db::callbacks::ClaimedCallback;
 use lethe::request::EndpointId;
 use lethe::service::Service;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -20,6 +19,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::claim::Claimer;
 use crate::deliver::deliver;
 use crate::options::Ready;
 use crate::record::Recorder;
@@ -29,7 +29,7 @@ pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), DbError> {
     let ready = Arc::new(ready);
     let tasks = TaskTracker::new();
     let dispatcher = Dispatcher(Arc::new(Shared {
-        db: service.db.clone(),
+        claimer: Claimer::start(service.db.clone(), ready.clone()),
         recorder: Recorder::start(service.db.clone(), ready.clone()),
         permits: Arc::new(Semaphore::new(ready.deliveries.into())),
         ready,
@@ -55,7 +55,7 @@ pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), DbError> {
 struct Dispatcher(Arc<Shared>);
 
 struct Shared {
-    db: Db,
+    claimer: Claimer,
     ready: Arc<Ready>,
     recorder: Recorder,
     permits: Arc<Semaphore>,
@@ -161,17 +161,5 @@ async fn claim(
     if shared.shutdown.is_cancelled() {
         return Vec::new();
     }
-    let claim = async {
-        let session = shared.db.session().await?;
-        if fault::defect("callbacks_out_of_order") {
-            session.batch_execute("UPDATE lethe.callbacks SET state = 'ready' WHERE state = 'waiting'").await?;
-        }
-        callbacks::claim(&session, &shared.ready.keys, endpoint_id, shared.ready.limits, wanted).await
-    };
-    let claimed = claim.await.unwrap_or_else(|error| {
-        // What is due stays due; the scheduler wakes us again.
-        tracing::warn!(%error, endpoint = %endpoint_id, "callbacks could not be claimed");
-        Vec::new()
-    });
-    claimed.into_iter().zip(permits).collect()
+    shared.claimer.claim(endpoint_id, wanted).await.into_iter().zip(permits).collect()
 }

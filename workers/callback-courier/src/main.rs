@@ -1,5 +1,6 @@
 //! `callback-courier`: delivers signed status callbacks, with backoff.
 
+mod claim;
 mod deliver;
 mod dispatch;
 mod options;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use lethe::broker::wake;
-use lethe::db::slices::{self, Claimed, Member, Stage};
+use lethe::db::slices::{self, Claimed, Member, Stage, Verified};
 use lethe::db::{Db, DbError};
 use lethe::fault;
 use lethe::request::{Mpid, RequestKey};
@@ -22,6 +22,9 @@ pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), DbError> {
     Ok(())
 }
 
+/// Requests, each with the rows that were received after the start of the execution.
+type Arrived = Vec<(RequestKey, i64)>;
+
 struct Executor {
     db: Db,
     publisher: Arc<lethe::broker::Publisher>,
@@ -31,15 +34,13 @@ struct Executor {
 impl SliceWork for Executor {
     async fn attempt(&self, claimed: &Claimed) -> Result<Attempt, DbError> {
         let members = slices::members(&self.db.session().await?, claimed.slice_id).await?;
-        let keys: Vec<RequestKey> = members.iter().map(|member| member.request_key).collect();
-        slices::open_receipts(&self.db, claimed, &keys, &self.stores.names()).await?;
-        let mut failure = None;
+        let (mut failure, mut verified) = (None, Vec::new());
         for store in self.stores.iter() {
-            if let Err(class) = self.erase_from(store.as_ref(), claimed, &members).await? {
-                failure = Some(class);
-            }
+            let (arrived, failed) = self.erase_from(store.as_ref(), claimed, &members).await?;
+            verified.push(Verified { store: store.name(), arrived });
+            failure = failed.or(failure);
         }
-        let finished = slices::finish_erasure(&self.db, claimed, &self.stores.names()).await?;
+        let finished = slices::finish_erasure(&self.db, claimed, &verified).await?;
         fault::point("finish.after_commit");
         metrics::counter!("lethe_requests_completed_total", "stage" => "erasure").increment(finished.completed as u64);
         wake::endpoints(&self.publisher, finished.endpoints).await;
@@ -52,32 +53,32 @@ impl SliceWork for Executor {
 
 impl Executor {
     /// Erases all requests of a slice from one store. Where that fails, each request is tried by itself, so that one
-    /// that cannot be erased keeps no other from completing. `Err` in the result: the class of the last failure.
+    /// that cannot be erased keeps no other from completing. What is verified, and the class of the last failure.
     async fn erase_from(
         &self,
         store: &dyn DataStore,
         claimed: &Claimed,
         members: &[Member],
-    ) -> Result<Result<(), String>, DbError> {
-        let Err(error) = self.erase_together(store, claimed, members).await else { return Ok(Ok(())) };
-        if matches!(error, StoreError::Db(DbError::LeaseLost)) {
-            return Err(DbError::LeaseLost);
-        }
+    ) -> Result<(Arrived, Option<String>), DbError> {
+        let error = match self.erase_together(store, claimed, members).await {
+            Ok(arrived) => return Ok((arrived, None)),
+            Err(StoreError::Db(DbError::LeaseLost)) => return Err(DbError::LeaseLost),
+            Err(error) => error,
+        };
         let mut last = error.class();
         if matches!(error, StoreError::WritersUnderWay) {
             // Nobody's fault in this slice, and each request would wait as long again.
             let keys: Vec<RequestKey> = members.iter().map(|member| member.request_key).collect();
             slices::record_failure(&self.db, claimed, store.name(), &keys, &last).await?;
-            return Ok(Err(last));
+            return Ok((Vec::new(), Some(last)));
         }
         tracing::warn!(store = store.name(), slice = %claimed.slice_id, class = last, "a slice was not erased as a whole; trying its requests one by one");
-        let mut failed = false;
+        let mut verified = Vec::new();
         for member in members {
             match self.erase_together(store, claimed, std::slice::from_ref(member)).await {
-                Ok(()) => {}
+                Ok(arrived) => verified.extend(arrived),
                 Err(StoreError::Db(DbError::LeaseLost)) => return Err(DbError::LeaseLost),
                 Err(error) => {
-                    failed = true;
                     last = error.class();
                     metrics::counter!("lethe_store_failures_total", "store" => store.name(), "class" => last.clone())
                         .increment(1);
@@ -85,7 +86,8 @@ impl Executor {
                 }
             }
         }
-        Ok(if failed { Err(last) } else { Ok(()) })
+        let failed = (verified.len() < members.len()).then_some(last);
+        Ok((verified, failed))
     }
 
     async fn erase_together(
@@ -93,7 +95,7 @@ impl Executor {
         store: &dyn DataStore,
         claimed: &Claimed,
         members: &[Member],
-    ) -> Result<(), StoreError> {
+    ) -> Result<Arrived, StoreError> {
         // A profile that two requests match is counted in the receipt of the first.
         let mut owners: BTreeMap<Mpid, RequestKey> = BTreeMap::new();
         for member in members {
@@ -116,7 +118,6 @@ impl Executor {
                 *count += held.later;
             }
         }
-        let arrived: Vec<(RequestKey, i64)> = arrived.into_iter().collect();
-        Ok(slices::verify(&self.db, claimed, store.name(), &arrived).await?)
+        Ok(arrived.into_iter().collect())
     }
 }

@@ -7,7 +7,7 @@ use lethe::backoff::BackoffPolicy;
 use lethe::db::callbacks::{self, Attempt, EndpointLimits, RetryPolicy};
 use lethe::db::release::{self, SliceLimits};
 use lethe::db::requests::{self, Cancellation, Overtaking};
-use lethe::db::slices::{self, Claimed, Stage};
+use lethe::db::slices::{self, Claimed, Stage, Verified};
 use lethe::db::{DbError, batches, leader};
 use lethe::request::{SliceId, SubjectRequestId};
 use proptest::collection::vec;
@@ -334,13 +334,10 @@ impl Pair<'_> {
         let ours = slice.is_held && slice.claims == *generation && !slice.done;
         let members = slices::members(&db.session().await.unwrap(), claimed.slice_id).await.unwrap();
         let keys: Vec<_> = members.iter().map(|member| member.request_key).collect();
-        let opened = slices::open_receipts(db, claimed, &keys, &["postgres"]).await;
-        let arrived: Vec<_> = keys.iter().map(|key| (*key, 0)).collect();
-        let verified = slices::verify(db, claimed, "postgres", &arrived).await;
-        let finished = slices::finish_erasure(db, claimed, &["postgres"]).await;
+        let verified = Verified { store: "postgres", arrived: keys.iter().map(|key| (*key, 0)).collect() };
+        let finished = slices::finish_erasure(db, claimed, &[verified]).await;
         if !ours {
-            let refused = [opened.err(), verified.err(), finished.err()];
-            assert!(refused.iter().all(|error| matches!(error, Some(DbError::LeaseLost))), "{refused:?}");
+            assert!(matches!(finished, Err(DbError::LeaseLost)), "{finished:?}");
             return;
         }
         assert!(finished.unwrap().slice_done);
@@ -359,7 +356,7 @@ impl Pair<'_> {
         let endpoints = session.raw().query("SELECT endpoint_id FROM lethe.endpoints", &[]).await.unwrap();
         let Some(endpoint) = endpoints.first() else { return };
         let limits = EndpointLimits { in_flight: 100, lease: Duration::from_mins(1) };
-        let claimed = callbacks::claim(&session, &self.bench.keys, endpoint.get(0), limits, 100).await.unwrap();
+        let claimed = callbacks::claim(&session, &self.bench.keys, limits, &[(endpoint.get(0), 100)]).await.unwrap();
         assert_eq!(claimed.len(), self.model.due_callbacks().len(), "due callbacks");
         let attempt = Attempt {
             duration: Duration::ZERO,
@@ -417,7 +414,7 @@ fn random_interleavings_agree_with_the_model() {
             bench
                 .world
                 .run(
-                    "TRUNCATE lethe.requests, lethe.batches, lethe.slices, lethe.callbacks, lethe.early_cancellations,
+                    "TRUNCATE lethe.requests, lethe.request_mpids, lethe.batches, lethe.slices, lethe.callbacks, lethe.early_cancellations,
                               lethe.erasure_receipts, lethe.callback_attempts CASCADE;
                      UPDATE lethe.clock SET shift = '0'; UPDATE lethe.lanes SET closed_through = '-infinity';
                      UPDATE lethe.leaders SET expires_at = '-infinity'",

@@ -8,7 +8,7 @@ use std::time::Duration;
 use lethe::db::intake::Recorded;
 use lethe::db::release::{self, SliceLimits};
 use lethe::db::requests::{self, Cancellation, Overtaking};
-use lethe::db::slices::{self, Stage};
+use lethe::db::slices::{self, Stage, Verified};
 use lethe::db::{DbError, batches, leader};
 use lethe::request::{RequestKey, RequestStatus, SliceId, SubjectRequestId};
 use lethe_tests::wait::{eventually, seconds};
@@ -234,10 +234,8 @@ impl Storm {
         let db = &self.bench.world.db;
         let members = slices::members(&db.session().await?, claimed.slice_id).await?;
         let keys: Vec<RequestKey> = members.iter().map(|member| member.request_key).collect();
-        slices::open_receipts(db, claimed, &keys, &["postgres"]).await?;
-        let arrived: Vec<_> = keys.iter().map(|key| (*key, 0)).collect();
-        slices::verify(db, claimed, "postgres", &arrived).await?;
-        Ok(slices::finish_erasure(db, claimed, &["postgres"]).await?.completed)
+        let verified = Verified { store: "postgres", arrived: keys.iter().map(|key| (*key, 0)).collect() };
+        Ok(slices::finish_erasure(db, claimed, &[verified]).await?.completed)
     }
 
     async fn judge(&self) {
