@@ -1,5 +1,6 @@
 //! Self-healing: what is due and untouched is driven again, and a queue that is merely slow is left alone.
 
+use lethe::broker::{Broker, Outgoing};
 use lethe_tests::wait::{becomes, eventually, seconds, stays};
 use lethe_tests::worker::ALL;
 use lethe_tests::{Publisher, Receiver, Request, Worker, World, seconds_with};
@@ -43,6 +44,45 @@ async fn behind_a_deep_queue_nothing_is_multiplied_and_a_lost_queue_is_filled_on
     becomes("each is woken once", seconds(20), MANY, waiting).await;
     stays("and no more", seconds(5), async || waiting().await == MANY).await;
     assert_eq!(counted(&workers[0], "lethe_redriven_total").await.to_bits(), (driven + 150.0).to_bits());
+}
+
+#[tokio::test]
+async fn behind_a_queue_of_200_000_nothing_is_multiplied() {
+    const DEPTH: usize = 200_000;
+    const DUE: i64 = 50;
+    let world = World::new().await;
+    world.controller("acme").await;
+    let settings = seconds_with(&[("LETHE_REDRIVE_AFTER", "10ms")]);
+    let mut workers = Worker::several(&world, &["scheduler", "identity-matcher"], &settings).await;
+    let broker = Broker::new(&world.amqp_url, "lethe-tests").unwrap();
+    let backlog = lethe::broker::Publisher::new(broker);
+    // Wake-ups of slices that others have done meanwhile.
+    let done: Vec<_> = (0..500)
+        .map(|n| {
+            Outgoing::to_queue("dsr.access-compilation", format!(r#"{{"slice_id":{}}}"#, 1_000_000 + n).into_bytes())
+        })
+        .collect();
+    for _ in 0..DEPTH / done.len() {
+        backlog.publish(&done).await.unwrap();
+    }
+    let publisher = Publisher::connect(&world).await;
+    accesses(&publisher, usize::try_from(DUE).unwrap()).await;
+    world.count_reaches("in_progress", DUE).await;
+    let waiting = async || world.messages("dsr.access-compilation").await;
+    let all = u64::try_from(DEPTH).unwrap() + u64::try_from(DUE).unwrap();
+    becomes("each has its wake-up", seconds(20), all, waiting).await;
+    // A slow consumer: it takes some, and more than are due are left.
+    workers.push(Worker::start(&world, "access-compiler", &settings).await);
+    eventually("some are consumed", seconds(20), async || waiting().await < all - 300).await;
+    let mut before = all;
+    stays("nothing is multiplied", seconds(5), async || {
+        let now = waiting().await;
+        let shrinks = now <= before;
+        before = now;
+        shrinks && now > 100
+    })
+    .await;
+    assert!(counted(&workers[0], "lethe_redriven_total").await < 0.5, "nothing was driven again");
 }
 
 #[tokio::test]
