@@ -79,12 +79,15 @@ async fn main() -> ExitCode {
             failed.push(format!("seed {seed}"));
         }
     }
-    let planted: Vec<&str> =
-        if arguments.defects { DEFECTS.to_vec() } else { arguments.defect.as_deref().into_iter().collect() };
+    let planted: Vec<&str> = if arguments.defects {
+        DEFECTS.iter().map(|(name, _)| *name).collect()
+    } else {
+        arguments.defect.as_deref().into_iter().collect()
+    };
     for defect in &planted {
         let report = run(&arguments.options(first).with_defect(defect)).await;
         println!("{report}");
-        if report.violations.is_empty() {
+        if !report.is_caught() {
             failed.push(format!("the planted defect {defect} was not caught"));
         }
     }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::checker::{Deliveries, Violation};
+use crate::run::DEFECTS;
 use crate::world::Disk;
 
 /// What came of a run.
@@ -40,6 +41,12 @@ pub struct Report {
 }
 
 impl Report {
+    /// Whether the planted defect shows by its own sign.
+    pub fn is_caught(&self) -> bool {
+        let planted = DEFECTS.iter().find(|(name, _)| Some(*name) == self.defect.as_deref());
+        planted.is_some_and(|(_, sign)| self.violations.iter().any(|violation| violation.what.contains(sign)))
+    }
+
     /// Where the logs of a run with violations are kept.
     pub fn folder(&self) -> PathBuf {
         let name =

@@ -17,9 +17,14 @@ use crate::receiver::Receivers;
 use crate::report::Report;
 use crate::world::World;
 
-/// The defects that can be planted, and the harm that brings each to light.
-pub const DEFECTS: [&str; 5] =
-    ["ack_before_commit", "publish_lost", "no_lease_check", "no_split", "callbacks_out_of_order"];
+/// The defects that can be planted, each with its own sign in the violations: others may follow from it.
+pub const DEFECTS: [(&str, &str); 5] = [
+    ("ack_before_commit", "was confirmed and is not there"),
+    ("publish_lost", "stuck"),
+    ("no_lease_check", "is left in the result store"),
+    ("no_split", "was set aside, and nothing is wrong with it"),
+    ("callbacks_out_of_order", "was accepted"),
+];
 
 /// A run.
 #[derive(Clone, Debug)]
@@ -63,7 +68,9 @@ impl Options {
         self.defect = Some(name.to_owned());
         // Where wake-ups are lost, being stuck is what is looked for; elsewhere it would only hide the defect.
         let patience = if name == "publish_lost" { 12 } else { 90 };
-        (self.requests, self.span, self.patience) = (120, Duration::from_secs(5), Duration::from_secs(patience));
+        // A bad message must meet neighbours in its group.
+        let span = if name == "no_split" { Duration::from_secs(1) } else { Duration::from_secs(5) };
+        (self.requests, self.span, self.patience) = (120, span, Duration::from_secs(patience));
         self
     }
 

@@ -168,12 +168,22 @@ impl World {
 
     /// Runs the script of the local servers.
     pub async fn run_servers(&self, arguments: &[&str]) -> bool {
-        let Some(script) = &self.servers else { return false };
-        let mut command = Command::new(script);
+        let Some(mut command) = self.script(arguments) else { return false };
+        command.stdout(Stdio::null()).status().await.is_ok_and(|status| status.success())
+    }
+
+    /// Runs the script of the local servers; what it prints.
+    pub async fn ask_servers(&self, arguments: &[&str]) -> String {
+        let Some(mut command) = self.script(arguments) else { return String::new() };
+        command.output().await.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
+    }
+
+    fn script(&self, arguments: &[&str]) -> Option<Command> {
+        let mut command = Command::new(self.servers.as_ref()?);
         // What .local/env exports would be taken for servers of somebody else.
         command.args(arguments).env_remove("DATABASE_URL").env_remove("AMQP_URL");
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        command.status().await.is_ok_and(|status| status.success())
+        command.stdin(Stdio::null()).stderr(Stdio::null());
+        Some(command)
     }
 }
 

@@ -25,7 +25,7 @@ async fn a_short_run_has_no_violation() {
 
 async fn is_caught(defect: &str) {
     let report = run(&Options::short(1).with_defect(defect)).await;
-    assert!(!report.violations.is_empty(), "the planted defect {defect} was not caught\n{report}");
+    assert!(report.is_caught(), "the planted defect {defect} was not caught\n{report}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,6 +3,7 @@
 
 mod callbacks;
 mod durability;
+mod integrity;
 mod isolation;
 mod messages;
 mod outcome;
@@ -148,6 +149,7 @@ impl Evidence {
 pub async fn check(evidence: &Evidence, metrics: &[String]) -> (Vec<Violation>, Deliveries) {
     let mut violations = durability::check(evidence);
     violations.extend(outcome::check(evidence).await);
+    violations.extend(integrity::check(evidence).await);
     violations.extend(results::check(evidence).await);
     violations.extend(messages::check(evidence).await);
     let (found, deliveries) = callbacks::check(evidence);

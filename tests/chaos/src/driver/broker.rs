@@ -1,5 +1,6 @@
 //! Harm to RabbitMQ.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use reqwest::Method;
@@ -45,6 +46,25 @@ impl Driver {
         self.call(Method::DELETE, &format!("/queues/{}/{queue}", self.world.tests.name)).await;
     }
 
+    /// As after a kill in the moment after it was made: its files are gone, its name is not.
+    pub(super) async fn lose_queue(&self, queue: &str) {
+        let call = format!("ra_directory:uid_of(quorum_queues, '{}_{queue}').", self.world.tests.name);
+        let said = self.world.ask_servers(&["rabbitmqctl", "eval", &call]).await;
+        let folder = said.split('"').nth(1).filter(|uid| !uid.is_empty()).map(str::to_owned);
+        self.kill_server("run/rabbitmq.pid").await;
+        if let (Some(uid), Some(local)) = (folder, self.local_dir()) {
+            let find = ["-type", "d", "-name", &uid, "-prune", "-exec", "rm", "-rf", "{}", "+"];
+            let _ = tokio::process::Command::new("find").arg(local.join("state/.")).args(find).status().await;
+        }
+        self.start_servers().await;
+    }
+
+    fn local_dir(&self) -> Option<PathBuf> {
+        let script = self.world.servers.as_ref()?;
+        let given = std::env::var_os("LETHE_LOCAL_DIR").map(PathBuf::from);
+        Some(given.unwrap_or_else(|| script.ancestors().nth(3).unwrap_or(script).join(".local")))
+    }
+
     pub(super) async fn restart_broker(&self, hard: bool) {
         if hard {
             self.kill_server("run/rabbitmq.pid").await;
@@ -56,9 +76,7 @@ impl Driver {
 
     /// kill -9 of the process that a pid file below the servers' folder names.
     pub(super) async fn kill_server(&self, pid_file: &str) {
-        let Some(script) = &self.world.servers else { return };
-        let local = std::env::var_os("LETHE_LOCAL_DIR").map(std::path::PathBuf::from);
-        let local = local.unwrap_or_else(|| script.ancestors().nth(3).unwrap_or(script).join(".local"));
+        let Some(local) = self.local_dir() else { return };
         let text = std::fs::read_to_string(local.join(pid_file)).unwrap_or_default();
         if let Some(pid) = text.lines().next().filter(|pid| pid.parse::<u32>().is_ok_and(|pid| pid > 1)) {
             let _ = tokio::process::Command::new("kill").args(["-9", pid]).status().await;

@@ -43,6 +43,8 @@ pub enum Harm {
     PurgeAll,
     /// A work queue is deleted: its consumers are cancelled.
     CancelConsumers(&'static str),
+    /// RabbitMQ is killed and comes back without a work queue, all but its name.
+    LoseQueue(&'static str),
     /// RabbitMQ is restarted, with SIGKILL or in peace.
     RestartBroker(bool),
     /// A memory alarm blocks publishers.
@@ -89,6 +91,7 @@ impl Harm {
             Self::PurgeWork => "work queues purged",
             Self::PurgeAll => "all queues purged",
             Self::CancelConsumers(_) => "consumers cancelled",
+            Self::LoseQueue(_) => "queues lost by RabbitMQ",
             Self::RestartBroker(true) => "RabbitMQ killed",
             Self::RestartBroker(false) => "RabbitMQ restarted",
             Self::MemoryAlarm => "memory alarm",
@@ -175,13 +178,11 @@ pub fn schedule(seed: u64, span: Duration, repertoire: &Repertoire) -> [Vec<(Dur
 
 fn elsewhere(random: &mut StdRng, own_servers: bool) -> Harm {
     let millis = random.random_range(300..4_000);
-    match random.random_range(0..if own_servers { 100 } else { 84 }) {
+    match random.random_range(0..if own_servers { 105 } else { 84 }) {
         0..8 => Harm::CloseConnections,
         8..18 => Harm::PurgeWork,
         18..23 => Harm::PurgeAll,
-        23..30 => Harm::CancelConsumers(
-            ["dsr.erasure-execution", "dsr.access-compilation", "dsr.callback-delivery"].choose(random).unwrap(),
-        ),
+        23..30 => Harm::CancelConsumers(broker::WORK.choose(random).unwrap()),
         30..38 => Harm::TerminateSessions,
         38..44 => {
             let tables =
@@ -197,6 +198,7 @@ fn elsewhere(random: &mut StdRng, own_servers: bool) -> Harm {
         78..84 => Harm::Shuffle,
         84..88 => Harm::RestartBroker(random.random_bool(0.5)),
         88..92 => Harm::MemoryAlarm,
+        100.. => Harm::LoseQueue(broker::WORK.choose(random).unwrap()),
         _ => Harm::RestartPostgres(random.random_bool(0.5)),
     }
 }
@@ -255,6 +257,7 @@ impl Driver {
             Harm::PurgeWork => self.purge(&broker::WORK).await,
             Harm::PurgeAll => self.purge_all().await,
             Harm::CancelConsumers(queue) => self.delete_queue(queue).await,
+            Harm::LoseQueue(queue) => self.lose_queue(queue).await,
             Harm::RestartBroker(by_force) => self.restart_broker(by_force).await,
             Harm::MemoryAlarm => self.memory_alarm().await,
             Harm::TerminateSessions => self.terminate_sessions().await,

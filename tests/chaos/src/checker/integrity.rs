@@ -1,0 +1,33 @@
+//! Guarantee 2: no row refers to one that is not there. The database does not check these itself (ADR 0023).
+
+use super::{Evidence, Violation};
+
+/// Table and column, and the table in which the column is the key.
+const REFERENCES: [(&str, &str, &str); 10] = [
+    ("requests", "controller_id", "controllers"),
+    ("requests", "batch_id", "batches"),
+    ("requests", "slice_id", "slices"),
+    ("requests", "lane", "lanes"),
+    ("request_mpids", "request_key", "requests"),
+    ("erasure_receipts", "request_key", "requests"),
+    ("results", "request_key", "requests"),
+    ("callbacks", "request_key", "requests"),
+    ("callbacks", "endpoint_id", "endpoints"),
+    ("callback_attempts", "callback_id", "callbacks"),
+];
+
+pub(super) async fn check(evidence: &Evidence) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    for (table, column, parent) in REFERENCES {
+        let sql = format!(
+            "SELECT count(*) FROM lethe.{table} c
+              WHERE c.{column} IS NOT NULL AND NOT EXISTS (SELECT FROM lethe.{parent} p WHERE p.{column} = c.{column})"
+        );
+        let count = evidence.world.count(&sql).await;
+        if count > 0 {
+            violations
+                .push(Violation::of(2, format!("{count} rows of {table} name a {column} that is not in {parent}")));
+        }
+    }
+    violations
+}
