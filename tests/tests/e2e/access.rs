@@ -125,8 +125,9 @@ async fn at_expiry_key_and_bytes_are_gone_and_the_key_of_the_day_after_it() {
     world.reaches(&request.id, "completed").await;
     open(&world, &request.id).await;
     let expires_at: jiff::Timestamp = record(&world, &request.id).await.get("expires_at");
-    world.set_clock(expires_at - SignedDuration::from_secs(2)).await;
+    world.set_clock(expires_at - SignedDuration::from_hours(1)).await;
     assert_eq!(record(&world, &request.id).await.get::<_, Option<jiff::Timestamp>>("expired_at"), None);
+    world.set_clock(expires_at - SignedDuration::from_secs(1)).await;
     eventually("the bytes are gone", seconds(10), async || files_below(&world.folder.join("results")).is_empty()).await;
     eventually("the record says so", seconds(5), async || {
         record(&world, &request.id).await.get::<_, Option<String>>("object_path").is_none()

@@ -75,7 +75,7 @@ async fn one_that_overtakes_its_request_is_remembered_for_a_waiting_period() {
     assert_eq!((again.status, again.json()["received_time"].clone()), (202, first.json()["received_time"].clone()));
     delivers(&receiver, "/x", &["pending", "cancelled"]).await;
     // A waiting period later the other one has come to nothing.
-    world.set_clock("2026-11-29T09:00:10Z".parse().unwrap()).await;
+    world.set_clock("2026-11-29T10:00:00Z".parse().unwrap()).await;
     publisher.request("acme", &forgotten).await;
     assert_eq!(world.status(&forgotten.id).await, "pending");
     world.set_clock("2026-12-20T09:00:00Z".parse().unwrap()).await;
@@ -99,7 +99,7 @@ async fn in_a_race_with_the_release_exactly_one_wins_and_the_answer_says_which()
     let all: Vec<_> = requests.iter().map(|one| publisher.sending("acme", "request", one)).collect();
     publisher.send_all(&all).await;
     world.count_reaches("pending", ALL).await;
-    world.set_clock("2026-11-22T12:29:59.7Z".parse().unwrap()).await;
+    world.set_clock("2026-11-22T12:29:58.5Z".parse().unwrap()).await;
     let mut asked = Vec::new();
     for (n, request) in requests.iter().enumerate() {
         if n == requests.len() - 50 {
