@@ -48,6 +48,7 @@ chaos: ## The fault suite: 20 seeds on servers of its own; SEED=7 SEEDS=1 repeat
 	cargo build --workspace --bins $(LOCKED)
 	env -u DATABASE_URL -u AMQP_URL deploy/local/with-servers "$(or $(CARGO_TARGET_DIR),target)/debug/chaos" \
 		--servers "$(CURDIR)/deploy/local/servers" --seeds $(or $(SEEDS),20) $(if $(SEED),--seed $(SEED)) --defects
+	env -u DATABASE_URL -u AMQP_URL deploy/local/with-servers cargo test -p lethe-tests --test e2e $(LOCKED) -- --ignored
 
 lint: ## Check formatting, clippy, shell scripts, licences
 	cargo fmt --all --check

@@ -18,7 +18,7 @@ use tokio_postgres::types::{FromSqlOwned, ToSql};
 
 use crate::servers::{self, Management};
 use crate::signing::KeyFiles;
-use crate::wait::{becomes, seconds};
+use crate::wait::{becomes, eventually_some, seconds};
 
 /// A database, a virtual host, folders and keys that nobody else uses; gone when it is dropped.
 pub struct World {
@@ -195,7 +195,9 @@ impl World {
     pub async fn messages(&self, queue: &str) -> u64 {
         // The management API's own figures lag behind; a passive declaration does not.
         let broker = lethe::broker::Broker::new(&self.amqp_url, "lethe-tests").unwrap();
-        lethe::broker::Publisher::new(broker).queue_state(queue).await.unwrap().ready.into()
+        let publisher = lethe::broker::Publisher::new(broker);
+        let tells = async || publisher.queue_state(queue).await.ok();
+        eventually_some("RabbitMQ tells of a queue", seconds(10), tells).await.ready.into()
     }
 
     /// Takes up to `count` messages out of a queue, as the management API shows them.
