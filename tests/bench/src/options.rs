@@ -11,7 +11,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub(crate) struct Options {
     #[command(subcommand)]
     pub(crate) command: Command,
-    /// Small sizes: all rows in under five minutes
+    /// Small sizes
     #[arg(long, global = true)]
     quick: bool,
     #[command(flatten)]
