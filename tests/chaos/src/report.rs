@@ -51,7 +51,8 @@ impl Report {
     pub fn folder(&self) -> PathBuf {
         let name =
             self.defect.as_deref().map_or_else(|| format!("seed-{}", self.seed), |name| format!("defect-{name}"));
-        Path::new("target/chaos").join(name)
+        // The workspace's, wherever we are started: tests run in the folder of their package.
+        Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/chaos")).join(name)
     }
 
     /// Copies the logs of the workers, and writes this report beside them.
