@@ -2,8 +2,10 @@
 //! for a controller that is set so.
 
 use std::str::FromStr;
+use std::sync::LazyLock;
 
 use jiff::Timestamp;
+use tokio::sync::Semaphore;
 
 use super::signing_keys::{Certificate, SigningError, SigningKeys};
 use crate::request::status::names;
@@ -99,14 +101,30 @@ pub fn algorithm_named(text: &str) -> Algorithm {
     Algorithm::from_str(text).unwrap_or(Algorithm::RsaPkcs1v15)
 }
 
+/// As many as there are cores: more would only take turns.
+static THREADS: LazyLock<usize> =
+    LazyLock::new(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
+static SIGNING: LazyLock<Semaphore> = LazyLock::new(|| Semaphore::new(*THREADS));
+
+/// Signs off the async threads, where `sign` says how; at once no more than there are cores.
+///
+/// # Errors
+/// Those of `sign`; [`SigningError::Failed`] where it panics.
+pub async fn off_thread<T: Send + 'static>(
+    sign: impl FnOnce() -> Result<T, SigningError> + Send + 'static,
+) -> Result<T, SigningError> {
+    // Never closed.
+    let _permit = SIGNING.acquire().await.map_err(|_| SigningError::Failed)?;
+    tokio::task::spawn_blocking(sign).await.map_err(|_| SigningError::Failed)?
+}
+
 /// Signs many bodies off the async threads, on as many threads as there are cores. In order; a refusal of the library
 /// is an error of that body alone.
 pub async fn sign_all(
     signer: std::sync::Arc<Signer>,
     bodies: Vec<(Algorithm, Vec<u8>)>,
 ) -> Vec<Result<String, SigningError>> {
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let share = bodies.len().div_ceil(threads).max(1);
+    let share = bodies.len().div_ceil(*THREADS).max(1);
     let mut bodies = bodies.into_iter().peekable();
     let mut shares = Vec::new();
     while bodies.peek().is_some() {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{ALGORITHM, Asked, AuditPosition, Document, Execution, FORMAT, Statement, StoreReceipt};
 use crate::audit::Signatory;
-use crate::callback::signature::Algorithm;
+use crate::callback::signature::{self, Algorithm};
 use crate::callback::signing_keys::SigningError;
 use crate::crypto::{hex, sha256};
 use crate::db::audit::{self, Completion};
@@ -65,9 +65,7 @@ pub async fn issue(
         };
         let payload = serde_json::to_string(&statement).map_err(|_| SigningError::Failed)?;
         let (signing, bytes) = (signer.clone(), payload.clone());
-        // Not on an async thread: an RSA signature takes a while.
-        let signing = move || signing.sign(Algorithm::RsaPkcs1v15, bytes.as_bytes());
-        let signature = tokio::task::spawn_blocking(signing).await.map_err(|_| SigningError::Failed)??;
+        let signature = signature::off_thread(move || signing.sign(Algorithm::RsaPkcs1v15, bytes.as_bytes())).await?;
         // The keys may have changed in between; then the statement names the wrong ones.
         if signer.certificate(Algorithm::RsaPkcs1v15).is_some_and(|now| now.chain == certificate.chain) {
             let certificate_chain = certificate.chain.clone();

@@ -9,6 +9,7 @@ use lethe::fault;
 use lethe::request::EndpointId;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::load::Load;
 use crate::options::Ready;
 
 /// Endpoints of a call at most.
@@ -26,9 +27,9 @@ pub(crate) struct Claimer(mpsc::Sender<Ask>);
 
 impl Claimer {
     /// Starts the task; it ends when the last claimer is gone.
-    pub(crate) fn start(db: Db, ready: Arc<Ready>) -> Self {
+    pub(crate) fn start(db: Db, ready: Arc<Ready>, load: Load) -> Self {
         let (sender, receiver) = mpsc::channel(GROUP);
-        tokio::spawn(claim_all(db, ready, receiver));
+        tokio::spawn(claim_all(db, ready, load, receiver));
         Self(sender)
     }
 
@@ -43,9 +44,9 @@ impl Claimer {
     }
 }
 
-async fn claim_all(db: Db, ready: Arc<Ready>, mut receiver: mpsc::Receiver<Ask>) {
+async fn claim_all(db: Db, ready: Arc<Ready>, load: Load, mut receiver: mpsc::Receiver<Ask>) {
     let mut asks = Vec::with_capacity(GROUP);
-    while receiver.recv_many(&mut asks, GROUP).await > 0 {
+    while load.gather(&mut receiver, &mut asks, GROUP).await {
         let wanted: Vec<(EndpointId, i32)> = asks.iter().map(|ask| (ask.endpoint_id, ask.wanted)).collect();
         let mut claimed: HashMap<EndpointId, Vec<ClaimedCallback>> = HashMap::new();
         match claim(&db, &ready, &wanted).await {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lethe::callback::client::Delivery;
+use lethe::callback::signature;
 use lethe::callback::signing_keys::SigningError;
 use lethe::db::callbacks::{Attempt, ClaimedCallback};
 use lethe::fault;
@@ -64,8 +65,7 @@ fn body(ready: &Ready, claimed: &ClaimedCallback) -> Vec<u8> {
 
 async fn sign(ready: &Ready, claimed: &ClaimedCallback, body: &[u8]) -> Result<String, SigningError> {
     let (signer, algorithm, bytes) = (Arc::clone(&ready.processor.signer), claimed.algorithm, body.to_vec());
-    let signature = tokio::task::spawn_blocking(move || signer.sign(algorithm, &bytes)).await;
-    signature.map_err(|_| SigningError::Failed)?
+    signature::off_thread(move || signer.sign(algorithm, &bytes)).await
 }
 
 async fn sign_with_previous(
@@ -74,7 +74,7 @@ async fn sign_with_previous(
     body: &[u8],
 ) -> Option<Result<String, SigningError>> {
     let (signer, algorithm, bytes) = (Arc::clone(&ready.processor.signer), claimed.algorithm, body.to_vec());
-    tokio::task::spawn_blocking(move || signer.sign_with_previous(algorithm, &bytes)).await.ok()?
+    signature::off_thread(move || signer.sign_with_previous(algorithm, &bytes).transpose()).await.transpose()
 }
 
 fn delivery(ready: &Ready, claimed: &ClaimedCallback, body: &[u8], signature: String) -> Delivery {

@@ -21,6 +21,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::claim::Claimer;
 use crate::deliver::deliver;
+use crate::load::Load;
 use crate::options::Ready;
 use crate::record::Recorder;
 
@@ -28,10 +29,12 @@ use crate::record::Recorder;
 pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), DbError> {
     let ready = Arc::new(ready);
     let tasks = TaskTracker::new();
+    let permits = Arc::new(Semaphore::new(ready.deliveries.into()));
+    let load = Load::new(permits.clone());
     let dispatcher = Dispatcher(Arc::new(Shared {
-        claimer: Claimer::start(service.db.clone(), ready.clone()),
-        recorder: Recorder::start(service.db.clone(), ready.clone()),
-        permits: Arc::new(Semaphore::new(ready.deliveries.into())),
+        claimer: Claimer::start(service.db.clone(), ready.clone(), load.clone()),
+        recorder: Recorder::start(service.db.clone(), ready.clone(), load),
+        permits,
         ready,
         active: Mutex::default(),
         tasks: tasks.clone(),

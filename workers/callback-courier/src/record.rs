@@ -9,6 +9,7 @@ use lethe::disposition::Disposition;
 use lethe::fault;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::load::Load;
 use crate::options::Ready;
 
 /// Outcomes of a group at most.
@@ -26,9 +27,9 @@ pub(crate) struct Recorder(mpsc::Sender<Item>);
 
 impl Recorder {
     /// Starts the task; it ends when the last recorder is gone.
-    pub(crate) fn start(db: Db, ready: Arc<Ready>) -> Self {
+    pub(crate) fn start(db: Db, ready: Arc<Ready>, load: Load) -> Self {
         let (sender, receiver) = mpsc::channel(4 * GROUP);
-        tokio::spawn(record_all(db, ready, receiver));
+        tokio::spawn(record_all(db, ready, load, receiver));
         Self(sender)
     }
 
@@ -41,9 +42,9 @@ impl Recorder {
     }
 }
 
-async fn record_all(db: Db, ready: Arc<Ready>, mut receiver: mpsc::Receiver<Item>) {
+async fn record_all(db: Db, ready: Arc<Ready>, load: Load, mut receiver: mpsc::Receiver<Item>) {
     let mut items = Vec::with_capacity(GROUP);
-    while receiver.recv_many(&mut items, GROUP).await > 0 {
+    while load.gather(&mut receiver, &mut items, GROUP).await {
         let (outcomes, acknowledgements): (Vec<_>, Vec<_>) =
             items.drain(..).map(|item| ((item.claimed, item.attempt), item.recorded)).unzip();
         record_group(&db, &ready, &outcomes).await;

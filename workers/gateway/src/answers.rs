@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::http::header::{CONTENT_TYPE, HeaderName, LINK, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use lethe::callback::signature::Signer;
+use lethe::callback::signature::{self, Signer};
 use lethe::callback::signing_keys::SigningError;
 use lethe::config::Processor;
 use lethe::db::DbError;
@@ -129,8 +129,7 @@ pub(crate) async fn signed(processor: &Processor, caller: &Caller, version: ApiV
 
 async fn sign(signer: &Arc<Signer>, caller: &Caller, body: &[u8]) -> Result<String, SigningError> {
     let (signer, algorithm, body) = (signer.clone(), caller.algorithm, body.to_vec());
-    let signature = tokio::task::spawn_blocking(move || signer.sign(algorithm, &body)).await;
-    signature.map_err(|_| SigningError::Failed)?
+    signature::off_thread(move || signer.sign(algorithm, &body)).await
 }
 
 fn insert(headers: &mut HeaderMap, name: &str, value: &str) {
