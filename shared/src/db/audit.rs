@@ -17,14 +17,13 @@ statements! {
     /// What is listed is committed, whatever its number. An entry that is gone stays listed: `lethe audit verify`
     /// names it.
     TAKE = "
-        WITH taken AS (
-            DELETE FROM lethe.audit_unsealed u
-             WHERE u.entry_id IN (
-                SELECT q.entry_id FROM lethe.audit_unsealed q JOIN lethe.audit_entries e USING (entry_id)
-                 WHERE coalesce(e.controller_id, '') <> ALL ($1) ORDER BY q.entry_id LIMIT $2)
-            RETURNING u.entry_id)
-        SELECT e.entry_id, e.controller_id, e.request_key, e.event, e.details::text, e.recorded_at
-          FROM taken JOIN lethe.audit_entries e USING (entry_id) ORDER BY e.entry_id";
+        WITH chosen AS MATERIALIZED (
+            SELECT e.entry_id, e.controller_id, e.request_key, e.event, e.details, e.recorded_at
+              FROM lethe.audit_unsealed q JOIN lethe.audit_entries e USING (entry_id)
+             WHERE coalesce(e.controller_id, '') <> ALL ($1) ORDER BY q.entry_id LIMIT $2),
+        taken AS (
+            DELETE FROM lethe.audit_unsealed u USING chosen WHERE u.entry_id = chosen.entry_id)
+        SELECT entry_id, controller_id, request_key, event, details::text, recorded_at FROM chosen ORDER BY entry_id";
     NOW = "SELECT lethe.now()";
     LOCK_HEADS = "
         SELECT chain, position, digest, signed_at, signature FROM lethe.audit_heads

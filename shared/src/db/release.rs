@@ -1,7 +1,7 @@
 //! Release: a due batch becomes slices, step by step (DESIGN rule 6). Each step is one transaction: match once more,
 //! apply the cap, set `in_progress`, write slices and callbacks. A batch of any size can be resumed at every step.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use tokio_postgres::Row;
 
@@ -16,15 +16,18 @@ use crate::opendsr::SubjectRequest;
 use crate::request::{BatchId, ControllerId, EndpointId, Lane, Mpid, RequestKey, RequestStatus, SliceId};
 
 statements! {
+    /// Where the last step ended.
+    PLACE = "
+        SELECT released_controller, released_request FROM lethe.batches WHERE batch_id = $1";
     /// Locks in the order of the key, as cancellations do.
     TAKE = "
-        SELECT request_key, controller_id, subject_request_id, sealed_request, approval FROM (
+        SELECT request_key, controller_id, subject_request_id, sealed_request, approval, chosen.place FROM (
             -- Bounded in bytes as well as in number; the first is taken whatever its size.
-            SELECT request_key,
+            SELECT request_key, row_number() OVER (ORDER BY controller_id, request_key) AS place,
                    sum(octet_length(sealed_request)) OVER (ORDER BY controller_id, request_key)
                        - octet_length(sealed_request) AS bytes_before
               FROM (SELECT request_key, controller_id, sealed_request FROM lethe.requests
-                     WHERE batch_id = $1 AND status = 'pending'
+                     WHERE batch_id = $1 AND (controller_id, request_key) > ($4, $5) AND status = 'pending'
                      ORDER BY controller_id, request_key LIMIT $2) first) chosen
           JOIN lethe.requests r USING (request_key)
          WHERE r.status = 'pending' AND r.batch_id = $1 AND coalesce(chosen.bytes_before, 0) < $3
@@ -34,9 +37,11 @@ statements! {
     /// Back to the operator: visible, cancellable, in no batch.
     HOLD_BACK = "
         UPDATE lethe.requests SET approval = 'needed', batch_id = NULL WHERE request_key = ANY ($1) AND status = 'pending'";
+    ADVANCE = "
+        UPDATE lethe.batches SET released_controller = $2, released_request = $3 WHERE batch_id = $1";
     ADD_SLICE = "
-        INSERT INTO lethe.slices (batch_id, controller_id, stage, request_count, mpid_count)
-        VALUES ($1, $2, $3, $4, $5) RETURNING slice_id";
+        INSERT INTO lethe.slices (batch_id, controller_id, stage, request_count, mpid_count, first_request, last_request)
+        VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING slice_id";
     BEGIN_PROGRESS = "
         UPDATE lethe.requests r
            SET status = 'in_progress', in_progress_at = (SELECT lethe.now()), slice_id = q.slice_id
@@ -119,6 +124,19 @@ fn read_candidate(row: &Row, keys: &Keys) -> Result<Candidate, DbError> {
     Ok(Candidate { key: row.get(0), controller_id, request, approved: row.get::<_, &str>(4) == "approved" })
 }
 
+/// The next requests of a batch, and how far we are then. Written now: whatever of them cannot be released is handled in
+/// this transaction.
+async fn take(tx: &Tx, batch_id: BatchId, limits: SliceLimits) -> Result<Vec<Row>, DbError> {
+    let place = tx.query_one(PLACE, &[&batch_id]).await?;
+    let (controller, request): (&str, RequestKey) = (place.get(0), place.get(1));
+    let rows = tx.query(TAKE, &[&batch_id, &i64::from(limits.step), &MAX_STEP_BYTES, &controller, &request]).await?;
+    // The order is the database's: it compares texts by its own rules.
+    if let Some(last) = rows.iter().max_by_key(|row| row.get::<_, i64>(5)) {
+        tx.execute(ADVANCE, &[&batch_id, &last.get::<_, &str>(1), &last.get::<_, RequestKey>(0)]).await?;
+    }
+    Ok(rows)
+}
+
 async fn match_again(session: &Session, candidates: &[Candidate], cap: u32) -> Result<Vec<Matched>, DbError> {
     let wanted: Vec<Wanted<'_>> = candidates
         .iter()
@@ -165,16 +183,20 @@ async fn step_once(
 ) -> Result<Step, DbError> {
     let tx = db.begin("release_slices").await?;
     leader::assert(&tx, epoch).await?;
-    let rows = tx.query(TAKE, &[&batch_id, &i64::from(limits.step), &MAX_STEP_BYTES]).await?;
+    let rows = take(&tx, batch_id, limits).await?;
     let (mut candidates, unreadable) = read_candidates(&rows, keys)?;
     if candidates.is_empty() {
         let finished = tx.execute(FINISH, &[&batch_id]).await? == 1;
+        if !finished {
+            // Something is pending that lies behind us: from the beginning, then.
+            tx.execute(ADVANCE, &[&batch_id, &"", &RequestKey(0)]).await?;
+        }
         tx.commit().await?;
         return Ok(Step { finished, ..Step::default() });
     }
     candidates.sort_by(|a, b| (&a.controller_id, a.key).cmp(&(&b.controller_id, b.key)));
     let mut matched = match_again(&tx, &candidates, cap).await?;
-    join_known(&tx, &candidates, &mut matched, cap).await?;
+    let known = join_known(&tx, &candidates, &mut matched, cap).await?;
 
     let mut step = Step::default();
     let mut held: Vec<RequestKey> =
@@ -190,11 +212,11 @@ async fn step_once(
     let (mut keys_of_slices, mut slice_ids) = (Vec::new(), Vec::new());
     let stage = if lane == Lane::Access { "compilation" } else { "erasure" };
     for members in cut(&ready, lane, limits) {
-        let Some((first, _)) = members.first() else { continue };
+        let (Some((first, _)), Some((last, _))) = (members.first(), members.last()) else { continue };
         let mpids: usize = members.iter().map(|(one, found)| found.mpids.len() + one.request.mpids.len()).sum();
         let count = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
-        let params: [&(dyn tokio_postgres::types::ToSql + Sync); 5] =
-            [&batch_id, &first.controller_id, &stage, &count(members.len()), &count(mpids)];
+        let params: [&(dyn tokio_postgres::types::ToSql + Sync); 7] =
+            [&batch_id, &first.controller_id, &stage, &count(members.len()), &count(mpids), &first.key, &last.key];
         let slice: SliceId = tx.query_one(ADD_SLICE, &params).await?.get(0);
         step.slices.push(slice);
         for (one, _) in members {
@@ -203,7 +225,7 @@ async fn step_once(
         }
     }
     if !keys_of_slices.is_empty() {
-        insert_mpids(&tx, &ready).await?;
+        insert_mpids(&tx, &ready, &known).await?;
         let released = tx.execute(BEGIN_PROGRESS, &[&keys_of_slices, &slice_ids]).await?;
         step.released = usize::try_from(released).unwrap_or(0);
         let status = RequestStatus::InProgress;
@@ -216,13 +238,20 @@ async fn step_once(
 }
 
 /// The union with what was matched at receipt; data that has gone meanwhile still counts, since a store beside the
-/// built-in one may hold it. The cap counts the union.
-async fn join_known(tx: &Tx, candidates: &[Candidate], matched: &mut [Matched], cap: u32) -> Result<(), DbError> {
+/// built-in one may hold it. The cap counts the union. Returns what was known.
+async fn join_known(
+    tx: &Tx,
+    candidates: &[Candidate],
+    matched: &mut [Matched],
+    cap: u32,
+) -> Result<HashSet<(RequestKey, Mpid)>, DbError> {
     let keys: Vec<RequestKey> = candidates.iter().map(|one| one.key).collect();
     let index: std::collections::HashMap<RequestKey, usize> =
         keys.iter().enumerate().map(|(i, key)| (*key, i)).collect();
+    let mut known = HashSet::new();
     for row in tx.query(KNOWN_MPIDS, &[&keys]).await? {
         let (key, mpid): (RequestKey, Mpid) = (row.get(0), row.get(1));
+        known.insert((key, mpid));
         let place = index.get(&key).and_then(|i| candidates.get(*i).zip(matched.get_mut(*i)));
         let Some((one, found)) = place else { continue };
         if !one.request.mpids.contains(&mpid) {
@@ -230,7 +259,7 @@ async fn join_known(tx: &Tx, candidates: &[Candidate], matched: &mut [Matched], 
             found.over_cap |= !one.approved && found.mpids.len() > cap as usize;
         }
     }
-    Ok(())
+    Ok(known)
 }
 
 /// Cuts requests, sorted by controller, into slices: of one controller each, bounded in requests and in profiles.
@@ -260,15 +289,22 @@ fn cut<'a, 'b>(
     slices
 }
 
-async fn insert_mpids(tx: &Tx, ready: &[(&Candidate, &Matched)]) -> Result<(), DbError> {
+/// What was matched now and not before: what is known from the receipt keeps its source.
+async fn insert_mpids(
+    tx: &Tx,
+    ready: &[(&Candidate, &Matched)],
+    known: &HashSet<(RequestKey, Mpid)>,
+) -> Result<(), DbError> {
     let (mut keys, mut mpids) = (Vec::new(), Vec::new());
     for (one, found) in ready {
-        for mpid in &found.mpids {
+        for mpid in found.mpids.iter().filter(|mpid| !known.contains(&(one.key, **mpid))) {
             keys.push(one.key);
             mpids.push(*mpid);
         }
     }
-    // Those known from the receipt keep their source.
+    if keys.is_empty() {
+        return Ok(());
+    }
     let sources = vec!["release"; mpids.len()];
     tx.execute(INSERT_MPIDS, &[&keys, &mpids, &sources]).await?;
     Ok(())

@@ -86,7 +86,7 @@ pub async fn complete(db: &Db, claimed: &Claimed, result: &NewResult) -> Result<
             ],
         )
         .await?;
-        let finished = slices::finish_compilation(&tx, claimed).await?;
+        let finished = slices::finish_compilation(&tx, claimed, result.request_key).await?;
         crate::fault::point("finish.before_commit");
         tx.commit().await?;
         Ok(finished)

@@ -29,11 +29,10 @@ statements! {
          WHERE slice_id = $1 AND lease_token = $2 AND state = 'ready'";
     MEMBERS = "
         SELECT r.request_key, r.subject_request_id, r.request_type,
-               coalesce(array_agg(m.mpid ORDER BY m.mpid) FILTER (WHERE m.mpid IS NOT NULL), '{}')
-          FROM lethe.requests r LEFT JOIN lethe.request_mpids m USING (request_key)
-         WHERE r.slice_id = $1 AND r.status = 'in_progress'
-         GROUP BY r.request_key ORDER BY r.request_key";
-    /// The first rows that are deleted open the receipt; the first verification or failure does, where none are.
+               ARRAY (SELECT m.mpid FROM lethe.request_mpids m WHERE m.request_key = r.request_key ORDER BY m.mpid)
+          FROM lethe.slice_members r
+         WHERE r.slice_id = $1 AND r.status = 'in_progress' ORDER BY r.request_key";
+    /// The first rows that are deleted open the receipt; the verification or the first failure does, where none are.
     RECORD_DELETED = "
         INSERT INTO lethe.erasure_receipts AS e (request_key, store, as_of, rows_deleted)
         SELECT request_key, $3, $4, rows FROM unnest($1::bigint[], $2::bigint[]) AS q (request_key, rows)
@@ -44,30 +43,32 @@ statements! {
          WHERE NOT EXISTS (SELECT FROM lethe.erasure_receipts e WHERE e.request_key = key AND e.store = $2)
         ON CONFLICT (request_key, store) DO NOTHING";
     VERIFY = "
-        UPDATE lethe.erasure_receipts e
-           SET verified_at = (SELECT lethe.now()), rows_arrived = q.arrived, failure = NULL
+        INSERT INTO lethe.erasure_receipts AS e (request_key, store, as_of, rows_arrived, verified_at)
+        SELECT request_key, $3, $4, arrived, (SELECT lethe.now())
           FROM unnest($1::bigint[], $2::bigint[]) AS q (request_key, arrived)
-         WHERE e.request_key = q.request_key AND e.store = $3 AND e.verified_at IS NULL";
+        ON CONFLICT (request_key, store) DO UPDATE
+           SET verified_at = excluded.verified_at, rows_arrived = excluded.rows_arrived, failure = NULL
+         WHERE e.verified_at IS NULL";
     RECORD_FAILURE = "
         UPDATE lethe.erasure_receipts SET failure = $3
          WHERE request_key = ANY ($1) AND store = $2 AND verified_at IS NULL";
     /// Only requests whose every store has verified; the others stay in progress.
     COMPLETE_ERASED = "
         UPDATE lethe.requests r SET status = 'completed', completed_at = (SELECT lethe.now())
-         WHERE r.slice_id = $1 AND r.status = 'in_progress' AND cardinality($2::text[]) > 0
+         WHERE r.request_key = ANY ($3) AND r.slice_id = $1 AND r.status = 'in_progress' AND cardinality($2::text[]) > 0
            AND (SELECT count(*) FROM lethe.erasure_receipts e
                  WHERE e.request_key = r.request_key AND e.store = ANY ($2) AND e.verified_at IS NOT NULL) = cardinality($2)
         RETURNING r.request_key";
     COMPLETE_COMPILED = "
         UPDATE lethe.requests r SET status = 'completed', completed_at = (SELECT lethe.now())
-         WHERE r.slice_id = $1 AND r.status = 'in_progress'
+         WHERE r.request_key = $2 AND r.slice_id = $1 AND r.status = 'in_progress'
            AND EXISTS (SELECT FROM lethe.results s WHERE s.request_key = r.request_key)
         RETURNING r.request_key";
     FINISH = "
         UPDATE lethe.slices s
            SET state = 'completed', completed_at = lethe.now(), lease_token = NULL, lease_expires_at = NULL, last_error = NULL
          WHERE s.slice_id = $1 AND s.lease_token = $2 AND s.state = 'ready'
-           AND NOT EXISTS (SELECT FROM lethe.requests r WHERE r.slice_id = s.slice_id AND r.status = 'in_progress')";
+           AND NOT EXISTS (SELECT FROM lethe.slice_members m WHERE m.slice_id = $1 AND m.status = 'in_progress')";
     RETRY_LATER = "
         UPDATE lethe.slices
            SET lease_token = NULL, lease_expires_at = NULL, last_error = $4, last_nudged_at = '-infinity', nudges = 0,
@@ -260,22 +261,27 @@ pub struct Finished {
     pub endpoints: Vec<EndpointId>,
 }
 
-/// Records what the stores have verified, one entry for each of them, completes the requests for which all have, and the
-/// slice if none is left.
+/// Records what the stores have verified, one entry for each of them, completes those of the members for which all have,
+/// and the slice if none is left.
 ///
 /// # Errors
 /// [`DbError::LeaseLost`].
-pub async fn finish_erasure(db: &Db, claimed: &Claimed, verified: &[Verified]) -> Result<Finished, DbError> {
+pub async fn finish_erasure(
+    db: &Db,
+    claimed: &Claimed,
+    members: &[Member],
+    verified: &[Verified],
+) -> Result<Finished, DbError> {
     let stores: Vec<&str> = verified.iter().map(|one| one.store).collect();
+    let members: Vec<RequestKey> = members.iter().map(|member| member.request_key).collect();
     super::retrying(|| async {
         let tx = db.begin("finish_erasure").await?;
         hold(&tx, claimed).await?;
         for Verified { store, arrived } in verified {
             let (keys, rows): (Vec<RequestKey>, Vec<i64>) = arrived.iter().copied().unzip();
-            tx.execute(OPEN_RECEIPTS, &[&keys, store, &claimed.as_of]).await?;
-            tx.execute(VERIFY, &[&keys, &rows, store]).await?;
+            tx.execute(VERIFY, &[&keys, &rows, store, &claimed.as_of]).await?;
         }
-        let rows = tx.query(COMPLETE_ERASED, &[&claimed.slice_id, &stores]).await?;
+        let rows = tx.query(COMPLETE_ERASED, &[&claimed.slice_id, &stores, &members]).await?;
         let completed: Vec<RequestKey> = rows.iter().map(|row| row.get(0)).collect();
         let finished = finish(&tx, claimed, completed).await?;
         fault::point("finish.before_commit");
@@ -289,8 +295,8 @@ pub async fn finish_erasure(db: &Db, claimed: &Claimed, verified: &[Verified]) -
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn finish_compilation(tx: &Tx, claimed: &Claimed) -> Result<Finished, DbError> {
-    let rows = tx.query(COMPLETE_COMPILED, &[&claimed.slice_id]).await?;
+pub async fn finish_compilation(tx: &Tx, claimed: &Claimed, request: RequestKey) -> Result<Finished, DbError> {
+    let rows = tx.query(COMPLETE_COMPILED, &[&claimed.slice_id, &request]).await?;
     let completed: Vec<RequestKey> = rows.iter().map(|row| row.get(0)).collect();
     finish(tx, claimed, completed).await
 }

@@ -142,11 +142,11 @@ pub(crate) const DAILY: &[(&str, &str)] = &[
     ("LETHE_COMPLETION_MARGIN", "60s"),
 ];
 
-/// The raw programs' tables: the same columns, checks, keys and indexes as Lethe's, so that the same rows and bytes are
-/// written; without foreign keys and triggers.
+/// The raw programs' tables: the same columns, checks, keys, indexes and room in pages as Lethe's, so that the same rows and
+/// bytes are written; without foreign keys and triggers.
 const RAW_TABLES: &str = "
     CREATE SCHEMA raw;
-    CREATE TABLE raw.requests (LIKE lethe.requests INCLUDING ALL);
+    CREATE TABLE raw.requests (LIKE lethe.requests INCLUDING ALL) WITH (fillfactor = 50);
     CREATE TABLE raw.request_mpids (LIKE lethe.request_mpids INCLUDING ALL);
     CREATE TABLE raw.callbacks (LIKE lethe.callbacks INCLUDING ALL);
     CREATE TABLE raw.callback_attempts (LIKE lethe.callback_attempts INCLUDING ALL);

@@ -169,6 +169,35 @@ async fn under_continuous_load_every_request_runs_in_the_batch_it_was_promised()
     assert!(ticks >= 5, "only {ticks} ticks");
 }
 
+/// A step remembers where it ended, and the next one goes on from there. Whatever is left behind is found before the batch
+/// counts as released.
+#[tokio::test]
+async fn a_release_that_was_led_past_a_request_comes_back_for_it() {
+    let world = World::new().await;
+    world.controller("acme").await;
+    world.controller("zeta").await;
+    world.set_clock(at("2026-11-22T09:00:00Z")).await;
+    let scheduler = Worker::start(&world, "scheduler", &[]).await;
+    let _others = Worker::several(&world, &["identity-matcher", "erasure-executor"], &[]).await;
+    let publisher = Publisher::connect(&world).await;
+    for controller in ["zeta", "acme"] {
+        for _ in 0..3 {
+            publisher.request(controller, &Request::erasure("ada@example.com").expedited()).await;
+        }
+    }
+    scheduler.stop().await;
+    let led_past = "UPDATE lethe.batches SET released_controller = 'acme', released_request = 9223372036854775807";
+    world.run(led_past).await;
+    world.set_clock(at("2026-11-22T12:31:00Z")).await;
+    let _scheduler = Worker::start(&world, "scheduler", &[]).await;
+    world.count_reaches("completed", 6).await;
+    becomes("the batch", seconds(10), "completed".to_owned(), async || {
+        world.one::<String>("SELECT min(state) FROM lethe.batches", &[]).await
+    })
+    .await;
+    assert_eq!(world.one::<i64>("SELECT sum(request_count)::bigint FROM lethe.slices", &[]).await, 6);
+}
+
 #[tokio::test]
 async fn three_schedulers_double_nothing_even_if_the_leader_dies() {
     let world = World::new().await;

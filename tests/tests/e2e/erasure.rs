@@ -236,7 +236,7 @@ async fn the_holder_of_an_expired_lease_is_refused() {
     assert_eq!(second.as_of, first.as_of, "the start of the execution is kept");
     let lost = |outcome: Result<_, DbError>| matches!(outcome, Err(DbError::LeaseLost));
     assert!(lost(slices::hold(&session, &first).await));
-    assert!(lost(slices::finish_erasure(&world.db, &first, &[]).await.map(drop)));
+    assert!(lost(slices::finish_erasure(&world.db, &first, &[], &[]).await.map(drop)));
     assert!(lost(slices::record_failure(&world.db, &first, "postgres", &[], "late").await));
     slices::hold(&session, &second).await.unwrap();
     slices::retry_later(&session, &first, std::time::Duration::ZERO, Some("late")).await.unwrap();

@@ -54,6 +54,20 @@ async fn the_database_refuses_every_transition_that_is_none() {
     }
 }
 
+/// ADR 0024: an index that names one of them, even in its condition, makes each change of status a change of all indexes.
+#[tokio::test]
+async fn no_index_names_what_changes_with_the_status() {
+    let world = World::new().await;
+    let indexes = "SELECT pg_get_indexdef(indexrelid) FROM pg_index WHERE indrelid = 'lethe.requests'::regclass";
+    let indexes: Vec<String> = world.all(indexes, &[]).await;
+    assert!(indexes.len() >= 5, "{indexes:?}");
+    for index in indexes {
+        for column in ["status", "slice_id", "in_progress_at", "completed_at"] {
+            assert!(!index.contains(column), "{index}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_batch_goes_one_way_only() {
     let world = World::new().await;

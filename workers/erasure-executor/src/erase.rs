@@ -40,7 +40,7 @@ impl SliceWork for Executor {
             verified.push(Verified { store: store.name(), arrived });
             failure = failed.or(failure);
         }
-        let finished = slices::finish_erasure(&self.db, claimed, &verified).await?;
+        let finished = slices::finish_erasure(&self.db, claimed, &members, &verified).await?;
         fault::point("finish.after_commit");
         metrics::counter!("lethe_requests_completed_total", "stage" => "erasure").increment(finished.completed as u64);
         wake::endpoints(&self.publisher, finished.endpoints).await;

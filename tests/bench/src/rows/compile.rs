@@ -66,8 +66,9 @@ pub(crate) async fn lethe(bench: &Bench, controller: &str) -> (Run, Option<u64>)
                  INSERT INTO lethe.batches (lane, tick_at, runs_at, calendar_version, state)
                  SELECT 'access', now(), now(), max(version), 'released' FROM lethe.calendars RETURNING batch_id),
              slice AS (
-                 INSERT INTO lethe.slices (batch_id, controller_id, stage, request_count, mpid_count)
-                 SELECT batch_id, '{controller}', 'compilation', 1, 1 FROM batch RETURNING slice_id, batch_id),
+                 INSERT INTO lethe.slices (batch_id, controller_id, stage, request_count, mpid_count,
+                                           first_request, last_request)
+                 SELECT batch_id, '{controller}', 'compilation', 1, 1, 0, 0 FROM batch RETURNING slice_id, batch_id),
              request AS (
                  INSERT INTO lethe.requests (controller_id, subject_request_id, api_version, regulation, request_type, status,
                                              lane, batch_id, slice_id, content_digest, submitted_time, received_at,
@@ -75,7 +76,9 @@ pub(crate) async fn lethe(bench: &Bench, controller: &str) -> (Run, Option<u64>)
                  SELECT '{controller}', gen_random_uuid(), '3.0', 'gdpr', 'portability', 'pending', 'access', batch_id,
                         slice_id, sha256('x'), now(), now(), now() FROM slice RETURNING request_key)
              INSERT INTO lethe.request_mpids (request_key, mpid, source) SELECT request_key, 1, 'receipt' FROM request;
-             UPDATE lethe.requests SET status = 'in_progress', in_progress_at = now()"
+             UPDATE lethe.requests SET status = 'in_progress', in_progress_at = now();
+             UPDATE lethe.slices SET first_request = (SELECT request_key FROM lethe.requests),
+                                     last_request = (SELECT request_key FROM lethe.requests)"
         ))
         .await;
     let size = megabytes(bench, controller).await;

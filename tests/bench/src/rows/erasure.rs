@@ -94,8 +94,9 @@ async fn prepare(bench: &Bench, field: &Field, share: u64) -> u64 {
                  INSERT INTO lethe.batches (lane, tick_at, runs_at, calendar_version, state)
                  SELECT 'erasure', now(), now(), max(version), 'released' FROM lethe.calendars RETURNING batch_id),
              slices AS (
-                 INSERT INTO lethe.slices (batch_id, controller_id, stage, request_count, mpid_count)
-                 SELECT batch_id, '{controller}', 'erasure', {SLICE}, {SLICE}
+                 INSERT INTO lethe.slices (batch_id, controller_id, stage, request_count, mpid_count,
+                                           first_request, last_request)
+                 SELECT batch_id, '{controller}', 'erasure', {SLICE}, {SLICE}, 0, 0
                    FROM batch, generate_series(0, ({profiles} / {shares} - 1) / {SLICE}) RETURNING slice_id),
              numbered AS (SELECT slice_id, row_number() OVER (ORDER BY slice_id) - 1 AS no FROM slices),
              people AS (
@@ -111,6 +112,10 @@ async fn prepare(bench: &Bench, field: &Field, share: u64) -> u64 {
              INSERT INTO lethe.request_mpids (request_key, mpid, source)
              SELECT request_key, ('x' || encode(group_digest, 'hex'))::bit(64)::bigint, 'receipt' FROM requests;
              UPDATE lethe.requests SET status = 'in_progress', in_progress_at = now();
+             UPDATE lethe.slices s SET first_request = q.first, last_request = q.last
+               FROM (SELECT slice_id, min(request_key) AS first, max(request_key) AS last
+                       FROM lethe.requests GROUP BY slice_id) q
+              WHERE s.slice_id = q.slice_id;
              ANALYZE lethe.requests, lethe.request_mpids, lethe.slices",
             profiles = people.profiles,
         ))

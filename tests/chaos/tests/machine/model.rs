@@ -335,7 +335,7 @@ impl Pair<'_> {
         let members = slices::members(&db.session().await.unwrap(), claimed.slice_id).await.unwrap();
         let keys: Vec<_> = members.iter().map(|member| member.request_key).collect();
         let verified = Verified { store: "postgres", arrived: keys.iter().map(|key| (*key, 0)).collect() };
-        let finished = slices::finish_erasure(db, claimed, &[verified]).await;
+        let finished = slices::finish_erasure(db, claimed, &members, &[verified]).await;
         if !ours {
             assert!(matches!(finished, Err(DbError::LeaseLost)), "{finished:?}");
             return;

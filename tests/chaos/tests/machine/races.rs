@@ -235,7 +235,7 @@ impl Storm {
         let members = slices::members(&db.session().await?, claimed.slice_id).await?;
         let keys: Vec<RequestKey> = members.iter().map(|member| member.request_key).collect();
         let verified = Verified { store: "postgres", arrived: keys.iter().map(|key| (*key, 0)).collect() };
-        Ok(slices::finish_erasure(db, claimed, &[verified]).await?.completed)
+        Ok(slices::finish_erasure(db, claimed, &members, &[verified]).await?.completed)
     }
 
     async fn judge(&self) {
