@@ -110,7 +110,7 @@ pub struct Gather {
     pub messages: usize,
     /// Bytes of a group at most; a single message may be larger.
     pub bytes: usize,
-    /// How long to wait for more after the first.
+    /// How long to wait for more after the first, while messages come in groups: one that comes alone is handled at once.
     pub linger: Duration,
 }
 
@@ -205,6 +205,7 @@ impl<H: GroupHandler> Consumer<H> {
         let mut deliveries =
             channel.basic_consume(self.queue.name.into(), "".into(), acknowledging, FieldTable::default()).await?;
         started();
+        let mut linger = Duration::ZERO;
         loop {
             let first = tokio::select! {
                 first = deliveries.next() => first,
@@ -217,7 +218,8 @@ impl<H: GroupHandler> Consumer<H> {
             // The stream ends when the broker cancels the consumer, for instance because the queue was deleted.
             let Some(first) = first else { return Err(BrokerError::ConsumerCancelled) };
             let mut group = vec![first?];
-            self.gather_more(&mut group, &mut deliveries).await?;
+            self.gather_more(&mut group, &mut deliveries, linger).await?;
+            linger = if group.len() > 1 { self.gather.linger } else { Duration::ZERO };
             if let Err(error) = self.handle(group, shutdown).await {
                 let _ = channel.close(200, "giving back what was not handled".into()).await;
                 return Err(error);
@@ -229,8 +231,9 @@ impl<H: GroupHandler> Consumer<H> {
         &self,
         group: &mut Vec<Delivery>,
         deliveries: &mut lapin::Consumer,
+        linger: Duration,
     ) -> Result<(), BrokerError> {
-        let deadline = tokio::time::Instant::now() + self.gather.linger;
+        let deadline = tokio::time::Instant::now() + linger;
         let mut bytes: usize = group.iter().map(|delivery| delivery.data.len()).sum();
         while group.len() < self.gather.messages && bytes < self.gather.bytes {
             match tokio::time::timeout_at(deadline, deliveries.next()).await {
