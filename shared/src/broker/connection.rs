@@ -14,6 +14,8 @@ use crate::disposition::Disposition;
 
 /// How long a connection may take, handshake and topology included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// Bytes of a frame at most, unless the URL says otherwise: RabbitMQ's own default.
+const FRAME_MAX: u32 = 128 * 1024;
 
 /// The broker failed us.
 #[derive(Debug, thiserror::Error)]
@@ -102,17 +104,20 @@ impl Broker {
         self.uri.scheme == AMQPScheme::AMQPS
     }
 
-    /// Connects once and declares the topology.
+    /// Connects once and declares the topology. lapin keeps buffers of 32 frames for each direction. Where the size of a
+    /// frame is known from the start their pages are taken as they are used; where the server tells it, 8 MiB at once.
     ///
     /// # Errors
     /// [`BrokerError`].
     pub async fn connect(&self) -> Result<(Connection, Channel), BrokerError> {
-        self.connect_to(self.uri.clone()).await
+        let mut uri = self.uri.clone();
+        uri.query.frame_max.get_or_insert(FRAME_MAX);
+        self.connect_to(uri).await
     }
 
-    /// As [`Self::connect`], for a connection that only publishes. lapin keeps buffers of 32 frames for each direction;
-    /// with small frames a connection costs 2 MiB rather than 8. One that consumes cannot have them: the headers of a
-    /// message come in one frame, as large as the publisher's connection allows.
+    /// As [`Self::connect`], for a connection that only publishes: with small frames it costs 2 MiB at most rather than 8.
+    /// One that consumes cannot have them: the headers of a message come in one frame, as large as the publisher's
+    /// connection allows.
     ///
     /// # Errors
     /// [`BrokerError`].

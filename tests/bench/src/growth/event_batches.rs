@@ -28,5 +28,6 @@ pub(crate) async fn curve(bench: &Bench, report: &mut Report) {
                 ("ratio", rate(&lethe) / rate(&raw)),
             ],
         );
+        field.remove(bench).await;
     }
 }

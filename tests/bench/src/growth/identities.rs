@@ -43,5 +43,6 @@ pub(crate) async fn curve(bench: &Bench, report: &mut Report) {
                 ("erasure_ratio", rate(&erased) / rate(&raw_erased)),
             ],
         );
+        field.remove(bench).await;
     }
 }

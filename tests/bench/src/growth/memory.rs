@@ -31,6 +31,7 @@ pub(crate) async fn curve(bench: &Bench, report: &mut Report) {
         let run = erasure::lethe(bench, &field, 0, 1).await;
         let memory = run.lethe.and_then(|usage| usage.memory);
         report.point("memory-executor", &[("requests", profiles as f64), ("mib", mebibytes(memory))]);
+        field.remove(bench).await;
         let due = sizes.callbacks / divisor;
         let run = callbacks::lethe(bench, &receivers, due, 1).await;
         let memory = run.lethe.and_then(|usage| usage.memory);

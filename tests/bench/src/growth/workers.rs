@@ -38,4 +38,5 @@ pub(crate) async fn curve(bench: &Bench, report: &mut Report) {
             ],
         );
     }
+    field.remove(bench).await;
 }

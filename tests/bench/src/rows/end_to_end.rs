@@ -32,6 +32,7 @@ pub(crate) async fn row(bench: &Bench) -> Row {
         row.lethe.push(lethe(bench, &receivers, &field, 2 * run).await);
         row.raw.push(raw(bench, &receivers, &field, 2 * run + 1).await);
     }
+    field.remove(bench).await;
     row
 }
 
@@ -85,13 +86,15 @@ async fn complete(bench: &Bench) {
     let update = "
         WITH done AS (
             UPDATE raw.requests SET status = 'completed', completed_at = now()
-             WHERE slice_id = $1 RETURNING request_key)
+             WHERE request_key = ANY ($1) RETURNING request_key)
         INSERT INTO raw.callbacks (callback_id, request_key, url_no, sequence, endpoint_id, request_status,
                                    expected_completion_time, state, next_attempt_at, created_at)
         SELECT gen_random_uuid(), request_key, 0, 2, 1 + request_key % 50, 'completed', now(), 'ready', now(), now()
           FROM done";
     let update = session.prepared(update).await.unwrap();
-    for row in client.query("SELECT slice_id FROM raw.slices", &[]).await.unwrap() {
-        client.execute(&update, &[&row.get::<_, i64>(0)]).await.unwrap();
+    let rows = client.query("SELECT request_key FROM raw.requests ORDER BY request_key", &[]).await.unwrap();
+    let keys: Vec<i64> = rows.iter().map(|row| row.get(0)).collect();
+    for slice in keys.chunks(release::SLICE) {
+        client.execute(&update, &[&slice]).await.unwrap();
     }
 }

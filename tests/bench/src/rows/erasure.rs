@@ -47,6 +47,15 @@ impl Field {
         Self { controller, people, shares }
     }
 
+    /// Removes what is left, so that nothing vacuums it while others are measured.
+    pub(crate) async fn remove(self, bench: &Bench) {
+        let sql = "SELECT partition_no FROM lethe.controllers WHERE controller_id = $1";
+        let number: i32 = bench.world.one(sql, &[&self.controller]).await;
+        let table = |name| format!("subject_data.{name}_p{number}");
+        let tables = ["profiles", "profile_identities", "event_batches"].map(table).join(", ");
+        bench.world.run(&format!("TRUNCATE {tables}")).await;
+    }
+
     /// The profiles of a share.
     pub(crate) fn mpids(&self, share: u64) -> Vec<i64> {
         (1..=self.people.profiles).filter(|n| n % self.shares == share).map(|n| i64::try_from(n).unwrap()).collect()
@@ -81,6 +90,7 @@ pub(crate) async fn row(bench: &Bench) -> Row {
         row.lethe.push(lethe(bench, &field, 2 * run, 1).await);
         row.raw.push(raw(bench, &field, 2 * run + 1).await);
     }
+    field.remove(bench).await;
     row
 }
 

@@ -17,7 +17,7 @@ use crate::requests;
 
 /// Requests of a step, and of a slice, by default.
 const STEP: i64 = 500;
-const SLICE: usize = 250;
+pub(crate) const SLICE: usize = 250;
 const URL: &str = "http://127.0.0.1:9/callbacks";
 
 pub(crate) async fn row(bench: &Bench) -> Row {
