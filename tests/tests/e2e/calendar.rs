@@ -26,13 +26,13 @@ async fn an_erasure_runs_seven_days_after_its_tick_and_not_a_second_before() {
     let world = World::new().await;
     let acme = world.controller("acme").await;
     world.person(&acme, 1, "ada@example.com", 2).await;
-    world.set_clock(at("2026-11-22T09:00:00Z")).await;
+    world.set_clock(at("2054-11-22T09:00:00Z")).await;
     let _workers = Worker::several(&world, &["scheduler", "identity-matcher", "erasure-executor"], &[]).await;
     let publisher = Publisher::connect(&world).await;
     let request = Request::erasure("ada@example.com");
     publisher.request("acme", &request).await;
     let (tick, runs) = world.promise_of(&request.id).await;
-    assert_eq!((tick, runs), (at("2026-11-23T12:30:00Z"), at("2026-11-30T12:30:00Z")));
+    assert_eq!((tick, runs), (at("2054-11-23T12:30:00Z"), at("2054-11-30T12:30:00Z")));
 
     world.set_clock(before(tick, 1)).await;
     let closed =
@@ -41,7 +41,7 @@ async fn an_erasure_runs_seven_days_after_its_tick_and_not_a_second_before() {
     assert!(closed >= tick, "closed at {closed}");
     let next = Request::erasure("ada@example.com");
     publisher.request("acme", &next).await;
-    assert_eq!(world.promise_of(&next.id).await.0, at("2026-11-30T12:30:00Z"), "no request joins a closed batch");
+    assert_eq!(world.promise_of(&next.id).await.0, at("2054-11-30T12:30:00Z"), "no request joins a closed batch");
 
     world.set_clock(before(runs, 3_600)).await;
     stays("the wait", seconds(1), async || world.rows_of(&acme, 1).await == (1, 1, 2)).await;
@@ -57,7 +57,7 @@ async fn an_erasure_runs_seven_days_after_its_tick_and_not_a_second_before() {
 async fn expedited_erasures_and_access_run_at_their_next_tick() {
     let world = World::new().await;
     world.controller("acme").await;
-    world.set_clock(at("2026-11-22T09:00:00Z")).await;
+    world.set_clock(at("2054-11-22T09:00:00Z")).await;
     let _workers = Worker::several(&world, &INTAKE, &[]).await;
     let publisher = Publisher::connect(&world).await;
     let expedited = Request::erasure("ada@example.com").expedited();
@@ -65,7 +65,7 @@ async fn expedited_erasures_and_access_run_at_their_next_tick() {
     for request in [&expedited, &access] {
         publisher.request("acme", request).await;
     }
-    for (request, tick) in [(&expedited, "2026-11-22T12:30:00Z"), (&access, "2026-11-23T00:05:00Z")] {
+    for (request, tick) in [(&expedited, "2054-11-22T12:30:00Z"), (&access, "2054-11-23T00:05:00Z")] {
         assert_eq!(world.promise_of(&request.id).await, (at(tick), at(tick)));
         world.set_clock(before(at(tick), 1)).await;
         world.reaches(&request.id, "in_progress").await;
@@ -78,13 +78,13 @@ async fn expedited_erasures_and_access_run_at_their_next_tick() {
 async fn ticks_missed_in_weeks_of_outage_are_made_up_once_each_in_a_batch_of_its_own() {
     let world = World::new().await;
     world.controller("acme").await;
-    world.set_clock(at("2026-11-22T09:00:00Z")).await;
+    world.set_clock(at("2054-11-22T09:00:00Z")).await;
     let scheduler = Worker::start(&world, "scheduler", &[]).await;
     let _matcher = Worker::start(&world, "identity-matcher", &[]).await;
     scheduler.stop().await;
     let publisher = Publisher::connect(&world).await;
     let mut requests = Vec::new();
-    for sunday in ["2026-11-22T09:00:00Z", "2026-11-29T09:00:00Z", "2026-12-06T09:00:00Z"] {
+    for sunday in ["2054-11-22T09:00:00Z", "2054-11-29T09:00:00Z", "2054-12-06T09:00:00Z"] {
         world.set_clock(at(sunday)).await;
         for _ in 0..2 {
             let request = Request::erasure("ada@example.com");
@@ -93,7 +93,7 @@ async fn ticks_missed_in_weeks_of_outage_are_made_up_once_each_in_a_batch_of_its
         }
     }
     // The first two are due, the third is closed but has days to go.
-    world.set_clock(at("2026-12-07T13:00:00Z")).await;
+    world.set_clock(at("2054-12-07T13:00:00Z")).await;
     let _scheduler = Worker::start(&world, "scheduler", &[]).await;
     for id in &requests[..4] {
         world.reaches(id, "in_progress").await;
@@ -109,7 +109,7 @@ async fn ticks_missed_in_weeks_of_outage_are_made_up_once_each_in_a_batch_of_its
             &[],
         )
         .await;
-    assert_eq!(ticks, ["2026-11-23 12:30", "2026-11-30 12:30", "2026-12-07 12:30"]);
+    assert_eq!(ticks, ["2054-11-23 12:30", "2054-11-30 12:30", "2054-12-07 12:30"]);
     let sizes: Vec<i64> =
         world.all("SELECT count(*) FROM lethe.requests GROUP BY batch_id ORDER BY batch_id", &[]).await;
     assert_eq!(sizes, [2, 2, 2]);
@@ -176,7 +176,7 @@ async fn a_release_that_was_led_past_a_request_comes_back_for_it() {
     let world = World::new().await;
     world.controller("acme").await;
     world.controller("zeta").await;
-    world.set_clock(at("2026-11-22T09:00:00Z")).await;
+    world.set_clock(at("2054-11-22T09:00:00Z")).await;
     let scheduler = Worker::start(&world, "scheduler", &[]).await;
     let _others = Worker::several(&world, &["identity-matcher", "erasure-executor"], &[]).await;
     let publisher = Publisher::connect(&world).await;
@@ -188,7 +188,7 @@ async fn a_release_that_was_led_past_a_request_comes_back_for_it() {
     scheduler.stop().await;
     let led_past = "UPDATE lethe.batches SET released_controller = 'acme', released_request = 9223372036854775807";
     world.run(led_past).await;
-    world.set_clock(at("2026-11-22T12:31:00Z")).await;
+    world.set_clock(at("2054-11-22T12:31:00Z")).await;
     let _scheduler = Worker::start(&world, "scheduler", &[]).await;
     world.count_reaches("completed", 6).await;
     becomes("the batch", seconds(10), "completed".to_owned(), async || {

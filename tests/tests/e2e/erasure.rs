@@ -137,14 +137,14 @@ async fn a_request_whose_store_fails_keeps_no_neighbour_from_completing() {
         world.person(&acme, mpid, &format!("p{mpid}@example.com"), 2).await;
     }
     trigger(&world, &acme, "profiles", "ROW", "IF OLD.mpid = 2 THEN RAISE EXCEPTION 'disk full'; END IF;").await;
-    world.set_clock("2026-11-22T09:00:00Z".parse().unwrap()).await;
+    world.set_clock("2054-11-22T09:00:00Z".parse().unwrap()).await;
     let _workers = Worker::several(&world, &ERASURE, &[]).await;
     let publisher = Publisher::connect(&world).await;
     let requests: Vec<Request> = (1..=3).map(|n| Request::erasure(&format!("p{n}@example.com")).expedited()).collect();
     for request in &requests {
         publisher.request("acme", request).await;
     }
-    world.set_clock("2026-11-22T12:30:00Z".parse().unwrap()).await;
+    world.set_clock("2054-11-22T12:30:00Z".parse().unwrap()).await;
     for neighbour in [&requests[0], &requests[2]] {
         world.reaches(&neighbour.id, "completed").await;
     }
@@ -176,7 +176,7 @@ async fn a_request_that_matches_too_many_profiles_waits_for_an_operator() {
     };
     family(0, 5, "family@example.com").await;
     family(10, 12, "growing@example.com").await;
-    world.set_clock("2026-11-22T09:00:00Z".parse().unwrap()).await;
+    world.set_clock("2054-11-22T09:00:00Z".parse().unwrap()).await;
     let _workers = Worker::several(&world, &ERASURE, &[("LETHE_MAX_MPIDS_PER_REQUEST", "3")]).await;
     let publisher = Publisher::connect(&world).await;
     let wide = Request::erasure("family@example.com").expedited();
@@ -186,7 +186,7 @@ async fn a_request_that_matches_too_many_profiles_waits_for_an_operator() {
         publisher.request("acme", request).await;
     }
     family(12, 16, "growing@example.com").await;
-    world.set_clock("2026-11-22T12:30:00Z".parse().unwrap()).await;
+    world.set_clock("2054-11-22T12:30:00Z".parse().unwrap()).await;
     let needed = async |id: &str| -> bool {
         let sql =
             "SELECT approval = 'needed' AND batch_id IS NULL FROM lethe.requests WHERE subject_request_id::text = $1";
@@ -201,11 +201,11 @@ async fn a_request_that_matches_too_many_profiles_waits_for_an_operator() {
     for request in [&wide, &growing] {
         let target = (acme.clone(), request.id.parse().unwrap());
         let (_, promise) = requests::approve(&world.db, &target).await.unwrap().expect("it waits for approval");
-        assert_eq!(promise.runs_at.to_string(), "2026-11-23T12:30:00Z");
+        assert_eq!(promise.runs_at.to_string(), "2054-11-23T12:30:00Z");
         assert!(requests::approve(&world.db, &target).await.unwrap().is_none(), "approved once");
     }
     assert_eq!(world.rows_of(&acme, 0).await, (1, 1, 1));
-    world.set_clock("2026-11-23T12:30:00Z".parse().unwrap()).await;
+    world.set_clock("2054-11-23T12:30:00Z".parse().unwrap()).await;
     for request in [&wide, &growing] {
         world.reaches(&request.id, "completed").await;
     }

@@ -133,26 +133,26 @@ async fn discovery_and_certificates_need_no_credentials() {
 
 /// Every published example under the path of its version; promised for the calendar as over AMQP (see `intake`).
 const EXAMPLES: [(&str, &str, &str); 13] = [
-    ("/v1/opengdpr_requests", "opendsr/v1-request.json", "2026-12-02T12:30:00Z"),
-    ("/v1/opengdpr_requests", "opendsr/v1-mparticle-extension.json", "2026-11-25T00:05:00Z"),
-    ("/v2/requests", "opendsr/v2-request.json", "2026-12-02T12:30:00Z"),
-    ("/v2/requests", "opendsr/v2-mparticle-extension.json", "2026-12-02T12:30:00Z"),
-    ("/v2/requests", "opendsr/v2-mparticle-extension-other1.json", "2026-12-02T12:30:00Z"),
-    ("/v2/requests", "opendsr/v2-mpids-only-date.json", "2026-12-02T12:30:00Z"),
-    ("/v3/requests", "mparticle/v3-request.json", "2026-12-02T12:30:00Z"),
-    ("/v3/requests", "mparticle/v3-access-request.json", "2026-11-25T00:05:00Z"),
-    ("/v3/requests", "mparticle/v3-erasure-minimal-request.json", "2026-12-02T12:30:00Z"),
-    ("/v3/requests", "mparticle/v3-erasure-mpid-request.json", "2026-12-02T12:30:00Z"),
-    ("/v3/requests", "mparticle/v3-erasure-skip-waiting-request.json", "2026-11-24T12:30:00Z"),
-    ("/v3/requests", "mparticle/v3-erasure-skip-waiting-string-request.json", "2026-12-02T12:30:00Z"),
-    ("/v3/requests", "mparticle/v3-portability-request.json", "2026-11-25T00:05:00Z"),
+    ("/v1/opengdpr_requests", "opendsr/v1-request.json", "2054-12-02T12:30:00Z"),
+    ("/v1/opengdpr_requests", "opendsr/v1-mparticle-extension.json", "2054-11-25T00:05:00Z"),
+    ("/v2/requests", "opendsr/v2-request.json", "2054-12-02T12:30:00Z"),
+    ("/v2/requests", "opendsr/v2-mparticle-extension.json", "2054-12-02T12:30:00Z"),
+    ("/v2/requests", "opendsr/v2-mparticle-extension-other1.json", "2054-12-02T12:30:00Z"),
+    ("/v2/requests", "opendsr/v2-mpids-only-date.json", "2054-12-02T12:30:00Z"),
+    ("/v3/requests", "mparticle/v3-request.json", "2054-12-02T12:30:00Z"),
+    ("/v3/requests", "mparticle/v3-access-request.json", "2054-11-25T00:05:00Z"),
+    ("/v3/requests", "mparticle/v3-erasure-minimal-request.json", "2054-12-02T12:30:00Z"),
+    ("/v3/requests", "mparticle/v3-erasure-mpid-request.json", "2054-12-02T12:30:00Z"),
+    ("/v3/requests", "mparticle/v3-erasure-skip-waiting-request.json", "2054-11-24T12:30:00Z"),
+    ("/v3/requests", "mparticle/v3-erasure-skip-waiting-string-request.json", "2054-12-02T12:30:00Z"),
+    ("/v3/requests", "mparticle/v3-portability-request.json", "2054-11-25T00:05:00Z"),
 ];
 
 #[tokio::test]
 async fn every_published_example_is_accepted_and_so_is_what_clients_really_send() {
     let world = World::new().await;
     world.controller("acme").await;
-    world.set_clock("2026-11-22T09:00:00Z".parse().unwrap()).await;
+    world.set_clock("2054-11-22T09:00:00Z".parse().unwrap()).await;
     let (_scheduler, gateway) = Gateway::with_scheduler(&world, &[]).await;
     let acme = gateway.caller(&world, "acme");
     for (path, example, expected) in EXAMPLES {

@@ -10,27 +10,27 @@ use serde_json::{Value, json};
 
 const INTAKE: [&str; 2] = ["scheduler", "identity-matcher"];
 
-/// Every published example, and when it must be done at the latest if it is received on Sunday, 2026-11-22, at 09:00.
+/// Every published example, and when it must be done at the latest if it is received on Sunday, 2054-11-22, at 09:00.
 const EXAMPLES: [(&str, &str); 12] = [
-    ("opendsr/v1-request.json", "2026-12-02T12:30:00Z"),
-    ("opendsr/v1-mparticle-extension.json", "2026-11-25T00:05:00Z"),
-    ("opendsr/v2-request.json", "2026-12-02T12:30:00Z"),
-    ("opendsr/v2-mparticle-extension.json", "2026-12-02T12:30:00Z"),
-    ("opendsr/v2-mparticle-extension-other1.json", "2026-12-02T12:30:00Z"),
-    ("opendsr/v2-mpids-only-date.json", "2026-12-02T12:30:00Z"),
-    ("mparticle/v3-request.json", "2026-12-02T12:30:00Z"),
-    ("mparticle/v3-access-request.json", "2026-11-25T00:05:00Z"),
-    ("mparticle/v3-erasure-minimal-request.json", "2026-12-02T12:30:00Z"),
-    ("mparticle/v3-erasure-mpid-request.json", "2026-12-02T12:30:00Z"),
-    ("mparticle/v3-erasure-skip-waiting-request.json", "2026-11-24T12:30:00Z"),
-    ("mparticle/v3-portability-request.json", "2026-11-25T00:05:00Z"),
+    ("opendsr/v1-request.json", "2054-12-02T12:30:00Z"),
+    ("opendsr/v1-mparticle-extension.json", "2054-11-25T00:05:00Z"),
+    ("opendsr/v2-request.json", "2054-12-02T12:30:00Z"),
+    ("opendsr/v2-mparticle-extension.json", "2054-12-02T12:30:00Z"),
+    ("opendsr/v2-mparticle-extension-other1.json", "2054-12-02T12:30:00Z"),
+    ("opendsr/v2-mpids-only-date.json", "2054-12-02T12:30:00Z"),
+    ("mparticle/v3-request.json", "2054-12-02T12:30:00Z"),
+    ("mparticle/v3-access-request.json", "2054-11-25T00:05:00Z"),
+    ("mparticle/v3-erasure-minimal-request.json", "2054-12-02T12:30:00Z"),
+    ("mparticle/v3-erasure-mpid-request.json", "2054-12-02T12:30:00Z"),
+    ("mparticle/v3-erasure-skip-waiting-request.json", "2054-11-24T12:30:00Z"),
+    ("mparticle/v3-portability-request.json", "2054-11-25T00:05:00Z"),
 ];
 
 #[tokio::test]
 async fn every_published_example_is_accepted_signed_and_promised_by_the_calendar() {
     let world = World::new().await;
     world.controller("acme").await;
-    world.set_clock("2026-11-22T09:00:00Z".parse().unwrap()).await;
+    world.set_clock("2054-11-22T09:00:00Z".parse().unwrap()).await;
     let _workers = Worker::several(&world, &INTAKE, &[]).await;
     let publisher = Publisher::connect(&world).await;
     for (path, expected) in EXAMPLES {
@@ -46,7 +46,7 @@ async fn every_published_example_is_accepted_signed_and_promised_by_the_calendar
         );
         assert_eq!((&json["controller_id"], &json["subject_request_id"]), (&json!("acme"), &json!(id)), "{path}");
         assert_eq!(json["expected_completion_time"], json!(expected), "{path}");
-        assert!(json["received_time"].as_str().unwrap().starts_with("2026-11-22T09:00:"), "{path}: {json}");
+        assert!(json["received_time"].as_str().unwrap().starts_with("2054-11-22T09:00:"), "{path}: {json}");
         assert_eq!(json["encoded_request"], json!(STANDARD.encode(&body)), "{path}");
         let (ours, others) = if path.contains("/v1-") { ("OpenGDPR", "OpenDSR") } else { ("OpenDSR", "OpenGDPR") };
         assert_eq!(
@@ -60,7 +60,7 @@ async fn every_published_example_is_accepted_signed_and_promised_by_the_calendar
     // A boolean as a string is read for what it says.
     let (_, body) = renamed("mparticle/v3-erasure-skip-waiting-string-request.json");
     let answer = publisher.request("acme", body).await;
-    assert_eq!(answer.json()["expected_completion_time"], json!("2026-12-02T12:30:00Z"));
+    assert_eq!(answer.json()["expected_completion_time"], json!("2054-12-02T12:30:00Z"));
 }
 
 #[tokio::test]
