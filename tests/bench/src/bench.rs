@@ -148,6 +148,6 @@ const RAW_TABLES: &str = "
     CREATE SCHEMA raw;
     CREATE TABLE raw.requests (LIKE lethe.requests INCLUDING ALL) WITH (fillfactor = 50);
     CREATE TABLE raw.request_mpids (LIKE lethe.request_mpids INCLUDING ALL);
-    CREATE TABLE raw.callbacks (LIKE lethe.callbacks INCLUDING ALL);
+    CREATE TABLE raw.callbacks (LIKE lethe.callbacks INCLUDING ALL) WITH (fillfactor = 70);
     CREATE TABLE raw.callback_attempts (LIKE lethe.callback_attempts INCLUDING ALL);
     CREATE TABLE raw.slices (LIKE lethe.slices INCLUDING ALL)";

@@ -7,6 +7,7 @@ mod calendar;
 mod callbacks;
 mod cancellation;
 mod certificate;
+mod claims;
 mod command_line;
 mod dead_letter;
 mod erasure;

@@ -33,7 +33,8 @@ pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), DbError> {
     let load = Load::new(permits.clone());
     let dispatcher = Dispatcher(Arc::new(Shared {
         claimer: Claimer::start(service.db.clone(), ready.clone(), load.clone()),
-        recorder: Recorder::start(service.db.clone(), ready.clone(), load),
+        recorder: Recorder::start(service.db.clone(), ready.clone(), load.clone()),
+        load,
         permits,
         ready,
         active: Mutex::default(),
@@ -61,6 +62,7 @@ struct Shared {
     claimer: Claimer,
     ready: Arc<Ready>,
     recorder: Recorder,
+    load: Load,
     permits: Arc<Semaphore>,
     /// Endpoints with a task, which hears of each further wake-up.
     active: Mutex<HashMap<EndpointId, Arc<Notify>>>,
@@ -137,6 +139,7 @@ async fn drain(shared: &Arc<Shared>, endpoint_id: EndpointId, woken: &Notify) {
         }
         // Outcomes are recorded in groups, so several places come free at once.
         while in_flight.try_join_next().is_some() {}
+        shared.load.places(limit, &mut in_flight).await;
     }
 }
 

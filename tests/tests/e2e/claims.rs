@@ -1,0 +1,148 @@
+//! Claims of callbacks, as the database hands them out: exact, and as cheap after a million deliveries as after one
+//! (ADR 0025).
+
+use jiff::SignedDuration;
+use lethe_tests::World;
+use lethe_tests::wait::{eventually, seconds};
+use serde_json::Value;
+use uuid::Uuid;
+
+const LIMIT: i32 = 8;
+
+/// One endpoint, and one request with so many callbacks that are due for it.
+async fn world_with(callbacks: i32) -> World {
+    let world = World::new().await;
+    world.controller("acme").await;
+    world
+        .run(
+            "INSERT INTO lethe.endpoints (controller_id, scheme, host, port) VALUES ('acme', 'https', 'example.com', 443);
+             INSERT INTO lethe.requests (controller_id, subject_request_id, api_version, request_type, status, lane,
+                                         content_digest, submitted_time, received_at, expected_completion_time)
+             VALUES ('acme', gen_random_uuid(), '3.0', 'erasure', 'pending', 'erasure', sha256('x'), now(), now(), now())",
+        )
+        .await;
+    add(&world, 0, callbacks, "now() - interval '1 minute'").await;
+    world.run("ANALYZE lethe.callbacks").await;
+    world
+}
+
+/// Callbacks from the number `first` on, due at an instant; one after the other.
+async fn add(world: &World, first: i32, count: i32, due: &str) {
+    world
+        .run(&format!(
+            "INSERT INTO lethe.callbacks (callback_id, request_key, url_no, sequence, endpoint_id, request_status,
+                                          expected_completion_time, state, next_attempt_at, created_at)
+             SELECT gen_random_uuid(), request_key, {first} + n, 0, endpoint_id, 'pending', now(), 'ready',
+                    {due} + n * interval '1 ms', now()
+               FROM lethe.requests, lethe.endpoints, generate_series(1, {count}) AS n ORDER BY n"
+        ))
+        .await;
+}
+
+fn claim_sql(wanted: i32) -> String {
+    format!(
+        "SELECT url_no::int FROM lethe.claim_callbacks(ARRAY(SELECT endpoint_id FROM lethe.endpoints), ARRAY[{wanted}], gen_random_uuid(), 60, {LIMIT})"
+    )
+}
+
+/// Claims up to so many; their numbers, in order.
+async fn claim(world: &World, wanted: i32) -> Vec<i32> {
+    let mut claimed: Vec<i32> = world.all(&claim_sql(wanted), &[]).await;
+    claimed.sort_unstable();
+    claimed
+}
+
+const DELIVERED: &str = "state = 'delivered', lease_token = NULL, lease_expires_at = NULL, finished_at = now()";
+
+async fn deliver(world: &World, numbers: &[i32]) {
+    let sql = format!("UPDATE lethe.callbacks SET {DELIVERED} WHERE url_no = ANY ($1::int[]) RETURNING callback_id");
+    let delivered: Vec<Uuid> = world.all(&sql, &[&numbers]).await;
+    assert_eq!(delivered.len(), numbers.len());
+}
+
+/// From now on no claim looks at what lies before its place.
+async fn never_look_back(world: &World) {
+    world.run("UPDATE lethe.endpoints SET looked_back_at = 'infinity'").await;
+}
+
+#[tokio::test]
+async fn an_endpoint_gets_what_is_due_in_order_up_to_its_limit() {
+    let world = world_with(20).await;
+    assert_eq!(claim(&world, 5).await, [1, 2, 3, 4, 5]);
+    assert_eq!(claim(&world, 5).await, [6, 7, 8]);
+    assert!(claim(&world, 5).await.is_empty());
+    deliver(&world, &[2, 7]).await;
+    assert_eq!(claim(&world, 1).await, [9]);
+    assert_eq!(claim(&world, 9).await, [10]);
+    deliver(&world, &[1, 3, 4, 5, 6, 8, 9, 10]).await;
+    assert_eq!(claim(&world, 9).await, (11..=18).collect::<Vec<_>>());
+    deliver(&world, &(11..=18).collect::<Vec<_>>()).await;
+    assert_eq!(claim(&world, 9).await, [19, 20]);
+}
+
+#[tokio::test]
+async fn a_lease_that_has_run_out_is_claimed_once_more_and_counts_once() {
+    let world = world_with(20).await;
+    claim(&world, 3).await;
+    never_look_back(&world).await;
+    assert_eq!(claim(&world, 2).await, [4, 5]);
+    deliver(&world, &[1, 4]).await;
+    world.set_clock(world.now().await + SignedDuration::from_secs(61)).await;
+    assert_eq!(claim(&world, 4).await, [2, 3, 5, 6], "the oldest are behind no place");
+    assert_eq!(claim(&world, 9).await, [7, 8, 9, 10], "four are in flight, whoever claimed them first");
+    let attempts: Vec<i32> = world.all("SELECT attempts FROM lethe.callbacks ORDER BY url_no LIMIT 6", &[]).await;
+    assert_eq!(attempts, [1, 2, 2, 1, 2, 1]);
+}
+
+#[tokio::test]
+async fn what_is_committed_late_is_found_within_seconds() {
+    let world = world_with(20).await;
+    claim(&world, 8).await;
+    add(&world, 100, 1, "now() - interval '1 hour'").await;
+    deliver(&world, &[1]).await;
+    never_look_back(&world).await;
+    let mut claimed = claim(&world, 1).await;
+    assert_eq!(claimed, [9], "the other one lies before the place of the last claim");
+    world.run("UPDATE lethe.endpoints SET looked_back_at = lethe.now()").await;
+    eventually("the late one is claimed", seconds(10), async || {
+        deliver(&world, &claimed).await;
+        claimed = claim(&world, 1).await;
+        claimed == [101]
+    })
+    .await;
+}
+
+/// Blocks that a claim of eight touches.
+async fn blocks(world: &World, looks_back: bool) -> u64 {
+    world.run(&format!("UPDATE lethe.callbacks SET {DELIVERED} WHERE lease_token IS NOT NULL")).await;
+    let looked_back = if looks_back { "-infinity" } else { "infinity" };
+    world.run(&format!("UPDATE lethe.endpoints SET looked_back_at = '{looked_back}'")).await;
+    let plan: Value = world.one(&format!("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {}", claim_sql(LIMIT)), &[]).await;
+    let of = |name: &str| plan[0]["Plan"][name].as_u64().unwrap();
+    assert_eq!(of("Actual Rows"), 8, "{plan}");
+    of("Shared Hit Blocks") + of("Shared Read Blocks")
+}
+
+/// As during a dump or an import: PostgreSQL keeps whatever the oldest snapshot may see, in the indexes as well.
+#[tokio::test]
+async fn a_claim_costs_the_same_however_much_was_delivered_before_it() {
+    let world = world_with(4_000).await;
+    let dump = world.db.session().await.unwrap();
+    dump.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM lethe.callbacks").await.unwrap();
+    let first = blocks(&world, false).await;
+    world
+        .run(&format!(
+            "DO $$ BEGIN FOR turn IN 1..400 LOOP
+                 UPDATE lethe.callbacks SET {DELIVERED} WHERE lease_token IS NOT NULL; COMMIT;
+                 PERFORM FROM ({}) claimed; COMMIT;
+             END LOOP; END $$",
+            claim_sql(LIMIT)
+        ))
+        .await;
+    let later = blocks(&world, false).await;
+    assert!(later <= first + 200, "{first} blocks for the first claim, {later} for the 402nd");
+    // What it would cost from the beginning.
+    let back = blocks(&world, true).await;
+    assert!(back > later + 2_000, "{later} blocks, {back} from the beginning");
+    dump.batch_execute("COMMIT").await.unwrap();
+}
