@@ -6,7 +6,7 @@ ALTER TABLE lethe.endpoints
     ADD COLUMN in_flight uuid[] NOT NULL DEFAULT '{}',
     -- Nothing that was due before this is unclaimed, except what was locked, or committed late.
     ADD COLUMN claimed_until timestamptz NOT NULL DEFAULT '-infinity',
-    -- When a claim last looked at what lies before it as well.
+    -- When a claim last looked at what lies before it as well; ahead of the clock where that took long.
     ADD COLUMN looked_back_at timestamptz NOT NULL DEFAULT '-infinity';
 UPDATE lethe.endpoints e SET in_flight = q.ids
   FROM (SELECT endpoint_id, array_agg(callback_id) AS ids
@@ -23,7 +23,8 @@ RETURNS TABLE (callback_id uuid, endpoint_id bigint, url_no smallint, request_st
                expected_completion_time timestamptz, attempt integer, started_at timestamptz, controller_id text,
                subject_request_id uuid, sealed_request bytea, signature_algorithm text, result_id uuid,
                token_salt bytea, lines bigint, replay boolean)
-LANGUAGE plpgsql AS $$
+-- Plans are kept: one that was made for tables with next to nothing in them must not read them as a whole later.
+LANGUAGE plpgsql SET enable_seqscan = off AS $$
 DECLARE
     instant timestamptz;
 BEGIN
@@ -39,7 +40,10 @@ BEGIN
                least(asked.wanted, CASE WHEN e.open_until IS NULL THEN endpoint_limit ELSE 1 END - held.in_force) AS room
           FROM unnest(endpoints, wanted) AS asked (endpoint_id, wanted)
           JOIN lethe.endpoints e ON e.endpoint_id = asked.endpoint_id
-         CROSS JOIN LATERAL (SELECT e.looked_back_at <= instant - interval '2 s') AS looks (back)
+         CROSS JOIN LATERAL (
+            -- Also where the clock was set back.
+            SELECT e.looked_back_at NOT BETWEEN instant - interval '2 s' AND instant + interval '1 minute'
+                   OR e.claimed_until > instant) AS looks (back)
          CROSS JOIN LATERAL (
             SELECT array_agg(c.callback_id) AS ids, min(c.next_attempt_at) AS oldest,
                    (count(*) FILTER (WHERE c.lease_expires_at > instant))::integer AS in_force
@@ -65,11 +69,13 @@ BEGIN
            SET in_flight = coalesce(rooms.ids || taken.ids, '{}'),
                -- Whatever becomes due is due now; some seconds are left to those who have not committed yet.
                claimed_until = least(rooms.oldest, taken.oldest, instant - interval '5 s'),
-               looked_back_at = CASE WHEN rooms.back THEN instant ELSE e.looked_back_at END
+               -- One that took long is not repeated soon.
+               looked_back_at = CASE WHEN rooms.back THEN lethe.now() + 4 * (lethe.now() - instant)
+                                     ELSE e.looked_back_at END
           FROM rooms LEFT JOIN (
                 SELECT c.endpoint_id, array_agg(c.callback_id) AS ids, min(c.next_attempt_at) AS oldest
                   FROM claimed c GROUP BY c.endpoint_id) taken ON taken.endpoint_id = rooms.endpoint_id
-         WHERE e.endpoint_id = rooms.endpoint_id AND rooms.room > 0)
+         WHERE e.endpoint_id = rooms.endpoint_id AND rooms.room > 0 AND (taken.ids IS NOT NULL OR rooms.back))
     SELECT c.callback_id, c.endpoint_id, c.url_no, c.request_status, c.expected_completion_time, c.attempts, instant,
            r.controller_id, r.subject_request_id, r.sealed_request, k.signature_algorithm,
            s.result_id, s.token_salt, s.lines, c.replays > 0
@@ -80,7 +86,8 @@ BEGIN
 END $$;
 
 -- As before; in a language that keeps its plan: planning took twice as long as running.
-CREATE OR REPLACE FUNCTION lethe.release_successors(finished uuid[]) RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION lethe.release_successors(finished uuid[]) RETURNS void
+LANGUAGE plpgsql SET enable_seqscan = off AS $$
 BEGIN
     UPDATE lethe.callbacks c
        SET state = 'ready', next_attempt_at = (SELECT lethe.now())

@@ -19,12 +19,13 @@ statements! {
           FROM lethe.endpoints e
           JOIN unnest($1::text[], $2::text[], $3::text[], $4::int[]) AS q (controller_id, scheme, host, port)
          USING (controller_id, scheme, host, port)";
-    /// Endpoints with something due that no courier has in hand and whose breaker lets at least a probe through.
+    /// Endpoints with something due that no courier has in hand and whose breaker lets at least a probe through. Nudged
+    /// in the future: the clock was set back.
     NUDGE = "
         UPDATE lethe.endpoints SET last_nudged_at = lethe.now()
          WHERE endpoint_id IN (
             SELECT e.endpoint_id FROM lethe.endpoints e
-             WHERE e.last_nudged_at < (SELECT lethe.now()) - make_interval(secs => $1)
+             WHERE e.last_nudged_at NOT BETWEEN (SELECT lethe.now()) - make_interval(secs => $1) AND (SELECT lethe.now())
                AND (e.open_until IS NULL OR e.open_until <= (SELECT lethe.now()))
                AND EXISTS (
                    SELECT FROM lethe.callbacks c

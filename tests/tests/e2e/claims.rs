@@ -45,6 +45,11 @@ fn claim_sql(wanted: i32) -> String {
     )
 }
 
+/// For the next half minute no claim looks at what lies before its place.
+const LOOK_NO_MORE: &str = "UPDATE lethe.endpoints SET looked_back_at = lethe.now() + interval '30 s'";
+/// The next claim does.
+const LOOK_NOW: &str = "UPDATE lethe.endpoints SET looked_back_at = '-infinity'";
+
 /// Claims up to so many; their numbers, in order.
 async fn claim(world: &World, wanted: i32) -> Vec<i32> {
     let mut claimed: Vec<i32> = world.all(&claim_sql(wanted), &[]).await;
@@ -58,11 +63,6 @@ async fn deliver(world: &World, numbers: &[i32]) {
     let sql = format!("UPDATE lethe.callbacks SET {DELIVERED} WHERE url_no = ANY ($1::int[]) RETURNING callback_id");
     let delivered: Vec<Uuid> = world.all(&sql, &[&numbers]).await;
     assert_eq!(delivered.len(), numbers.len());
-}
-
-/// From now on no claim looks at what lies before its place.
-async fn never_look_back(world: &World) {
-    world.run("UPDATE lethe.endpoints SET looked_back_at = 'infinity'").await;
 }
 
 #[tokio::test]
@@ -84,10 +84,10 @@ async fn an_endpoint_gets_what_is_due_in_order_up_to_its_limit() {
 async fn a_lease_that_has_run_out_is_claimed_once_more_and_counts_once() {
     let world = world_with(20).await;
     claim(&world, 3).await;
-    never_look_back(&world).await;
     assert_eq!(claim(&world, 2).await, [4, 5]);
     deliver(&world, &[1, 4]).await;
     world.set_clock(world.now().await + SignedDuration::from_secs(61)).await;
+    world.run(LOOK_NO_MORE).await;
     assert_eq!(claim(&world, 4).await, [2, 3, 5, 6], "the oldest are behind no place");
     assert_eq!(claim(&world, 9).await, [7, 8, 9, 10], "four are in flight, whoever claimed them first");
     let attempts: Vec<i32> = world.all("SELECT attempts FROM lethe.callbacks ORDER BY url_no LIMIT 6", &[]).await;
@@ -100,7 +100,7 @@ async fn what_is_committed_late_is_found_within_seconds() {
     claim(&world, 8).await;
     add(&world, 100, 1, "now() - interval '1 hour'").await;
     deliver(&world, &[1]).await;
-    never_look_back(&world).await;
+    world.run(LOOK_NO_MORE).await;
     let mut claimed = claim(&world, 1).await;
     assert_eq!(claimed, [9], "the other one lies before the place of the last claim");
     world.run("UPDATE lethe.endpoints SET looked_back_at = lethe.now()").await;
@@ -112,11 +112,27 @@ async fn what_is_committed_late_is_found_within_seconds() {
     .await;
 }
 
+#[tokio::test]
+async fn a_clock_that_is_set_back_strands_nothing() {
+    let world = world_with(20).await;
+    world.run("UPDATE lethe.clock SET shift = '10 minutes'").await;
+    let ahead = claim(&world, 8).await;
+    deliver(&world, &ahead).await;
+    for shift in ["9 minutes 30 s", "0"] {
+        world.run(&format!("UPDATE lethe.clock SET shift = '{shift}'")).await;
+        let claimed = claim(&world, 2).await;
+        assert_eq!(claimed.len(), 2, "with a shift of {shift}");
+        deliver(&world, &claimed).await;
+    }
+    world.run("UPDATE lethe.endpoints SET last_nudged_at = lethe.now() + interval '1 hour'").await;
+    let nudged = lethe::db::endpoints::nudge(&world.db.session().await.unwrap(), 2.0, 10).await.unwrap();
+    assert_eq!(nudged.len(), 1);
+}
+
 /// Blocks that a claim of eight touches.
 async fn blocks(world: &World, looks_back: bool) -> u64 {
     world.run(&format!("UPDATE lethe.callbacks SET {DELIVERED} WHERE lease_token IS NOT NULL")).await;
-    let looked_back = if looks_back { "-infinity" } else { "infinity" };
-    world.run(&format!("UPDATE lethe.endpoints SET looked_back_at = '{looked_back}'")).await;
+    world.run(if looks_back { LOOK_NOW } else { LOOK_NO_MORE }).await;
     let plan: Value = world.one(&format!("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {}", claim_sql(LIMIT)), &[]).await;
     let of = |name: &str| plan[0]["Plan"][name].as_u64().unwrap();
     assert_eq!(of("Actual Rows"), 8, "{plan}");

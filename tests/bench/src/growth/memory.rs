@@ -3,7 +3,6 @@
 
 use super::mebibytes;
 use crate::bench::Bench;
-use crate::broker::{self, Link, Route};
 use crate::people::IDENTITIES;
 use crate::receiver::Receivers;
 use crate::report::Report;
@@ -11,7 +10,6 @@ use crate::requests;
 use crate::rows::erasure::{self, Field};
 use crate::rows::intake::{self, PEOPLE};
 use crate::rows::{callbacks, compile, release};
-use crate::servers;
 
 const URL: &str = "http://127.0.0.1:9/callbacks";
 
@@ -21,7 +19,9 @@ pub(crate) async fn curve(bench: &Bench, report: &mut Report) {
     let receivers = Receivers::start(sizes.endpoints).await;
     for divisor in [100, 10, 1] {
         let queued = sizes.intake_requests / divisor;
-        report.point("memory-matcher", &[("queued", queued as f64), ("mib", mebibytes(matcher(bench, queued).await))]);
+        let made = requests::erasures(queued, sizes.profiles, &[URL.to_owned()]);
+        let (_, memory) = intake::from_queue(bench, PEOPLE, &made, 1).await;
+        report.point("memory-matcher", &[("queued", queued as f64), ("mib", mebibytes(memory))]);
         let released = sizes.released_requests / divisor;
         let (_, memory) = release::lethe(bench, released).await;
         report.point("memory-scheduler", &[("requests", released as f64), ("mib", mebibytes(memory))]);
@@ -42,20 +42,4 @@ pub(crate) async fn curve(bench: &Bench, report: &mut Report) {
         let (_, memory) = compile::lethe(bench, &id).await;
         report.point("memory-compiler", &[("megabytes", megabytes as f64), ("mib", mebibytes(memory))]);
     }
-}
-
-/// A matcher that finds so many requests in its queue.
-async fn matcher(bench: &Bench, queued: u64) -> Option<u64> {
-    bench.clean().await;
-    let link = Link::connect(bench).await;
-    let made = requests::erasures(queued, bench.sizes.profiles, &[URL.to_owned()]);
-    let key = format!("{PEOPLE}.request");
-    link.publish(PEOPLE, Route { exchange: "dsr.requests", routing_key: &key, reply_to: None }, &made).await;
-    let workers = bench.workers(&["identity-matcher"], &[]).await;
-    broker::reaches(bench, "SELECT count(*) FROM lethe.requests", queued).await;
-    let memory = servers::peak_memory(workers[0].id());
-    for worker in workers {
-        worker.stop().await;
-    }
-    memory
 }

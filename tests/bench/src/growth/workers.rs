@@ -1,4 +1,5 @@
-//! Throughput with 1, 2, 4 workers of a kind. A batch is released by the one scheduler that leads; it has no such curve.
+//! Throughput with 1, 2, 4 workers of a kind, which find all of their work waiting. A batch is released by the one
+//! scheduler that leads; it has no such curve.
 
 use super::rate;
 use crate::bench::Bench;
@@ -23,7 +24,7 @@ pub(crate) async fn curve(bench: &Bench, report: &mut Report) {
         let (mut taken, mut erased, mut delivered) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..sizes.runs {
             let made = requests::erasures(sizes.intake_requests, sizes.profiles, &[URL.to_owned()]);
-            taken.push(intake::lethe(bench, PEOPLE, &made, false, workers).await);
+            taken.push(intake::from_queue(bench, PEOPLE, &made, workers).await.0);
             erased.push(erasure::lethe(bench, &field, share, workers).await);
             delivered.push(callbacks::lethe(bench, &receivers, sizes.callbacks, workers).await);
             share += 1;

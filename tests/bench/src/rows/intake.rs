@@ -24,11 +24,13 @@ use crate::meter::Run;
 use crate::people::{People, fill};
 use crate::report::Row;
 use crate::requests::{self, Made};
+use crate::servers;
 
 /// The controller of the people whom requests are about.
 pub(crate) const PEOPLE: &str = "people";
 /// What both sides run at once, by the matcher's default.
 const CONSUMERS: usize = 2;
+const RECORDED: &str = "SELECT count(*) FROM lethe.requests";
 /// One endpoint, where nobody listens: callbacks are not delivered in this row.
 const URL: &str = "http://127.0.0.1:9/callbacks";
 
@@ -78,7 +80,7 @@ pub(crate) async fn lethe(bench: &Bench, controller: &str, made: &[Made], answer
         if answers {
             broker::arrived(&mut arriving, count).await;
         }
-        broker::reaches(bench, "SELECT count(*) FROM lethe.requests", count).await;
+        broker::reaches(bench, RECORDED, count).await;
         meter.stop(count as f64)
     };
     assert_eq!(bench.count("SELECT count(*) FROM lethe.request_mpids").await, i64::try_from(count).unwrap());
@@ -88,6 +90,27 @@ pub(crate) async fn lethe(bench: &Bench, controller: &str, made: &[Made], answer
     // What a stopped matcher had not acknowledged would be back.
     assert_eq!(link.ready("dsr.identity-matching").await, 0, "all messages were acknowledged");
     run
+}
+
+/// Lethe's side, with so many matchers that find all of the requests in their queue: no publisher sets the pace, and none
+/// shares their cores. And the most memory that the first of them had.
+pub(crate) async fn from_queue(bench: &Bench, controller: &str, made: &[Made], matchers: usize) -> (Run, Option<u64>) {
+    bench.clean().await;
+    let link = Link::connect(bench).await;
+    let key = format!("{controller}.request");
+    link.publish(controller, Route { exchange: "dsr.requests", routing_key: &key, reply_to: None }, made).await;
+    let workers = bench.workers(&vec!["identity-matcher"; matchers], &[]).await;
+    let meter = bench.meter(&workers);
+    // What they took while they were awaited is not measured.
+    let before = bench.count(RECORDED).await;
+    link.emptied("dsr.identity-matching").await;
+    broker::reaches(bench, RECORDED, made.len() as u64).await;
+    let run = meter.stop(made.len() as f64 - before as f64);
+    let memory = servers::peak_memory(workers[0].id());
+    for worker in workers {
+        Worker::stop(worker).await;
+    }
+    (run, memory)
 }
 
 /// The raw side.
