@@ -70,7 +70,8 @@ draw throughput-by-workers workers <<'GNUPLOT'
 set title "Throughput by workers of a kind"
 set xlabel "workers"
 set ylabel "per second"
-set yrange [0:*]
+set logscale y
+set yrange [1000:1000000]
 set xtics (1, 2, 4)
 plot data using "workers":"intake_a_second" title "intake, requests" pointtype 7, \
      data using "workers":"erased_rows_a_second" title "erasure, rows" pointtype 5, \
