@@ -70,7 +70,8 @@ BEGIN
                -- Whatever becomes due is due now; some seconds are left to those who have not committed yet.
                claimed_until = least(rooms.oldest, taken.oldest, instant - interval '5 s'),
                -- One that took long is not repeated soon.
-               looked_back_at = CASE WHEN rooms.back THEN lethe.now() + 4 * (lethe.now() - instant)
+               looked_back_at = CASE WHEN rooms.back
+                                     THEN lethe.now() + least(4 * (lethe.now() - instant), interval '50 s')
                                      ELSE e.looked_back_at END
           FROM rooms LEFT JOIN (
                 SELECT c.endpoint_id, array_agg(c.callback_id) AS ids, min(c.next_attempt_at) AS oldest

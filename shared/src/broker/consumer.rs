@@ -19,6 +19,8 @@ use crate::backoff::Reconnect;
 use crate::fault;
 use crate::health::Health;
 
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// A delivered message.
 #[derive(Clone, Debug, Default)]
 pub struct Message {
@@ -95,6 +97,12 @@ impl Outcome {
             Self::DeadLetter { .. } => "dead_letter",
         }
     }
+}
+
+/// A call on a channel, with a limit: one that is made while its connection breaks may never be answered, and the consumer
+/// would neither connect again nor stop.
+async fn answered<T>(call: impl Future<Output = lapin::Result<T>>) -> Result<T, BrokerError> {
+    Ok(tokio::time::timeout(CALL_TIMEOUT, call).await.map_err(|_| BrokerError::Timeout(CALL_TIMEOUT))??)
 }
 
 /// Handles groups of messages.
@@ -200,10 +208,10 @@ impl<H: GroupHandler> Consumer<H> {
             channel = self.broker.consuming_channel() => channel?,
             () = shutdown.cancelled() => return Ok(()),
         };
-        channel.basic_qos(self.prefetch, BasicQosOptions::default()).await?;
+        answered(channel.basic_qos(self.prefetch, BasicQosOptions::default())).await?;
         let acknowledging = BasicConsumeOptions { no_ack: fault::defect("ack_before_commit"), ..Default::default() };
-        let mut deliveries =
-            channel.basic_consume(self.queue.name.into(), "".into(), acknowledging, FieldTable::default()).await?;
+        let consuming = channel.basic_consume(self.queue.name.into(), "".into(), acknowledging, FieldTable::default());
+        let mut deliveries = answered(consuming).await?;
         started();
         let mut linger = Duration::ZERO;
         loop {
@@ -211,7 +219,7 @@ impl<H: GroupHandler> Consumer<H> {
                 first = deliveries.next() => first,
                 () = shutdown.cancelled() => {
                     // Closing gives back what was not begun.
-                    let _ = channel.close(200, "shutting down".into()).await;
+                    let _ = answered(channel.close(200, "shutting down".into())).await;
                     return Ok(());
                 }
             };
@@ -221,7 +229,7 @@ impl<H: GroupHandler> Consumer<H> {
             self.gather_more(&mut group, &mut deliveries, linger).await?;
             linger = if group.len() > 1 { self.gather.linger } else { Duration::ZERO };
             if let Err(error) = self.handle(group, shutdown).await {
-                let _ = channel.close(200, "giving back what was not handled".into()).await;
+                let _ = answered(channel.close(200, "giving back what was not handled".into())).await;
                 return Err(error);
             }
         }
@@ -299,12 +307,12 @@ impl<H: GroupHandler> Consumer<H> {
         });
         let Some(wait) = wait.max() else {
             // We are alone on this channel and work on one group at a time: the last tag covers them all.
-            last.acker.ack(BasicAckOptions { multiple: true }).await?;
+            answered(last.acker.ack(BasicAckOptions { multiple: true })).await?;
             return Ok(());
         };
         for (delivery, outcome) in group.iter().zip(outcomes) {
             if !matches!(outcome, Outcome::RetryAfter(_)) {
-                delivery.acker.ack(BasicAckOptions { multiple: false }).await?;
+                answered(delivery.acker.ack(BasicAckOptions { multiple: false })).await?;
             }
         }
         tokio::select! {
@@ -318,7 +326,7 @@ impl<H: GroupHandler> Consumer<H> {
         }
         for (delivery, outcome) in group.iter().zip(outcomes) {
             if matches!(outcome, Outcome::RetryAfter(_)) {
-                delivery.acker.nack(BasicNackOptions { multiple: false, requeue: true }).await?;
+                answered(delivery.acker.nack(BasicNackOptions { multiple: false, requeue: true })).await?;
             }
         }
         Ok(())
