@@ -1,4 +1,4 @@
--- A request changes its status twice. As long as no index names what changes, not even in its condition, PostgreSQL
+-- A request changes its status three times. As long as no index names what changes, not even in its condition, PostgreSQL
 -- writes the new version into the same page and leaves all indexes alone; otherwise it adds to each of them, and the one on
 -- the controller's id of a request, which is random, costs a page of its own each time (docs/adr/0024-changes-in-place.md).
 

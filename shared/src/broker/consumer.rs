@@ -19,6 +19,7 @@ use crate::backoff::Reconnect;
 use crate::fault;
 use crate::health::Health;
 
+/// So long a call on a channel may take; two of them, one after the other, fit into the drain of a worker.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A delivered message.
