@@ -54,13 +54,15 @@ utf8_locale() {
 }
 
 # Durability (fsync, synchronous_commit, full_page_writes) stays at its safe defaults: the tests
-# kill servers and count on it.
+# kill servers and count on it. Prepared transactions are off by default; whoever brings data in by
+# them must be waited for, which the tests try.
 postgresql_configure() {
     for_server "$(postgresql_folder)/lethe.conf" <<CONF
 listen_addresses = '127.0.0.1'
 port = $POSTGRESQL_PORT
 unix_socket_directories = ''
 max_connections = 400
+max_prepared_transactions = 64
 shared_buffers = '256MB'
 timezone = 'UTC'
 log_timezone = 'UTC'
