@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use jiff::Timestamp;
+use lethe::broker::topology::QueueState;
 use lethe::callback::signature::Algorithm;
 use lethe::crypto::Keys;
 use lethe::db::Db;
@@ -192,13 +193,18 @@ impl World {
         (row.get(0), row.get(1))
     }
 
-    /// Messages of a queue, ready and in hand.
+    /// Messages of a queue that are ready.
     pub async fn messages(&self, queue: &str) -> u64 {
+        self.queue_state(queue).await.ready.into()
+    }
+
+    /// What the broker tells of a queue, as soon as there is one.
+    pub async fn queue_state(&self, queue: &str) -> QueueState {
         // The management API's own figures lag behind; a passive declaration does not.
         let broker = lethe::broker::Broker::new(&self.amqp_url, "lethe-tests").unwrap();
         let publisher = lethe::broker::Publisher::new(broker);
         let tells = async || publisher.queue_state(queue).await.ok();
-        eventually_some("RabbitMQ tells of a queue", seconds(10), tells).await.ready.into()
+        eventually_some("RabbitMQ tells of a queue", seconds(10), tells).await
     }
 
     /// Takes up to `count` messages out of a queue, as the management API shows them.

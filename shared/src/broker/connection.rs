@@ -1,14 +1,16 @@
 //! Connections to RabbitMQ. We supervise them ourselves: whoever needs one asks again when it broke.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lapin::protocol::{AMQPErrorKind, AMQPHardError};
+use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Channel, Connection, ConnectionProperties, ErrorKind};
 use tokio::sync::Mutex;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::topology;
+use super::{topology, transport};
 use crate::config::ConfigError;
 use crate::disposition::Disposition;
 
@@ -16,6 +18,9 @@ use crate::disposition::Disposition;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Bytes of a frame at most, unless the URL says otherwise: RabbitMQ's own default.
 const FRAME_MAX: u32 = 128 * 1024;
+const PUBLISHING_FRAME_MAX: u32 = 32 * 1024;
+/// How long the broker may take to agree that a connection is closed.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The broker failed us.
 #[derive(Debug, thiserror::Error)]
@@ -40,23 +45,29 @@ pub enum BrokerError {
     /// The broker refused a message: a queue is full.
     #[error("RabbitMQ refused a message: a queue is full")]
     Refused,
+    /// The broker takes no messages for now.
+    #[error("RabbitMQ takes no messages: it has raised an alarm (memory or disk)")]
+    Blocked,
 }
 
 impl BrokerError {
-    /// A message that the client library cannot read (a short text that is no UTF-8) ended the connection. It is not
-    /// taken by that, and comes again.
+    /// Something that was declared is not there any more.
     #[must_use]
-    pub fn is_unreadable_message(&self) -> bool {
-        matches!(self, Self::Amqp { source } if matches!(source.kind(), ErrorKind::ParsingError(_)))
+    pub fn is_not_found(&self) -> bool {
+        self.kind() == Some(AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND))
     }
 
     /// The broker failed by itself. RabbitMQ answers so to whoever consumes from a quorum queue of which it has kept the
     /// name and nothing else: its files are damaged, or it was killed in the moment after it had made the queue.
     #[must_use]
     pub fn is_internal(&self) -> bool {
-        let Self::Amqp { source } = self else { return false };
-        let ErrorKind::ProtocolError(error) = source.kind() else { return false };
-        *error.kind() == AMQPErrorKind::Hard(AMQPHardError::INTERNALERROR)
+        self.kind() == Some(AMQPErrorKind::Hard(AMQPHardError::INTERNALERROR))
+    }
+
+    fn kind(&self) -> Option<AMQPErrorKind> {
+        let Self::Amqp { source } = self else { return None };
+        let ErrorKind::ProtocolError(error) = source.kind() else { return None };
+        Some(error.kind().clone())
     }
 
     /// Whether waiting helps.
@@ -72,36 +83,33 @@ impl BrokerError {
 /// Where the broker is.
 #[derive(Clone)]
 pub struct Broker {
-    uri: AMQPUri,
+    /// Where it may be reached; the first that answers is used.
+    uris: Arc<[AMQPUri]>,
     name: String,
     /// The connection that all consumers of this process share.
-    consuming: Arc<Mutex<Option<Connection>>>,
+    consuming: Arc<Mutex<Option<Link>>>,
 }
 
 impl std::fmt::Debug for Broker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Broker({}:{})", self.uri.authority.host, self.uri.authority.port)
+        let hosts = self.uris.iter().map(|uri| format!("{}:{}", uri.authority.host, uri.authority.port));
+        f.debug_tuple("Broker").field(&hosts.collect::<Vec<_>>()).finish()
     }
 }
 
 impl Broker {
-    /// The broker at `url`; `name` is shown in its management pages.
+    /// The broker at `url`, which may name several hosts; `name` is shown in its management pages.
     ///
     /// # Errors
     /// [`ConfigError`] where `url` cannot be used.
     pub fn new(url: &str, name: &str) -> Result<Self, ConfigError> {
-        let invalid = |what: &str| ConfigError::new("AMQP_URL", what);
-        let mut uri: AMQPUri =
-            url.parse().map_err(|_| invalid("must be a URL such as amqp://user:password@host:5672/%2f"))?;
-        // Without a heartbeat a connection that was cut silently looks alive for hours.
-        uri.query.heartbeat.get_or_insert(20);
-        Ok(Self { uri, name: name.to_owned(), consuming: Arc::default() })
+        Ok(Self { uris: super::url::parse(url)?.into(), name: name.to_owned(), consuming: Arc::default() })
     }
 
     /// Whether the connection is encrypted.
     #[must_use]
     pub fn is_encrypted(&self) -> bool {
-        self.uri.scheme == AMQPScheme::AMQPS
+        self.uris.iter().all(|uri| uri.scheme == AMQPScheme::AMQPS)
     }
 
     /// Connects once and declares the topology. lapin keeps buffers of 32 frames for each direction. Where the size of a
@@ -109,10 +117,8 @@ impl Broker {
     ///
     /// # Errors
     /// [`BrokerError`].
-    pub async fn connect(&self) -> Result<(Connection, Channel), BrokerError> {
-        let mut uri = self.uri.clone();
-        uri.query.frame_max.get_or_insert(FRAME_MAX);
-        self.connect_to(uri).await
+    pub async fn connect(&self) -> Result<Link, BrokerError> {
+        self.connect_with(FRAME_MAX).await
     }
 
     /// As [`Self::connect`], for a connection that only publishes: with small frames it costs 2 MiB at most rather than 8.
@@ -121,10 +127,8 @@ impl Broker {
     ///
     /// # Errors
     /// [`BrokerError`].
-    pub async fn connect_to_publish(&self) -> Result<(Connection, Channel), BrokerError> {
-        let mut uri = self.uri.clone();
-        uri.query.frame_max.get_or_insert(32 * 1024);
-        self.connect_to(uri).await
+    pub async fn connect_to_publish(&self) -> Result<Link, BrokerError> {
+        self.connect_with(PUBLISHING_FRAME_MAX).await
     }
 
     /// A channel on the connection that the consumers of this process share; connects where there is none.
@@ -133,28 +137,120 @@ impl Broker {
     /// [`BrokerError`].
     pub async fn consuming_channel(&self) -> Result<Channel, BrokerError> {
         let mut shared = self.consuming.lock().await;
-        if let Some(connection) = &*shared
-            && connection.status().connected()
+        if let Some(link) = &*shared
+            && let Some(channel) = link.another_channel().await
         {
-            let channel = tokio::time::timeout(CONNECT_TIMEOUT, connection.create_channel()).await;
-            if let Ok(Ok(channel)) = channel {
-                return Ok(channel);
-            }
+            return Ok(channel);
         }
         *shared = None;
-        let (connection, channel) = self.connect().await?;
-        *shared = Some(connection);
+        let link = self.connect().await?;
+        let channel = link.channel().clone();
+        *shared = Some(link);
         Ok(channel)
     }
 
-    async fn connect_to(&self, uri: AMQPUri) -> Result<(Connection, Channel), BrokerError> {
-        let connect = async {
-            let properties = ConnectionProperties::default().with_connection_name(self.name.as_str().into());
-            let connection = Connection::connect_uri(uri, properties).await?;
-            let channel = connection.create_channel().await?;
+    /// Declares the topology again, over the connection of the consumers: a queue was deleted.
+    ///
+    /// # Errors
+    /// [`BrokerError`].
+    pub async fn declare(&self) -> Result<(), BrokerError> {
+        let channel = self.consuming_channel().await?;
+        let declare = async {
             topology::declare(&channel).await?;
-            Ok((connection, channel))
+            Ok(channel.close(200, "declared".into()).await?)
         };
-        tokio::time::timeout(CONNECT_TIMEOUT, connect).await.map_err(|_| BrokerError::Timeout(CONNECT_TIMEOUT))?
+        within(CONNECT_TIMEOUT, declare).await
     }
+
+    async fn connect_with(&self, frame_max: u32) -> Result<Link, BrokerError> {
+        let mut failed = BrokerError::Timeout(CONNECT_TIMEOUT);
+        for uri in self.uris.iter() {
+            match within(CONNECT_TIMEOUT, self.connect_to(uri.clone(), frame_max)).await {
+                Ok(link) => return Ok(link),
+                Err(error) => failed = error,
+            }
+        }
+        Err(failed)
+    }
+
+    async fn connect_to(&self, mut uri: AMQPUri, frame_max: u32) -> Result<Link, BrokerError> {
+        let frame_max = *uri.query.frame_max.get_or_insert(frame_max);
+        let properties = ConnectionProperties::default().with_connection_name(self.name.as_str().into());
+        let cut = CancellationToken::new();
+        // Whatever becomes of this attempt, its socket does not outlive it.
+        let guard = cut.clone().drop_guard();
+        let connection = transport::connect(uri, frame_max, properties, cut).await?;
+        let channel = connection.create_channel().await?;
+        topology::declare(&channel).await?;
+        Ok(Link { channel, open: Some((connection, guard)) })
+    }
+}
+
+async fn within<T>(limit: Duration, step: impl Future<Output = Result<T, BrokerError>>) -> Result<T, BrokerError> {
+    tokio::time::timeout(limit, step).await.unwrap_or(Err(BrokerError::Timeout(limit)))
+}
+
+/// A connection with a channel on it. When it is dropped it is closed in the background, and after a while its socket is
+/// cut: a broker that reads nothing (an alarm, a host that is gone) must not cost us a thread and a socket each time.
+pub struct Link {
+    channel: Channel,
+    /// Until it is dropped.
+    open: Option<(Connection, DropGuard)>,
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Link").field("connected", &self.is_connected()).finish_non_exhaustive()
+    }
+}
+
+impl Link {
+    /// The channel.
+    #[must_use]
+    pub const fn channel(&self) -> &Channel {
+        &self.channel
+    }
+
+    /// Whether connection and channel are up.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.channel.status().connected() && self.open.as_ref().is_some_and(|(open, _)| open.status().connected())
+    }
+
+    /// Whether the broker has said that it reads nothing from this connection for now (a memory or disk alarm).
+    #[must_use]
+    pub fn is_blocked(&self) -> bool {
+        self.open.as_ref().is_some_and(|(open, _)| open.status().blocked())
+    }
+
+    /// One more channel on the same connection, where it is still good for one.
+    async fn another_channel(&self) -> Option<Channel> {
+        let (connection, _) = self.open.as_ref().filter(|(open, _)| open.status().connected())?;
+        tokio::time::timeout(CONNECT_TIMEOUT, connection.create_channel()).await.ok()?.ok()
+    }
+
+    /// Closes it and waits until that is done, for a while.
+    pub async fn close(mut self) {
+        if let Some((connection, guard)) = self.open.take() {
+            close(&connection).await;
+            drop(guard);
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        let Some((connection, guard)) = self.open.take() else { return };
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                close(&connection).await;
+                drop(guard);
+            });
+        }
+    }
+}
+
+/// Whether or not the broker answers: the socket is cut afterwards.
+async fn close(connection: &Connection) {
+    let _ = tokio::time::timeout(CLOSE_TIMEOUT, connection.close(200, "bye".into())).await;
 }

@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use lapin::message::Delivery;
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, BasicRejectOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use tokio_util::sync::CancellationToken;
 
 use super::dead_letters::SET_ASIDE_AT;
 use super::publisher::{Outgoing, Publisher};
 use super::topology::{self, Queue, dead_letters_of};
-use super::{Broker, BrokerError};
+use super::{Broker, BrokerError, screen};
 use crate::backoff::Reconnect;
 use crate::fault;
 use crate::health::Health;
@@ -25,6 +25,8 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// A delivered message.
 #[derive(Clone, Debug, Default)]
 pub struct Message {
+    /// Where it was published to; empty for the default exchange.
+    pub exchange: String,
     /// As it was published.
     pub routing_key: String,
     /// The body.
@@ -35,7 +37,7 @@ pub struct Message {
     pub reply_to: Option<String>,
     /// What an answer carries.
     pub correlation_id: Option<String>,
-    /// The header `controller-id`.
+    /// The header `controller-id`, a text or an integer.
     pub controller_id: Option<String>,
     /// The property `content_type`.
     pub content_type: Option<String>,
@@ -47,12 +49,9 @@ impl From<&mut Delivery> for Message {
     fn from(delivery: &mut Delivery) -> Self {
         let properties = &delivery.properties;
         let text = |value: &Option<lapin::types::ShortString>| value.as_ref().map(|text| text.as_str().to_owned());
-        let header = properties.headers().as_ref().and_then(|table| match table.inner().get("controller-id") {
-            Some(AMQPValue::LongString(text)) => std::str::from_utf8(text.as_bytes()).ok().map(str::to_owned),
-            Some(AMQPValue::ShortString(text)) => Some(text.as_str().to_owned()),
-            _ => None,
-        });
+        let header = properties.headers().as_ref().and_then(|table| text_of(table.inner().get("controller-id")?));
         Self {
+            exchange: delivery.exchange.as_str().to_owned(),
             routing_key: delivery.routing_key.as_str().to_owned(),
             user_id: text(properties.user_id()),
             reply_to: text(properties.reply_to()),
@@ -63,6 +62,23 @@ impl From<&mut Delivery> for Message {
             body: std::mem::take(&mut delivery.data),
         }
     }
+}
+
+/// A header's value, where it is a text or an integer: clients choose the type by their own rules.
+pub(super) fn text_of(value: &AMQPValue) -> Option<String> {
+    Some(match value {
+        AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok()?.to_owned(),
+        AMQPValue::ShortString(text) => text.as_str().to_owned(),
+        AMQPValue::ShortShortInt(number) => number.to_string(),
+        AMQPValue::ShortShortUInt(number) => number.to_string(),
+        AMQPValue::ShortInt(number) => number.to_string(),
+        AMQPValue::ShortUInt(number) => number.to_string(),
+        AMQPValue::LongInt(number) => number.to_string(),
+        AMQPValue::LongUInt(number) => number.to_string(),
+        AMQPValue::LongLongInt(number) => number.to_string(),
+        AMQPValue::ByteArray(bytes) => std::str::from_utf8(bytes.as_slice()).ok()?.to_owned(),
+        _ => return None,
+    })
 }
 
 /// What became of a message.
@@ -168,12 +184,8 @@ impl<H: GroupHandler> Consumer<H> {
                     if connected.set(false) {
                         reconnect = Reconnect::default();
                     }
-                    if error.is_unreadable_message() {
-                        metrics::counter!("lethe_unreadable_messages_total").increment(1);
-                        tracing::error!(
-                            queue = self.queue.name,
-                            "a message cannot be read and ends the connection, of this queue or of another one of this process: see the runbook, «A message that cannot be read»"
-                        );
+                    if matches!(error, BrokerError::ConsumerCancelled) || error.is_not_found() {
+                        self.declare_again().await;
                     }
                     if reconnect.is_first() {
                         tracing::warn!(queue = self.queue.name, %error, "consuming has stopped; trying again until it works");
@@ -189,6 +201,14 @@ impl<H: GroupHandler> Consumer<H> {
         }
     }
 
+    /// Somebody has deleted a queue: until it is there again publishers lose what they send to it.
+    async fn declare_again(&self) {
+        match self.broker.declare().await {
+            Ok(()) => tracing::warn!(queue = self.queue.name, "a queue was deleted, and is declared again"),
+            Err(error) => tracing::debug!(queue = self.queue.name, %error, "a queue could not be declared again"),
+        }
+    }
+
     /// What a queue of wake-ups held is known to PostgreSQL; one that RabbitMQ has lost is in the way, and nothing else.
     async fn make_anew(&self) {
         tracing::warn!(
@@ -196,8 +216,8 @@ impl<H: GroupHandler> Consumer<H> {
             "RabbitMQ has lost this queue of wake-ups, all but its name: it is made anew"
         );
         let removed = async {
-            let (_connection, channel) = self.broker.connect_to_publish().await?;
-            Ok::<_, BrokerError>(topology::remove(&channel, self.queue.name).await?)
+            let link = self.broker.connect_to_publish().await?;
+            Ok::<_, BrokerError>(topology::remove(link.channel(), self.queue.name).await?)
         };
         if let Err(error) = removed.await {
             tracing::debug!(queue = self.queue.name, %error, "the queue could not be removed");
@@ -257,8 +277,23 @@ impl<H: GroupHandler> Consumer<H> {
         Ok(())
     }
 
-    async fn handle(&self, mut group: Vec<Delivery>, shutdown: &CancellationToken) -> Result<(), BrokerError> {
+    /// Leaves what cannot be read to the broker, which keeps it unchanged in the queue of dead letters.
+    async fn set_aside_unreadable(&self, group: Vec<Delivery>) -> Result<Vec<Delivery>, BrokerError> {
+        let (unreadable, group): (Vec<_>, Vec<_>) = group.into_iter().partition(screen::is_unreadable);
+        for delivery in &unreadable {
+            metrics::counter!("lethe_unreadable_messages_total", "queue" => self.queue.name).increment(1);
+            tracing::warn!(queue = self.queue.name, "a message cannot be read and was set aside");
+            answered(delivery.acker.reject(BasicRejectOptions { requeue: false })).await?;
+        }
+        Ok(group)
+    }
+
+    async fn handle(&self, group: Vec<Delivery>, shutdown: &CancellationToken) -> Result<(), BrokerError> {
         let started = Instant::now();
+        let mut group = self.set_aside_unreadable(group).await?;
+        if group.is_empty() {
+            return Ok(());
+        }
         let messages: Vec<Message> = group.iter_mut().map(Message::from).collect();
         let outcomes = self.handler.handle(&messages).await;
         metrics::histogram!("lethe_group_size", "queue" => self.queue.name)

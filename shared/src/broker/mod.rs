@@ -4,9 +4,12 @@ pub mod connection;
 pub mod consumer;
 pub mod dead_letters;
 pub mod publisher;
+mod screen;
 pub mod topology;
+mod transport;
+mod url;
 pub mod wake;
 
-pub use connection::{Broker, BrokerError};
+pub use connection::{Broker, BrokerError, Link};
 pub use consumer::{Consumer, Gather, GroupHandler, Message, Outcome};
 pub use publisher::{Outgoing, Publisher};

@@ -1,15 +1,16 @@
 //! Publishing with confirms. A connection of its own, so that a publisher that is blocked by the broker's alarms does
 //! not hold up acknowledgements.
 
+use std::future::Future;
 use std::time::Duration;
 
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use lapin::{BasicProperties, Channel, Connection};
+use lapin::{BasicProperties, Channel};
 use tokio::sync::Mutex;
 
 use super::topology::QueueState;
-use super::{Broker, BrokerError};
+use super::{Broker, BrokerError, Link};
 
 /// How long the broker may take to confirm a set of messages.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
@@ -85,7 +86,7 @@ pub(super) fn short(text: &str) -> ShortString {
 #[derive(Debug)]
 pub struct Publisher {
     broker: Broker,
-    link: Mutex<Option<(Connection, Channel)>>,
+    link: Mutex<Option<Link>>,
 }
 
 impl Publisher {
@@ -95,22 +96,20 @@ impl Publisher {
         Self { broker, link: Mutex::new(None) }
     }
 
-    /// A channel in confirm mode.
+    /// A channel in confirm mode. There is one connection at a time, and it is kept while the broker blocks it.
     ///
     /// # Errors
     /// [`BrokerError`].
     pub async fn channel(&self) -> Result<Channel, BrokerError> {
         let mut link = self.link.lock().await;
-        if let Some((connection, channel)) = &*link
-            && connection.status().connected()
-            && channel.status().connected()
-        {
-            return Ok(channel.clone());
+        if let Some(link) = link.as_ref().filter(|link| link.is_connected()) {
+            return if link.is_blocked() { Err(BrokerError::Blocked) } else { Ok(link.channel().clone()) };
         }
         *link = None;
-        let (connection, channel) = self.broker.connect_to_publish().await?;
+        let fresh = self.broker.connect_to_publish().await?;
+        let channel = fresh.channel().clone();
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
-        *link = Some((connection, channel.clone()));
+        *link = Some(fresh);
         Ok(channel)
     }
 
@@ -122,17 +121,30 @@ impl Publisher {
         if messages.is_empty() {
             return Ok(());
         }
-        let outcome = tokio::time::timeout(CONFIRM_TIMEOUT, self.publish_all(messages)).await;
-        let outcome = outcome.unwrap_or(Err(BrokerError::Timeout(CONFIRM_TIMEOUT)));
-        if outcome.as_ref().is_err_and(|error| !matches!(error, BrokerError::Refused)) {
-            // Whatever is wrong with the channel, the next one begins with a new one. A full queue is no fault of it.
-            *self.link.lock().await = None;
-        }
-        outcome
+        let channel = self.channel().await?;
+        self.answered(Self::publish_all(&channel, messages)).await
     }
 
-    async fn publish_all(&self, messages: &[Outgoing]) -> Result<(), BrokerError> {
-        let channel = self.channel().await?;
+    /// Waits for an answer, for a while. Without one the next caller begins with a new connection, unless the broker has
+    /// blocked this one: another would be blocked as well, and the broker keeps every one of them.
+    async fn answered<T>(&self, step: impl Future<Output = Result<T, BrokerError>>) -> Result<T, BrokerError> {
+        let outcome = tokio::time::timeout(CONFIRM_TIMEOUT, step).await;
+        let outcome = outcome.unwrap_or(Err(BrokerError::Timeout(CONFIRM_TIMEOUT)));
+        match outcome {
+            // A full queue is no fault of the connection.
+            Ok(_) | Err(BrokerError::Refused) => outcome,
+            Err(error) => {
+                let mut link = self.link.lock().await;
+                if link.as_ref().is_some_and(|link| link.is_connected() && link.is_blocked()) {
+                    return Err(BrokerError::Blocked);
+                }
+                *link = None;
+                Err(error)
+            }
+        }
+    }
+
+    async fn publish_all(channel: &Channel, messages: &[Outgoing]) -> Result<(), BrokerError> {
         let mut confirms = Vec::with_capacity(messages.len());
         for message in messages {
             let confirm = channel
@@ -158,13 +170,12 @@ impl Publisher {
     /// # Errors
     /// [`BrokerError`].
     pub async fn queue_state(&self, queue: &str) -> Result<QueueState, BrokerError> {
-        let ask = async { Ok(super::topology::state(&self.channel().await?, queue).await?) };
-        let outcome = tokio::time::timeout(CONFIRM_TIMEOUT, ask).await;
-        outcome.unwrap_or(Err(BrokerError::Timeout(CONFIRM_TIMEOUT)))
+        let channel = self.channel().await?;
+        self.answered(async { Ok(super::topology::state(&channel, queue).await?) }).await
     }
 
     /// Whether the connection is up; `false` before the first use.
     pub async fn is_connected(&self) -> bool {
-        self.link.lock().await.as_ref().is_some_and(|(connection, _)| connection.status().connected())
+        self.link.lock().await.as_ref().is_some_and(Link::is_connected)
     }
 }

@@ -35,10 +35,12 @@ pub struct CancellationMarker {
 }
 
 impl CancellationMarker {
-    /// The marker that a message is. Markers come through the default exchange, cancellations never do.
+    /// The marker that a message is. Markers come through the default exchange, where controllers may not publish;
+    /// cancellations come through theirs, whatever their routing key is.
     #[must_use]
     pub fn of(message: &Message) -> Option<Self> {
-        (message.routing_key == CANCELLATION.name).then(|| serde_json::from_slice(&message.body).ok()).flatten()
+        let ours = message.exchange.is_empty() && message.routing_key == CANCELLATION.name;
+        ours.then(|| serde_json::from_slice(&message.body).ok()).flatten()
     }
 
     /// Puts the marker at the end of the queue of cancellations.

@@ -2,7 +2,6 @@
 //! at it, has it handled once more, or throws it away.
 
 use lethe_tests::cli::{json, lethe};
-use lethe_tests::raw;
 use lethe_tests::wait::{becomes, eventually, seconds};
 use lethe_tests::{Publisher, Receiver, Reply, Request, SECONDS, Worker, World, seconds_with};
 use serde_json::{Value, json as value};
@@ -205,26 +204,6 @@ async fn what_was_refused_is_listed_by_cause_and_discarded() {
     let audited: i64 =
         world.one("SELECT count(*) FROM lethe.audit_entries WHERE event = 'dead_letter.discarded'", &[]).await;
     assert_eq!(audited, 5);
-}
-
-#[tokio::test]
-async fn a_message_that_cannot_be_read_is_told_and_taken_out_by_hand() {
-    let world = World::new().await;
-    world.controller("acme").await;
-    let _scheduler = Worker::start(&world, "scheduler", WEEKLY).await;
-    let publisher = Publisher::connect(&world).await;
-    // No client library sends a correlation id that is no UTF-8, and ours cannot read one.
-    raw::publish(&world, "acme.request", b"\xFF\xFE", &Request::erasure("x@example.com").bytes()).await;
-    let behind = Request::erasure("y@example.com");
-    publisher.send(&publisher.sending("acme", "request", &behind)).await;
-    let matcher = Worker::spawn(&world, "identity-matcher", WEEKLY);
-    eventually("it is told", seconds(20), async || matcher.log().contains("a message cannot be read")).await;
-    assert_eq!(world.status(&behind.id).await, "");
-    matcher.stop().await;
-    // As the runbook says: the management API reads it, and takes it.
-    assert_eq!(world.take_messages("dsr.identity-matching", 1).await.len(), 1);
-    let _matcher = Worker::start(&world, "identity-matcher", WEEKLY).await;
-    world.reaches(&behind.id, "pending").await;
 }
 
 #[tokio::test]

@@ -19,6 +19,7 @@ mod gateway_errors;
 mod gateway_isolation;
 mod gateway_shredding;
 mod gateway_signing;
+mod hostile;
 mod intake;
 mod matching;
 mod privacy;

@@ -33,7 +33,10 @@ impl Desk {
     /// Checks who sent each message (contract 3).
     pub(crate) async fn check(&self, group: &[Message]) -> Result<(Vec<Checked>, Senders), DbError> {
         // Only what can be an id at all: the database would refuse the whole group for a NUL in one of them.
-        let claimed: Vec<ControllerId> = group.iter().filter_map(claimed_controller).collect();
+        let named = group
+            .iter()
+            .flat_map(|message| [claimed_controller(message), message.reply_to.as_deref().and_then(owner_of)]);
+        let claimed: Vec<ControllerId> = named.flatten().collect();
         let claimed: Vec<&str> = claimed.iter().map(ControllerId::as_str).collect();
         let senders = Senders(self.intake.controllers(&claimed).await?);
         Ok((group.iter().map(|message| senders.check(message)).collect(), senders))
@@ -77,7 +80,8 @@ impl Desk {
             .iter()
             .zip(answers)
             .filter_map(|(message, answer)| {
-                let reply_to = message.reply_to.as_deref().filter(|name| !is_reserved(name))?;
+                let reply_to =
+                    message.reply_to.as_deref().filter(|name| senders.refusal_of(name, message).is_none())?;
                 Some((message, reply_to, answer.as_ref().ok()?))
             })
             .collect();
@@ -108,6 +112,11 @@ impl Desk {
             tracing::warn!(%error, answers = replies.len(), "answers were not sent");
         }
     }
+}
+
+/// The controller that a queue is named after: the first word of its name, where that can be an id.
+fn owner_of(queue: &str) -> Option<ControllerId> {
+    queue.split_once('.')?.0.parse().ok()
 }
 
 /// The controller that a message claims to be from, where that can be an id.
@@ -147,14 +156,25 @@ fn rejected_copy(message: &Message, answer: &Answer) -> Option<Outgoing> {
 pub(crate) struct Senders(HashMap<String, Controller>);
 
 impl Senders {
+    /// Why nothing is sent to this queue for this message. Queues are named after their controllers, as the permissions of
+    /// these are; with ours anybody could have an answer put into any of them.
+    fn refusal_of(&self, reply_to: &str, message: &Message) -> Option<ApiError> {
+        if is_reserved(reply_to) {
+            return Some(ApiError::new(400, "reply_to must not begin with dsr."));
+        }
+        let owner = owner_of(reply_to).filter(|owner| Some(owner.as_str()) != message.controller_id.as_deref())?;
+        let foreign = self.0.contains_key(owner.as_str());
+        foreign.then(|| ApiError::forbidden("reply_to names a queue of another controller"))
+    }
+
     fn check(&self, message: &Message) -> Checked {
         let claimed = message.controller_id.as_deref();
         let claimed = claimed.ok_or_else(|| ApiError::new(400, "the header controller-id is required"))?;
         if message.routing_key.split('.').next() != Some(claimed) {
             return Err(ApiError::forbidden("the header controller-id is not the first word of the routing key"));
         }
-        if message.reply_to.as_deref().is_some_and(is_reserved) {
-            return Err(ApiError::new(400, "reply_to must not begin with dsr."));
+        if let Some(refusal) = message.reply_to.as_deref().and_then(|name| self.refusal_of(name, message)) {
+            return Err(refusal);
         }
         let unknown = || ApiError::forbidden("there is no such controller; add it with `lethe controller add`");
         let controller = self.0.get(claimed).ok_or_else(unknown)?;

@@ -80,12 +80,36 @@ pub(crate) fn table(headings: &[&str], rows: impl IntoIterator<Item = Vec<String
         table.set_header(headings);
     }
     for row in rows {
-        table.add_row(row);
+        table.add_row(row.iter().map(|cell| printable(cell)));
     }
     table.to_string()
+}
+
+/// Without what would move the cursor, colour the screen or turn the direction of the text: some of what is shown was
+/// written by strangers.
+pub(crate) fn printable(text: &str) -> String {
+    let harmful = |one: char| {
+        one.is_control() || matches!(one, '\u{200E}' | '\u{200F}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
+    };
+    let mut shown = String::with_capacity(text.len());
+    for one in text.chars() {
+        if harmful(one) { shown.extend(one.escape_unicode()) } else { shown.push(one) }
+    }
+    shown
 }
 
 /// A value that may be absent.
 pub(crate) fn or_dash(value: Option<impl ToString>) -> String {
     value.map_or_else(|| "–".to_owned(), |value| value.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_strangers_wrote_does_not_drive_the_terminal() {
+        let shown = table(&[], [vec!["a\u{1b}[2J\u{9b}1m\r\nb\u{202E}c".to_owned()]]);
+        assert!(shown.contains("a\\u{1b}[2J\\u{9b}1m\\u{d}\\u{a}b\\u{202e}c"), "{shown}");
+    }
 }

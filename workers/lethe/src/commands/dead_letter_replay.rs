@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::bail;
 use clap::Args;
-use lethe::broker::dead_letters::{Browser, Letter};
+use lethe::broker::dead_letters::{Browser, Letter, SetAsideBy};
 use lethe::broker::topology::{QUEUES, dead_letters_of};
 use lethe::broker::{Outgoing, Publisher};
 use lethe::config::ReceivingOptions;
@@ -105,7 +105,8 @@ fn accepted(answer: &Answer) -> Result<(), Left> {
     }
 }
 
-/// What the matcher refused for its sender must not come in by this door; what the broker set aside was never checked.
+/// What the matcher refused because of its sender is not accepted here either. What the broker set aside was never
+/// checked: then the sender is the user that the broker verified, and a routing key that it passed.
 async fn check_sender(
     intake: &Intake,
     letter: &Letter,
@@ -118,12 +119,12 @@ async fn check_sender(
     if letter.routing_key.split('.').next() != Some(controller_id.as_str()) {
         return Ok(Err("its routing key is another controller's".to_owned()));
     }
-    let checked = match letter.cause.as_str() {
-        "forbidden" => false,
-        "unrouted" | "expired" => {
-            controller.any_amqp_user || (letter.user_id.is_some() && letter.user_id == controller.amqp_user)
-        }
-        _ => true,
+    let verified = letter.user_id.is_some() && letter.user_id == controller.amqp_user;
+    let checked = match letter.by {
+        SetAsideBy::Us => letter.cause != "forbidden",
+        SetAsideBy::AlternateExchange => controller.any_amqp_user || verified,
+        // The routing key is in a header, and older brokers let a publisher write it beforehand.
+        SetAsideBy::Queue => verified,
     };
-    Ok(if checked { Ok(()) } else { Err("its sender was not the controller".to_owned()) })
+    Ok(if checked { Ok(()) } else { Err("its sender cannot be verified; it has to be published again".to_owned()) })
 }

@@ -240,7 +240,7 @@ async fn broker(findings: &mut Findings) {
     };
     let advice =
         "check AMQP_URL, the server and the rights of the user; a queue that was declared otherwise must be deleted";
-    let Some(((connection, channel), encrypted)) = findings.check(
+    let Some((link, encrypted)) = findings.check(
         "RabbitMQ and topology",
         connected.await,
         "answers; every exchange and queue is declared",
@@ -253,7 +253,7 @@ async fn broker(findings: &mut Findings) {
     }
     for queue in topology::QUEUES {
         let dead = topology::dead_letters_of(queue.name);
-        if let Ok(QueueState { ready: count @ 1.., .. }) = topology::state(&channel, &dead).await {
+        if let Ok(QueueState { ready: count @ 1.., .. }) = topology::state(link.channel(), &dead).await {
             findings.add(
                 "dead letters",
                 Verdict::Look,
@@ -262,7 +262,7 @@ async fn broker(findings: &mut Findings) {
             );
         }
     }
-    if let Ok(QueueState { ready: count @ 1.., .. }) = topology::state(&channel, topology::REJECTED).await {
+    if let Ok(QueueState { ready: count @ 1.., .. }) = topology::state(link.channel(), topology::REJECTED).await {
         findings.add(
             "rejected messages",
             Verdict::Look,
@@ -271,19 +271,18 @@ async fn broker(findings: &mut Findings) {
         );
     }
     let advice = "set max_message_size = 2097152 in rabbitmq.conf: larger messages only cost memory";
-    match takes_large_messages(&connection).await {
+    match takes_large_messages(link.channel()).await {
         Ok(false) => {
             findings.add("max_message_size", Verdict::Good, "messages over 2 MiB are stopped at the broker", "");
         }
         Ok(true) => findings.add("max_message_size", Verdict::Look, "the broker takes messages over 2 MiB", advice),
         Err(error) => findings.add("max_message_size", Verdict::Look, error, advice),
     }
-    let _ = connection.close(200, "done".into()).await;
+    link.close().await;
 }
 
-/// Publishes one byte more than 2 MiB to a queue of our own, which ends with the connection.
-async fn takes_large_messages(connection: &lapin::Connection) -> Result<bool, lapin::Error> {
-    let channel: Arc<Channel> = Arc::new(connection.create_channel().await?);
+/// Publishes one byte more than 2 MiB to a queue of our own, which ends with the connection. The channel may end with it.
+async fn takes_large_messages(channel: &Channel) -> Result<bool, lapin::Error> {
     channel.confirm_select(ConfirmSelectOptions::default()).await?;
     let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
     let queue = channel.queue_declare("".into(), options, FieldTable::default()).await?;

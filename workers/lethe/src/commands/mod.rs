@@ -81,7 +81,7 @@ async fn run_migrations(output: Output) -> anyhow::Result<()> {
     let version = migrate::needed_version();
     output.say(&format!("the schema is at version {version}"))?;
     // Connecting declares every exchange and queue.
-    let (connection, _) = context::broker()?.connect().await.context("the topology could not be declared")?;
-    let _ = connection.close(200, "done".into()).await;
+    let link = context::broker()?.connect().await.context("the topology could not be declared")?;
+    link.close().await;
     output.say("the topology is declared")
 }

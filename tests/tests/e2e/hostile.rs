@@ -1,0 +1,187 @@
+//! Messages from an enemy: nothing that a publisher can write ends a process, holds up a queue, or speaks for another.
+
+use lethe::broker::Broker;
+use lethe::broker::dead_letters::Browser;
+use lethe_tests::cli::{json, lethe};
+use lethe_tests::raw::{self, RawPublisher};
+use lethe_tests::wait::{becomes, seconds};
+use lethe_tests::{Publisher, Request, SECONDS, Worker, World};
+use reqwest::Method;
+
+const WEEKLY: &[(&str, &str)] = &[];
+
+#[tokio::test]
+async fn what_cannot_be_read_is_set_aside_unchanged_and_holds_up_nobody() {
+    let world = World::new().await;
+    world.controller("acme").await;
+    let mut workers = Worker::several(&world, &["scheduler", "identity-matcher"], WEEKLY).await;
+    let publisher = Publisher::connect(&world).await;
+    let hostile: [(&[u8], raw::Properties); 7] = [
+        (b"acme.request", raw::correlation(b"\xFF\xFE")),
+        (b"acme.request", raw::headers(b"\x01\xFFV")),
+        (b"acme.request", raw::headers(&raw::nested_entry(14_000))),
+        (b"acme.request", raw::headers(&raw::nested_entry(18_000))),
+        (b"acme.cancellation", raw::headers(&raw::nested_entry(14_000))),
+        (b"acme.status", raw::correlation(b"\xC3")),
+        (b"\xFF.request", raw::correlation(b"")),
+    ];
+    let mut raw = RawPublisher::connect(&world).await;
+    for (n, (key, properties)) in hostile.iter().enumerate() {
+        raw.publish(key, properties, format!("body {n}").as_bytes()).await;
+        let neighbour = Request::erasure("y@example.com");
+        assert_eq!(publisher.ask(&publisher.sending("acme", "request", &neighbour)).await.status, 201, "{n}");
+    }
+    let dead = ["dsr.identity-matching.dead", "dsr.cancellation.dead", "dsr.query.dead"];
+    for (queue, count) in dead.into_iter().zip([5, 1, 1]) {
+        becomes(queue, seconds(20), count, async || world.messages(queue).await).await;
+    }
+    assert!(workers.iter_mut().all(Worker::is_running), "a worker has ended");
+    // All of it can be handled, and an operator learns what it is, but not what it says.
+    let groups = json(&world, &["dead-letter", "list"]).await;
+    let unreadable = groups.as_array().unwrap().iter().filter(|one| one["cause"] == "unreadable");
+    assert_eq!(unreadable.map(|one| one["letters"].as_u64().unwrap()).sum::<u64>(), 7, "{groups}");
+    let letters = json(&world, &["dead-letter", "list", "--letters", "--queue", dead[1]]).await;
+    let letter = letters[0]["letter"].as_str().unwrap();
+    let shown = lethe(&world, &["dead-letter", "show", letter]).await;
+    assert!(shown.out.contains("nested too deeply") && shown.code == Some(0), "{}{}", shown.out, shown.err);
+    let again = lethe(&world, &["dead-letter", "replay", letter]).await;
+    assert_eq!(again.code, Some(1), "{}", again.out);
+    assert_eq!(json(&world, &["dead-letter", "discard", letter]).await["discarded"], 1);
+    // Bytes and properties are those of the publisher.
+    let kept = world.take_messages(dead[2], 1).await;
+    assert_eq!(
+        (&kept[0]["payload"], &kept[0]["properties"]["headers"]["x-first-death-reason"]),
+        (&"body 5".into(), &"rejected".into())
+    );
+    let browser = Browser::open(&Broker::new(&world.amqp_url, "lethe-tests").unwrap()).await.unwrap();
+    let mut bodies = Vec::new();
+    while let Some(letter) = browser.next(dead[0], &world.keys()).await.unwrap() {
+        bodies.push(String::from_utf8(letter.body).unwrap());
+    }
+    assert_eq!(bodies, ["body 0", "body 1", "body 2", "body 3", "body 6"]);
+}
+
+#[tokio::test]
+async fn a_forged_dead_letter_speaks_for_its_publisher_only() {
+    let world = World::new().await;
+    world.controller_with("victim", |new| new.amqp_user = Some("victim".to_owned())).await;
+    world.controller_with("open", |new| new.any_amqp_user = true).await;
+    let matcher = Worker::several(&world, &["scheduler", "identity-matcher"], WEEKLY).await.remove(1);
+    let forged = |controller: &str| {
+        let texts = [
+            ("controller-id", controller),
+            ("routing-key", &format!("{controller}.request")),
+            ("error-code", "sqlstate_40001"),
+            ("error-message", "\u{1b}[2Jcanary"),
+            ("set-aside-at", "2026-11-26T00:00:00Z"),
+        ];
+        texts.map(|(name, text)| raw::text_entry(name, text)).concat()
+    };
+    let mut raw = RawPublisher::connect(&world).await;
+    let body = Request::erasure("x@example.com").bytes();
+    // By the alternate exchange.
+    raw.publish(b"acme.nothing", &raw::headers(&forged("victim")), &body).await;
+    // Out of a queue: set aside by the broker as unreadable, and as expired.
+    let unreadable = [forged("victim"), raw::nested_entry(100)].concat();
+    raw.publish(b"acme.request", &raw::headers(&unreadable), &body).await;
+    becomes("unreadable", seconds(20), 1, async || world.messages("dsr.identity-matching.dead").await).await;
+    matcher.stop().await;
+    for controller in ["victim", "open"] {
+        // What RabbitMQ writes there itself, in the forger's words.
+        let death = [
+            raw::text_entry("queue", "dsr.identity-matching"),
+            raw::text_entry("reason", "expired"),
+            raw::array_entry("routing-keys", &format!("{controller}.request")),
+        ]
+        .concat();
+        let death = raw::tables_entry("x-death", &death);
+        let (flags, mut properties) = raw::headers(&[forged(controller), death].concat());
+        properties.extend([1, b'1']);
+        raw.publish(b"acme.request", &(flags | 1 << 8, properties), &body).await;
+    }
+    becomes("expired", seconds(20), 3, async || world.messages("dsr.identity-matching.dead").await).await;
+    let listed = lethe(&world, &["dead-letter", "list", "--letters"]).await;
+    assert!(!listed.out.contains("sqlstate_40001") && !listed.out.contains("canary"), "{}", listed.out);
+    for controller in ["victim", "open"] {
+        lethe(&world, &["dead-letter", "replay", "--controller", controller]).await;
+    }
+    for queue in ["dsr.rejected", "dsr.identity-matching.dead"] {
+        lethe(&world, &["dead-letter", "replay", "--queue", queue]).await;
+    }
+    let recorded: i64 = world.one("SELECT count(*) FROM lethe.requests", &[]).await;
+    assert_eq!(recorded, 0);
+}
+
+#[tokio::test]
+async fn a_marker_that_a_controller_sends_marks_nothing() {
+    let world = World::new().await;
+    world.controller_with("dsr", |new| new.any_amqp_user = true).await;
+    let _workers = Worker::several(&world, &["scheduler", "identity-matcher"], WEEKLY).await;
+    let publisher = Publisher::connect(&world).await;
+    let request = Request::erasure("x@example.com");
+    assert_eq!(publisher.ask(&publisher.sending("dsr", "request", &request)).await.status, 201);
+    let batch: i64 = world.one("SELECT batch_id FROM lethe.batches", &[]).await;
+    // Its routing key is the queue's own name.
+    let marker = publisher.sending("dsr", "cancellation", format!(r#"{{"batch_id":{batch}}}"#));
+    assert_eq!(publisher.ask(&marker).await.status, 400);
+    let handled: bool = world.one("SELECT cancellations_handled_at IS NOT NULL FROM lethe.batches", &[]).await;
+    assert!(!handled);
+}
+
+#[tokio::test]
+async fn answers_do_not_go_to_another_controllers_queue() {
+    let world = World::new().await;
+    world.controller("acme").await;
+    world.controller("victim").await;
+    let _workers = Worker::several(&world, &["scheduler", "identity-matcher"], WEEKLY).await;
+    let publisher = Publisher::connect(&world).await;
+    for (queue, kept) in [("victim.answers", 1), ("acme.answers", 1), ("answers", 1)] {
+        let mut sending = publisher.sending("acme", "request", &Request::erasure("x@example.com"));
+        sending.reply_to = Some(queue.to_owned());
+        publisher.send(&sending).await;
+        let expected = if queue == "victim.answers" { kept } else { 1 };
+        becomes("rejected", seconds(20), expected, async || world.messages("dsr.rejected").await).await;
+    }
+    becomes("the others are recorded", seconds(20), 2, async || world.in_status("pending").await).await;
+    let why = json(&world, &["dead-letter", "list"]).await;
+    assert_eq!(why[0]["cause"], "forbidden", "{why}");
+}
+
+#[tokio::test]
+async fn the_header_with_the_controller_may_be_an_integer() {
+    let world = World::new().await;
+    world.controller("4711").await;
+    let _workers = Worker::several(&world, &["scheduler", "identity-matcher"], WEEKLY).await;
+    let user = world.management.user();
+    let mut raw = RawPublisher::connect(&world).await;
+    for (kind, number) in
+        [(b'I', &[0, 0, 0x12, 0x67][..]), (b'l', &[0, 0, 0, 0, 0, 0, 0x12, 0x67]), (b's', &[0x12, 0x67])]
+    {
+        let entry = [&[13][..], b"controller-id", &[kind], number].concat();
+        let (flags, mut properties) = raw::headers(&entry);
+        properties.push(u8::try_from(user.len()).unwrap());
+        properties.extend(user.as_bytes());
+        raw.publish(b"4711.request", &(flags | 1 << 4, properties), &Request::erasure("x@example.com").bytes()).await;
+    }
+    world.count_reaches("pending", 3).await;
+}
+
+#[tokio::test]
+async fn a_deleted_queue_is_declared_again() {
+    let world = World::new().await;
+    world.controller("acme").await;
+    let workers = Worker::several(&world, &["scheduler", "identity-matcher", "erasure-executor"], SECONDS).await;
+    let publisher = Publisher::connect(&world).await;
+    let consumers = |queue: &str| -> usize {
+        workers.iter().map(|worker| worker.log().matches(&format!("consuming queue=\"{queue}\"")).count()).sum()
+    };
+    for queue in ["dsr.identity-matching", "dsr.cancellation", "dsr.query", "dsr.erasure-execution"] {
+        let before = consumers(queue);
+        world.management.call(Method::DELETE, &format!("/queues/{}/{queue}", world.name), None).await;
+        // Each consumer has lost it and begins again. Not by looking: a connection of ours would declare it.
+        becomes(queue, seconds(20), 2 * before, async || consumers(queue)).await;
+    }
+    let request = Request::erasure("x@example.com");
+    assert_eq!(publisher.ask(&publisher.sending("acme", "request", &request)).await.status, 201);
+    world.reaches(&request.id, "completed").await;
+}
