@@ -39,19 +39,26 @@ pub(crate) struct Callers {
     /// Of this process alone.
     digest_key: hmac::Key,
     nobodys_hash: String,
+    /// Credentials that are being verified, or wait for it.
+    verifying: Semaphore,
     /// Hashing is meant to be expensive: as much of it at once as there are cores.
     hashing: Semaphore,
+    /// Of that, for keys that do not exist.
+    pretending: Semaphore,
 }
 
 impl Callers {
-    pub(crate) fn new(db: Db) -> Result<Self, DbError> {
+    /// Where `calls` may be under way, an eighth of them may be verifying credentials.
+    pub(crate) fn new(db: Db, calls: usize) -> Result<Self, DbError> {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Ok(Self {
             db,
             verified: Cache::builder().max_capacity(REMEMBERED_AT_MOST).time_to_live(REMEMBERED).build(),
             digest_key: hmac::Key::new(hmac::HMAC_SHA256, &crypto::random::<32>()?),
             nobodys_hash: controllers::nobodys_hash()?,
+            verifying: Semaphore::new((calls / 8).max(2)),
             hashing: Semaphore::new(cores),
+            pretending: Semaphore::new(1),
         })
     }
 
@@ -75,11 +82,25 @@ impl Callers {
     }
 
     async fn verify(&self, credentials: &Credentials) -> Result<Option<Caller>, Refusal> {
+        // Whoever waits here holds the place of a call: of those there are few, so that the places of callers who are
+        // verified already stay theirs.
+        let busy = |_| Refusal::later("as many credentials as this server allows are being verified; try again");
+        let _waiting = self.verifying.try_acquire().map_err(busy)?;
         let holder = controllers::by_api_key(&self.db.session().await?, &credentials.api_key).await?;
+        // A key that does not exist costs as much time as one that does, so that nobody can tell them apart; but a crowd
+        // of those must not keep the cores from the others.
+        let pretending = match &holder {
+            Some(_) => None,
+            None => match self.pretending.try_acquire() {
+                Ok(place) => Some(place),
+                Err(_) => return Ok(None),
+            },
+        };
         let hash = holder.as_ref().map_or_else(|| self.nobodys_hash.clone(), |holder| holder.api_secret_hash.clone());
         let secret = credentials.api_secret.clone();
-        let _place = self.hashing.acquire().await;
+        let place = self.hashing.acquire().await;
         let is_secret = tokio::task::spawn_blocking(move || controllers::is_secret(&secret, &hash)).await;
+        drop((place, pretending));
         let known = |KeyHolder { controller_id, algorithm, .. }| Caller { controller_id, algorithm };
         Ok(holder.filter(|_| is_secret.unwrap_or(false)).map(known))
     }

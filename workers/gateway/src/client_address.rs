@@ -1,6 +1,6 @@
 //! From which address a client calls: that of the connection, or what a trusted proxy says.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use axum::http::HeaderMap;
 use ipnet::IpNet;
@@ -19,7 +19,7 @@ pub(crate) fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet
     let chain: Vec<&str> = forwarded.flat_map(|value| value.split(',')).map(str::trim).collect();
     let mut client = peer;
     for text in chain.into_iter().rev() {
-        let Ok(address) = text.parse::<IpAddr>() else { break };
+        let Some(address) = read(text) else { break };
         client = address.to_canonical();
         if !is_trusted(client) {
             break;
@@ -28,13 +28,30 @@ pub(crate) fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet
     client
 }
 
+/// An address as proxies write it: with a port or without, IPv6 in brackets or without.
+fn read(text: &str) -> Option<IpAddr> {
+    let text = text.trim_matches('"');
+    let bare = || text.strip_prefix('[')?.strip_suffix(']')?.parse::<Ipv6Addr>().ok().map(IpAddr::V6);
+    text.parse().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|address| address.ip())).or_else(bare)
+}
+
+/// The network that an IPv6 address is given out by: a customer of a provider often has a whole /48.
+pub(crate) fn site_of(address: IpAddr) -> IpAddr {
+    masked(address, 6)
+}
+
 /// What limits are counted by: IPv4 addresses, and the /64 networks of IPv6, of which one client has a whole one.
 pub(crate) fn limited_by(address: IpAddr) -> IpAddr {
+    masked(address, 8)
+}
+
+/// The first `bytes` of an IPv6 address.
+fn masked(address: IpAddr, bytes: usize) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
         IpAddr::V6(address) => {
             let mut octets = address.octets();
-            octets[8..].fill(0);
+            octets[bytes..].fill(0);
             IpAddr::V6(Ipv6Addr::from(octets))
         }
     }
@@ -61,6 +78,16 @@ mod tests {
         assert_eq!(address("10.0.0.1", &["not an address"], &["10.0.0.0/8"]), "10.0.0.1");
         assert_eq!(address("10.0.0.1", &[], &["10.0.0.0/8"]), "10.0.0.1");
         assert_eq!(address("::ffff:10.0.0.1", &["198.51.100.1"], &["10.0.0.0/8"]), "198.51.100.1");
+        for (written, read) in [
+            ("203.0.113.7:51234", "203.0.113.7"),
+            ("[2001:db8::7]:443", "2001:db8::7"),
+            ("[2001:db8::7]", "2001:db8::7"),
+            ("\"[2001:db8::7]:443\"", "2001:db8::7"),
+            ("203.0.113.7:x", "10.0.0.1"),
+            ("unknown", "10.0.0.1"),
+        ] {
+            assert_eq!(address("10.0.0.1", &[written], &["10.0.0.0/8"]), read, "{written}");
+        }
     }
 
     #[test]

@@ -14,6 +14,8 @@ use crate::answers::Outcome;
 
 /// Requests of a group at most.
 const GROUP: usize = 64;
+/// Bytes of their bodies at most; a single one may be larger. Each takes several times its size while it is worked on.
+const GROUP_BYTES: usize = 4 << 20;
 /// Groups of one controller that are worked on at once. What comes meanwhile gathers for the next one, so that the
 /// busier a controller is, the larger its groups are; a single request never waits.
 const GROUPS_AT_ONCE: usize = 2;
@@ -65,7 +67,7 @@ impl Gathering {
         let _place = self.places.acquire().await;
         let group: Vec<Waiting> = {
             let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-            let length = waiting.len().min(GROUP);
+            let length = group_length(waiting.iter().map(|one| one.body.len()));
             waiting.drain(..length).collect()
         };
         let incoming: Vec<Incoming<'_>> = group
@@ -77,5 +79,30 @@ impl Gathering {
             // Nobody listens any more: it is recorded all the same.
             let _ = one.outcome.send(outcome);
         }
+    }
+}
+
+/// How many of the bodies with these lengths make a group.
+fn group_length(lengths: impl Iterator<Item = usize>) -> usize {
+    let mut bytes = 0_usize;
+    let fits = |length: &usize| {
+        let is_first = bytes == 0;
+        bytes = bytes.saturating_add(*length);
+        is_first || bytes <= GROUP_BYTES
+    };
+    lengths.take(GROUP).take_while(fits).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_is_bounded_in_number_and_in_bytes() {
+        assert_eq!(group_length([0; 0].into_iter()), 0);
+        assert_eq!(group_length([10; 100].into_iter()), GROUP);
+        assert_eq!(group_length([1 << 20; 100].into_iter()), 4);
+        assert_eq!(group_length([GROUP_BYTES + 1, 1].into_iter()), 1);
+        assert_eq!(group_length([1, GROUP_BYTES, 1].into_iter()), 1);
     }
 }

@@ -11,15 +11,21 @@ use lethe::request::ControllerId;
 use tokio_util::sync::CancellationToken;
 
 use crate::answers::Refusal;
+use crate::client_address::site_of;
 use crate::options::Bounds;
 
 /// How often what is not limited any more is forgotten.
 const TIDY_EVERY: Duration = Duration::from_mins(1);
 
-/// The three limits. Each lets through a second's (logins: a minute's) worth at once, then at its rate.
+/// A /48 may log in as often as this many of its 65,536 networks.
+const NETWORKS_OF_A_SITE: NonZeroU32 = NonZeroU32::new(4).unwrap();
+
+/// The limits. Each lets through a second's (logins: a minute's) worth at once, then at its rate.
 pub(crate) struct Limits {
     addresses: Limit<IpAddr>,
     logins: Limit<IpAddr>,
+    /// The same for the networks that IPv6 addresses are given out by.
+    sites: Limit<IpAddr>,
     controllers: Limit<ControllerId>,
 }
 
@@ -45,6 +51,7 @@ impl Limits {
         Self {
             addresses: Limit::new(Quota::per_second, bounds.rate_per_address),
             logins: Limit::new(Quota::per_minute, bounds.logins_per_address),
+            sites: Limit::new(Quota::per_minute, bounds.logins_per_address.saturating_mul(NETWORKS_OF_A_SITE)),
             controllers: Limit::new(Quota::per_second, bounds.rate_per_controller),
         }
     }
@@ -56,7 +63,8 @@ impl Limits {
 
     /// Credentials from this address that have to be verified.
     pub(crate) fn login(&self, address: IpAddr) -> Result<(), Refusal> {
-        self.logins.check(&address)
+        self.logins.check(&address)?;
+        if address.is_ipv6() { self.sites.check(&site_of(address)) } else { Ok(()) }
     }
 
     /// A call of this controller.
@@ -73,6 +81,7 @@ impl Limits {
             }
             self.addresses.tidy();
             self.logins.tidy();
+            self.sites.tidy();
             self.controllers.tidy();
         }
     }

@@ -4,7 +4,6 @@ use std::ops::RangeInclusive;
 
 use axum::http::HeaderMap;
 use axum::http::header::{IF_RANGE, RANGE};
-use http_range_header::{StartPosition, SyntacticallyCorrectRange};
 
 /// What of a file is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,28 +16,68 @@ pub(crate) enum Wanted {
     Unsatisfiable,
 }
 
-/// What of a file of `size` bytes and with this tag is asked for. Several ranges at once are answered with the whole
-/// file, as is a range of a file with another tag, or in another unit.
+/// What of a file of `size` bytes and with this tag is asked for. A header that cannot be read is ignored, as the RFC has
+/// it; so are a range of a file with another tag, or in another unit. Several ranges at once are answered with the whole
+/// file, unless it has none of them.
 pub(crate) fn wanted(headers: &HeaderMap, size: u64, etag: &str) -> Wanted {
     let Some(range) = headers.get(RANGE).and_then(|value| value.to_str().ok()) else { return Wanted::Whole };
     let same_file = headers.get(IF_RANGE).is_none_or(|value| value.as_bytes() == etag.as_bytes());
-    if !same_file || !range.trim_start().starts_with("bytes") {
-        return Wanted::Whole;
+    let Some(ranges) = parse(range).filter(|_| same_file) else { return Wanted::Whole };
+    let present: Vec<_> = ranges.iter().filter_map(|range| range.within(size)).collect();
+    match present.as_slice() {
+        [] => Wanted::Unsatisfiable,
+        [one] if ranges.len() == 1 => Wanted::Part(one.clone()),
+        _ => Wanted::Whole,
     }
-    let parsed = http_range_header::parse_range_header(range);
-    if let Ok([SyntacticallyCorrectRange { start: StartPosition::FromLast(length), .. }]) =
-        parsed.as_ref().map(|parsed| parsed.ranges.as_slice())
-        && *length >= size
-        && size > 0
-    {
-        // The last bytes of a file that has fewer are all of it.
-        return Wanted::Part(0..=size - 1);
+}
+
+/// One `range-spec` of section 14.1.1.
+enum Range {
+    From(u64, u64),
+    Last(u64),
+}
+
+impl Range {
+    fn parse(text: &str) -> Option<Self> {
+        let (first, last) = text.split_once('-')?;
+        let number = |text: &str| {
+            // More digits than fit name a byte that no file has.
+            let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+            digits.then(|| text.parse().unwrap_or(u64::MAX))
+        };
+        match (first, last) {
+            ("", length) => Some(Self::Last(number(length)?)),
+            (first, "") => Some(Self::From(number(first)?, u64::MAX)),
+            (first, last) => Some(Self::From(number(first)?, number(last)?)).filter(Self::is_valid),
+        }
     }
-    match parsed.and_then(|parsed| parsed.validate(size)).as_deref() {
-        Ok([one]) => Wanted::Part(one.clone()),
-        Ok(_) => Wanted::Whole,
-        Err(_) => Wanted::Unsatisfiable,
+
+    const fn is_valid(&self) -> bool {
+        match self {
+            Self::From(first, last) => *first <= *last,
+            Self::Last(_) => true,
+        }
     }
+
+    /// What of it a file of `size` bytes has.
+    fn within(&self, size: u64) -> Option<RangeInclusive<u64>> {
+        let end = size.checked_sub(1)?;
+        match *self {
+            Self::From(first, last) => (first <= end).then(|| first..=last.min(end)),
+            Self::Last(length) => (length > 0).then(|| size.saturating_sub(length)..=end),
+        }
+    }
+}
+
+/// The ranges of the header; `None` where it cannot be read, or is in another unit than bytes.
+fn parse(header: &str) -> Option<Vec<Range>> {
+    let (unit, set) = header.split_once('=')?;
+    if !unit.trim().eq_ignore_ascii_case("bytes") {
+        return None;
+    }
+    let specs = set.split(',').map(|spec| spec.trim_matches([' ', '\t'])).filter(|spec| !spec.is_empty());
+    let ranges: Vec<Range> = specs.map(Range::parse).collect::<Option<_>>()?;
+    (!ranges.is_empty()).then_some(ranges)
 }
 
 #[cfg(test)]
@@ -55,20 +94,52 @@ mod tests {
     }
 
     #[test]
-    fn ranges_as_clients_send_them() {
-        assert_eq!(wanted(&HeaderMap::new(), 100, "\"a\""), Wanted::Whole);
+    fn one_range_is_answered_with_it() {
         assert_eq!(of("bytes=0-0", None), Wanted::Part(0..=0));
         assert_eq!(of("bytes=10-", None), Wanted::Part(10..=99));
         assert_eq!(of("bytes=-10", None), Wanted::Part(90..=99));
         assert_eq!(of("bytes=-100", None), Wanted::Part(0..=99));
         assert_eq!(of("bytes=-101", None), Wanted::Part(0..=99));
-        assert_eq!(of("bytes=-0", None), Wanted::Unsatisfiable);
         assert_eq!(of("bytes=90-1000", None), Wanted::Part(90..=99));
-        assert_eq!(of("bytes=0-1,5-6", None), Wanted::Whole);
-        assert_eq!(of("pages=1-2", None), Wanted::Whole);
-        assert_eq!(of("bytes=100-", None), Wanted::Unsatisfiable);
-        assert_eq!(of("bytes=5-4", None), Wanted::Unsatisfiable);
+        assert_eq!(of("Bytes=00-0009", None), Wanted::Part(0..=9));
+        assert_eq!(of("bytes=90-99999999999999999999", None), Wanted::Part(90..=99));
         assert_eq!(of("bytes=10-", Some("\"a\"")), Wanted::Part(10..=99));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_ignored() {
+        assert_eq!(wanted(&HeaderMap::new(), 100, "\"a\""), Wanted::Whole);
+        for range in [
+            "bytes=5-4",
+            "bytes=",
+            "bytes=,",
+            "bytes=a-b",
+            "bytes=0-1,x",
+            "bytes=-",
+            "bytes=+1-2",
+            "bytes",
+            "pages=1-2",
+            "bytes=--1",
+        ] {
+            assert_eq!(of(range, None), Wanted::Whole, "{range}");
+        }
         assert_eq!(of("bytes=10-", Some("\"b\"")), Wanted::Whole);
+    }
+
+    #[test]
+    fn several_are_answered_with_the_whole_file() {
+        for range in ["bytes=0-1,5-6", "bytes=0-10, 5-20", "bytes=200-,0-1", "bytes=0-0,,1-1"] {
+            assert_eq!(of(range, None), Wanted::Whole, "{range}");
+        }
+    }
+
+    #[test]
+    fn only_where_nothing_overlaps_is_it_unsatisfiable() {
+        for range in ["bytes=100-", "bytes=-0", "bytes=100-200,300-", "bytes=99999999999999999999-"] {
+            assert_eq!(of(range, None), Wanted::Unsatisfiable, "{range}");
+        }
+        let mut headers = HeaderMap::new();
+        headers.insert(RANGE, "bytes=0-".parse().unwrap());
+        assert_eq!(wanted(&headers, 0, "\"a\""), Wanted::Unsatisfiable);
     }
 }

@@ -57,7 +57,7 @@ pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), ServeError
         db: service.db.clone(),
         groups: Groups::new(intake.clone()),
         intake,
-        callers: Callers::new(service.db.clone())?,
+        callers: Callers::new(service.db.clone(), bounds.calls)?,
         limits: Limits::new(&bounds),
         files: Files {
             store: ready.results,
