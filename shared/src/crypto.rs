@@ -67,6 +67,8 @@ pub struct Keys {
     groups: hmac::Key,
     tokens: hmac::Key,
     messages: hmac::Key,
+    /// Tells one master key from another.
+    fingerprint: Vec<u8>,
 }
 
 impl fmt::Debug for Keys {
@@ -101,7 +103,14 @@ impl Keys {
             groups: mac("group digest")?,
             tokens: mac("result token")?,
             messages: mac("message digest")?,
+            fingerprint: derive("fingerprint")?.to_vec(),
         })
+    }
+
+    /// 32 bytes that tell this master key from another one, and nothing about it.
+    #[must_use]
+    pub fn fingerprint(&self) -> &[u8] {
+        &self.fingerprint
     }
 
     /// Seals requests at rest.
@@ -145,7 +154,11 @@ impl Keys {
     }
 }
 
-/// AES-256-GCM with a random nonce in front of each sealed text.
+/// In front of each sealed text: the number of the master key under which it was sealed. There is one so far; with the
+/// number in place a second one can be introduced without opening what the first has sealed.
+const KEY_NUMBER: u8 = 1;
+
+/// AES-256-GCM. A sealed text is the number of the key, a random nonce, and what was encrypted.
 pub struct SealingKey(LessSafeKey);
 
 impl fmt::Debug for SealingKey {
@@ -169,12 +182,12 @@ impl SealingKey {
     /// [`CryptoError::Random`].
     pub fn seal(&self, context: &[u8], plain: &[u8]) -> Result<Vec<u8>, CryptoError> {
         let nonce = random::<NONCE_LEN>()?;
-        let mut sealed = Vec::with_capacity(NONCE_LEN + plain.len() + AES_256_GCM.tag_len());
+        let mut sealed = Vec::with_capacity(1 + NONCE_LEN + plain.len() + AES_256_GCM.tag_len());
         sealed.extend_from_slice(plain);
         self.0
             .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(context), &mut sealed)
             .map_err(|_| CryptoError::Random)?;
-        sealed.splice(0..0, nonce);
+        sealed.splice(0..0, [KEY_NUMBER].into_iter().chain(nonce));
         Ok(sealed)
     }
 
@@ -183,6 +196,12 @@ impl SealingKey {
     /// # Errors
     /// [`CryptoError::Unopenable`].
     pub fn open(&self, context: &[u8], sealed: &[u8]) -> Result<Vec<u8>, CryptoError> {
+        let numbered = sealed.strip_prefix(&[KEY_NUMBER]).ok_or(CryptoError::Unopenable);
+        // What was sealed before there were numbers begins with its nonce.
+        numbered.and_then(|rest| self.open_from_nonce(context, rest)).or_else(|_| self.open_from_nonce(context, sealed))
+    }
+
+    fn open_from_nonce(&self, context: &[u8], sealed: &[u8]) -> Result<Vec<u8>, CryptoError> {
         let (nonce, rest) = sealed.split_at_checked(NONCE_LEN).ok_or(CryptoError::Unopenable)?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| CryptoError::Unopenable)?;
         let mut buffer = rest.to_vec();
@@ -214,6 +233,8 @@ mod tests {
             assert!(keys(1).requests().open(b"acme/1", &changed).is_err());
         }
         assert!(keys(1).requests().open(b"", b"short").is_err());
+        // As it was written before keys had numbers.
+        assert_eq!(keys(1).requests().open(b"acme/1", &sealed[1..]).unwrap(), b"ada@example.com");
     }
 
     #[test]

@@ -15,8 +15,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Reconnect;
 use crate::broker::{Broker, Publisher};
-use crate::config::{CommonOptions, ConfigError, secret};
-use crate::db::{Db, DbError, migrate};
+use crate::config::{CommonOptions, ConfigError, secret, without_empty_variable};
+use crate::crypto::Keys;
+use crate::db::{Db, DbError, installation, migrate};
 use crate::health::Health;
 use crate::telemetry;
 
@@ -64,6 +65,12 @@ pub struct Service {
     pub shutdown: CancellationToken,
 }
 
+/// What a worker has read and checked before anything connects.
+pub trait Ready {
+    /// Its keys at rest, which must be those that the database is used with; `None` where it has none.
+    fn keys(&self) -> Option<&Keys>;
+}
+
 /// Named unlike the options of any worker: clap makes a group of each, and two must not have one name.
 #[derive(Parser)]
 struct ProcessOptions<O: Args> {
@@ -80,7 +87,7 @@ fn command<O: Args>(identity: Identity) -> Command {
         .version(identity.version)
         .after_help(SECRETS)
         // The current value may be a path or a key's name that does not belong on a screen.
-        .mut_args(|argument| argument.hide_env_values(true))
+        .mut_args(|argument| without_empty_variable(argument).hide_env_values(true))
 }
 
 /// The variables of the options that `error` is about: clap names only the flags, and most settings come from the
@@ -103,6 +110,7 @@ fn variables_of(command: &Command, error: &clap::Error) -> Vec<String> {
 pub fn run<O, R, C, W, F, E>(identity: Identity, check: C, work: W) -> ExitCode
 where
     O: Args,
+    R: Ready,
     C: FnOnce(O) -> Result<R, ConfigError>,
     W: FnOnce(Service, R) -> F,
     F: Future<Output = Result<(), E>>,
@@ -156,6 +164,7 @@ fn boot<R, W, F, E>(
     work: W,
 ) -> Result<(), Failure>
 where
+    R: Ready,
     W: FnOnce(Service, R) -> F,
     F: Future<Output = Result<(), E>>,
     E: std::fmt::Display,
@@ -187,6 +196,7 @@ where
         let _ = service.health.component(POSTGRESQL);
         stop_on_signals(&service.shutdown).map_err(|error| Failure::Running(format!("signals: {error}")))?;
         let listening = service.shutdown.child_token();
+        tokio::spawn(telemetry::keep_up(metrics.clone()));
         if let Some(address) = common.admin_listen {
             let run_dir = common.run_dir.as_deref();
             telemetry::serve_admin(identity.name, address, run_dir, metrics, service.health.clone(), listening).await?;
@@ -201,12 +211,13 @@ where
 
 async fn run_until_drained<R, W, F, E>(service: Service, ready: R, work: W) -> Result<(), Failure>
 where
+    R: Ready,
     W: FnOnce(Service, R) -> F,
     F: Future<Output = Result<(), E>>,
     E: std::fmt::Display,
 {
     let (shutdown, drain) = (service.shutdown.clone(), service.drain_timeout);
-    if !await_database(&service).await.map_err(|error| Failure::Running(error.to_string()))? {
+    if !await_database(&service, ready.keys()).await? {
         return Ok(());
     }
     let work = work(service.clone(), ready);
@@ -255,13 +266,26 @@ fn stop_on_signals(shutdown: &CancellationToken) -> std::io::Result<()> {
 }
 
 /// Waits until PostgreSQL answers and has our schema; says once that it waits. `false`: told to stop meanwhile.
-async fn await_database(service: &Service) -> Result<bool, DbError> {
+async fn await_database(service: &Service, keys: Option<&Keys>) -> Result<bool, Failure> {
     let mut reconnect = Reconnect::default();
+    let check = async || {
+        migrate::check_version(&service.db).await?;
+        match keys {
+            Some(keys) => installation::check_master_key(&service.db, keys).await,
+            None => Ok(()),
+        }
+    };
     loop {
-        match migrate::check_version(&service.db).await {
+        match check().await {
             Ok(()) => return Ok(true),
+            Err(error @ DbError::OtherMasterKey) => {
+                return Err(ConfigError::new("LETHE_MASTER_KEY_FILE", error).into());
+            }
+            Err(error) if error.is_misconfiguration() => return Err(ConfigError::new("DATABASE_URL", error).into()),
             // A newer schema never becomes older again by waiting; an older one is being migrated.
-            Err(error @ DbError::SchemaVersion { found, needed }) if found > needed => return Err(error),
+            Err(error @ DbError::SchemaVersion { found, needed }) if found > needed => {
+                return Err(Failure::Running(error.to_string()));
+            }
             Err(error) => {
                 if reconnect.is_first() {
                     tracing::warn!(%error, "waiting for PostgreSQL");

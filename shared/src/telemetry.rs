@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use axum::Router;
 use axum::http::StatusCode;
@@ -33,6 +34,18 @@ pub fn init(options: &CommonOptions) -> Result<PrometheusHandle, ConfigError> {
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)
         .and_then(|builder| builder.set_buckets_for_metric(Matcher::Suffix("_size".to_owned()), &SIZES));
     builder.and_then(PrometheusBuilder::install_recorder).map_err(|error| ConfigError::new("LETHE_ADMIN_LISTEN", error))
+}
+
+/// Every measurement of a histogram is kept until somebody asks for it, or until this is done.
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
+
+/// Keeps what the metrics take in memory bounded, whether or not anybody reads them.
+pub async fn keep_up(metrics: PrometheusHandle) {
+    let mut clock = tokio::time::interval(UPKEEP_EVERY);
+    loop {
+        clock.tick().await;
+        metrics.run_upkeep();
+    }
 }
 
 /// Serves the admin address until `shutdown`; writes where it listens to `<run_dir>/<name>-<pid>.addr`.

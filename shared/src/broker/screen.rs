@@ -17,6 +17,8 @@ const MAX_DEPTH: u32 = 16;
 
 const METHOD: u8 = 1;
 const HEADER: u8 = 2;
+const BODY: u8 = 3;
+const HEARTBEAT: u8 = 8;
 const FRAME_END: u8 = 0xCE;
 /// Type, channel and size.
 const PREFIX: usize = 7;
@@ -54,7 +56,7 @@ impl Screen {
     /// Takes what the broker has sent, and appends to `out` what the library may read of it.
     ///
     /// # Errors
-    /// A frame is larger than was agreed.
+    /// A frame is larger than was agreed, or is none.
     pub(super) fn feed(&mut self, mut bytes: &[u8], out: &mut Vec<u8>) -> io::Result<()> {
         while !bytes.is_empty() {
             if self.passing > 0 {
@@ -68,6 +70,9 @@ impl Screen {
             let (now, later) = bytes.split_at((wanted - self.held.len()).min(bytes.len()));
             self.held.extend_from_slice(now);
             bytes = later;
+            if !matches!(self.held.first(), None | Some(&(METHOD | HEADER | BODY | HEARTBEAT))) {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "the server does not speak AMQP 0-9-1"));
+            }
             let Some(len) = self.frame_len() else { continue };
             if len > self.frame_max.saturating_add(PREFIX + 1) {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "a frame is larger than was agreed"));
@@ -378,6 +383,7 @@ mod tests {
     fn a_frame_larger_than_was_agreed_ends_the_connection() {
         let mut out = Vec::new();
         assert!(Screen::new(4_096).feed(&[HEADER, 0, 1, 0, 1, 0, 0], &mut out).is_err());
+        assert!(Screen::new(4_096).feed(b"HTTP/1.1 400", &mut out).is_err());
     }
 
     proptest! {

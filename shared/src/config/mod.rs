@@ -10,7 +10,10 @@ mod secret;
 mod signing;
 
 pub use duration::{HumanDuration, InvalidDuration};
-pub use options::{CalendarOptions, CapOptions, CommonOptions, KeyOptions, LogFormat, ResultOptions, parse_backoff};
+pub use options::{
+    CalendarOptions, CapOptions, CommonOptions, KeyOptions, LogFormat, ResultOptions, parse_backoff,
+    without_empty_variable,
+};
 pub use receiving::{AddressOptions, IntakeOptions, Receiving, ReceivingOptions};
 pub use secret::{SecretError, secret};
 pub use signing::{Processor, SigningOptions};

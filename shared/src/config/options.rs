@@ -11,6 +11,14 @@ use crate::backoff::BackoffPolicy;
 use crate::crypto::Keys;
 use crate::request::{Calendar, Schedule};
 
+/// An option whose variable is set to nothing is as good as without one: compose files and charts write `VARIABLE=` for
+/// what is not set (contract 2).
+#[must_use]
+pub fn without_empty_variable(argument: clap::Arg) -> clap::Arg {
+    let is_empty = |name| std::env::var_os(name).is_some_and(|value| value.is_empty());
+    if argument.get_env().is_some_and(is_empty) { argument.env(clap::builder::Resettable::Reset) } else { argument }
+}
+
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {

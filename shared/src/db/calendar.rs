@@ -1,6 +1,7 @@
 //! The calendar in the database: the leading scheduler stores it, everyone else reads it.
 
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Instant;
 
 use jiff::SignedDuration;
 use tokio_postgres::Row;
@@ -75,24 +76,29 @@ pub async fn store(db: &Db, epoch: i64, calendar: &Calendar) -> Result<(i64, boo
     Ok(stored)
 }
 
-/// Remembers the last calendar read, since intake needs one for every group.
+/// Remembers the last calendar read, and when, since intake needs one for every group.
 #[derive(Debug, Default)]
-pub struct CalendarCache(RwLock<Option<Arc<VersionedCalendar>>>);
+pub struct CalendarCache(RwLock<Option<(Arc<VersionedCalendar>, Instant)>>);
 
 impl CalendarCache {
-    /// The calendar of `version`, read from the database where it is not the one remembered.
+    /// The calendar of `version`, read from the database where it is not the one remembered, or was read before the
+    /// session was connected: from a server, maybe, that had other calendars.
     ///
     /// # Errors
     /// [`DbError::NoCalendar`] where there is none.
     pub async fn get(&self, session: &Session, version: Option<i64>) -> Result<Arc<VersionedCalendar>, DbError> {
         let version = version.ok_or(DbError::NoCalendar)?;
         let remembered = self.0.read().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(calendar) = remembered.filter(|calendar| calendar.version == version) {
+        if let Some((calendar, read_at)) = remembered
+            && calendar.version == version
+            && session.connected_at() <= read_at
+        {
             return Ok(calendar);
         }
+        let read_at = Instant::now();
         let row = session.query_opt(LOAD, &[&Some(version)]).await?.ok_or(DbError::NoCalendar)?;
         let calendar = Arc::new(read(&row)?);
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(calendar.clone());
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some((calendar.clone(), read_at));
         Ok(calendar)
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{PoisonError, RwLock};
+use std::time::Instant;
 
 use super::pool::Session;
 use super::{DbError, statements};
@@ -37,9 +38,10 @@ statements! {
 
 type Key = (ControllerId, Origin);
 
-/// Remembers the ids of endpoints, which never change.
+/// Remembers the ids of endpoints, which never change, and when each was read: a server to which somebody connects later
+/// may be another one, which never had it.
 #[derive(Debug, Default)]
-pub struct EndpointCache(RwLock<HashMap<Key, EndpointId>>);
+pub struct EndpointCache(RwLock<HashMap<Key, (EndpointId, Instant)>>);
 
 /// More than these would be a memory leak rather than a cache.
 const CACHE_LIMIT: usize = 100_000;
@@ -57,8 +59,8 @@ impl EndpointCache {
             let cache = self.0.read().unwrap_or_else(PoisonError::into_inner);
             for key in wanted {
                 match cache.get(key) {
-                    Some(id) => drop(known.insert(key.clone(), *id)),
-                    None => missing.push(key),
+                    Some((id, read_at)) if session.connected_at() <= *read_at => drop(known.insert(key.clone(), *id)),
+                    _ => missing.push(key),
                 }
             }
         }
@@ -71,6 +73,7 @@ impl EndpointCache {
         let schemes: Vec<&str> = missing.iter().map(|(_, origin)| origin.scheme.as_str()).collect();
         let hosts: Vec<&str> = missing.iter().map(|(_, origin)| origin.host.as_str()).collect();
         let ports: Vec<i32> = missing.iter().map(|(_, origin)| origin.port.into()).collect();
+        let read_at = Instant::now();
         session.execute(ADD, &[&controllers, &schemes, &hosts, &ports]).await?;
         let rows = session.query(FIND, &[&controllers, &schemes, &hosts, &ports]).await?;
         let unexpected = || DbError::Unexpected { place: "endpoints" };
@@ -83,7 +86,7 @@ impl EndpointCache {
             let origin =
                 Origin { scheme: row.get(2), host: row.get(3), port: port.try_into().map_err(|_| unexpected())? };
             let key = (row.get::<_, &str>(1).parse().map_err(|_| unexpected())?, origin);
-            cache.insert(key.clone(), row.get(0));
+            cache.insert(key.clone(), (row.get(0), read_at));
             known.insert(key, row.get(0));
         }
         Ok(known)

@@ -1,5 +1,6 @@
 //! Errors of the database, and what they mean for the work at hand.
 
+use deadpool_postgres::{HookError, PoolError};
 use tokio_postgres::error::SqlState;
 
 use crate::crypto::CryptoError;
@@ -14,7 +15,7 @@ pub enum DbError {
     Pool {
         /// What the pool said.
         #[from]
-        source: deadpool_postgres::PoolError,
+        source: PoolError,
     },
     /// The server refused or the connection broke.
     #[error("{}", describe(source))]
@@ -23,6 +24,14 @@ pub enum DbError {
         #[from]
         source: tokio_postgres::Error,
     },
+    /// The server answers, and takes no writes: a standby, or one that was made read-only.
+    #[error("PostgreSQL takes no writes: it is a standby, or was made read-only")]
+    ReadOnly,
+    /// The database was used with another master key.
+    #[error(
+        "the database was used with another master key (LETHE_MASTER_KEY_FILE): what this process seals nobody else could open"
+    )]
+    OtherMasterKey,
     /// The epoch of this leader is over; another one leads.
     #[error("the leadership was lost")]
     LeadershipLost,
@@ -67,6 +76,10 @@ pub enum DbError {
     Url(String),
 }
 
+/// What the check of a new session says.
+pub(super) const SWALLOWED: &str = "the settings of the session did not take effect: a connection pooler stands between \
+     that drops them; connect to PostgreSQL itself (docs/runbook.md, \"A pooler in between\")";
+
 /// Server errors by code and message only: the detail of a violated constraint quotes values.
 fn describe(error: &tokio_postgres::Error) -> String {
     match error.as_db_error() {
@@ -75,9 +88,10 @@ fn describe(error: &tokio_postgres::Error) -> String {
     }
 }
 
-fn describe_pool(error: &deadpool_postgres::PoolError) -> String {
+fn describe_pool(error: &PoolError) -> String {
     match error {
-        deadpool_postgres::PoolError::Backend(error) => describe(error),
+        PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)) => describe(error),
+        PoolError::PostCreateHook(HookError::Message(message)) => message.to_string(),
         error => error.to_string(),
     }
 }
@@ -100,9 +114,16 @@ impl DbError {
             (Self::LeaseLost, _) => "lease_lost".to_owned(),
             (Self::LeadershipLost, _) => "leadership_lost".to_owned(),
             (Self::Crypto(_), _) => "sealed_data".to_owned(),
+            (Self::ReadOnly, _) => "read_only".to_owned(),
             (Self::Pool { .. } | Self::Postgres { .. }, None) => "connection".to_owned(),
             _ => "configuration".to_owned(),
         }
+    }
+
+    /// The process is not configured as it must be, and waiting does not change that.
+    #[must_use]
+    pub const fn is_misconfiguration(&self) -> bool {
+        matches!(self, Self::OtherMasterKey | Self::Pool { source: PoolError::PostCreateHook(HookError::Message(_)) })
     }
 
     /// Two transactions were in each other's way; the same one can be run again at once.
@@ -123,6 +144,8 @@ impl DbError {
     #[must_use]
     pub fn disposition(&self) -> Disposition {
         match (self, self.code()) {
+            // The session is closed, and the next one leads to a server that writes.
+            (_, Some(&SqlState::READ_ONLY_SQL_TRANSACTION)) => Disposition::Transient,
             (Self::Postgres { .. }, Some(code)) => match code.code().get(..2) {
                 // Connection, roll-back, resources, state of an object, operator intervention, system.
                 Some("08" | "40" | "53" | "55" | "57" | "58") => Disposition::Transient,
@@ -132,7 +155,12 @@ impl DbError {
             },
             (Self::Crypto(CryptoError::Unopenable), _) => Disposition::Poison,
             (
-                Self::Pool { .. } | Self::Postgres { .. } | Self::NoCalendar | Self::LeaseLost | Self::LeadershipLost,
+                Self::Pool { .. }
+                | Self::Postgres { .. }
+                | Self::ReadOnly
+                | Self::NoCalendar
+                | Self::LeaseLost
+                | Self::LeadershipLost,
                 None,
             ) => Disposition::Transient,
             _ => Disposition::Permanent,

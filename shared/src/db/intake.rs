@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use jiff::Timestamp;
 
@@ -76,7 +77,8 @@ pub struct IntakeContext {
     cap: u32,
     calendars: CalendarCache,
     endpoints: EndpointCache,
-    batches: Mutex<HashMap<(Lane, Promise), BatchId>>,
+    /// Open batches, and when each was read or opened.
+    batches: Mutex<HashMap<(Lane, Promise), (BatchId, Instant)>>,
 }
 
 /// A valid request of a known controller.
@@ -184,13 +186,22 @@ impl IntakeContext {
     }
 
     async fn record_distinct(&self, db: &Db, group: &[Prepared<'_>]) -> Result<Distinct, DbError> {
-        let endpoints = self.endpoints_of(db, group).await?;
+        let wanted = origins_of(group);
+        let asked_at = Instant::now();
+        let mut endpoints = match wanted.as_slice() {
+            [] => HashMap::new(),
+            wanted => self.endpoints.resolve(&db.session().await?, wanted).await?,
+        };
         let tx = db.begin("record_requests").await?;
+        if tx.connected_at() > asked_at && !wanted.is_empty() {
+            // The server may be another one than that which was asked.
+            endpoints = self.endpoints.resolve(&tx, &wanted).await?;
+        }
         let row = tx.query_one(BEGIN_INTAKE, &[]).await?;
         let (received_at, version): (Timestamp, Option<i64>) = (row.get(0), row.get(1));
         let calendar = self.calendars.get(&tx, version).await?;
 
-        let mut opened = HashMap::new();
+        let (mut opened, read_at) = (HashMap::new(), Instant::now());
         let mut plans = Vec::with_capacity(group.len());
         let matched = self.matching(&tx, group).await?;
         for (prepared, matched) in group.iter().zip(&matched) {
@@ -208,23 +219,9 @@ impl IntakeContext {
         let distinct = insert_consequences(&tx, group, &plans, &matched, &keys, &endpoints, received_at).await?;
         fault::point("intake.before_commit");
         tx.commit().await?;
+        let opened = opened.into_iter().map(|(promise, batch)| (promise, (batch, read_at)));
         self.batches.lock().unwrap_or_else(PoisonError::into_inner).extend(opened);
         Ok(distinct)
-    }
-
-    async fn endpoints_of(
-        &self,
-        db: &Db,
-        group: &[Prepared<'_>],
-    ) -> Result<HashMap<(ControllerId, Origin), EndpointId>, DbError> {
-        let wanted: Vec<_> = group
-            .iter()
-            .flat_map(|one| one.submission.origins.iter().map(|o| (one.submission.controller_id.clone(), o.clone())))
-            .collect();
-        if wanted.is_empty() {
-            return Ok(HashMap::new());
-        }
-        self.endpoints.resolve(&db.session().await?, &wanted).await
     }
 
     async fn matching(&self, tx: &Tx, group: &[Prepared<'_>]) -> Result<Vec<Matched>, DbError> {
@@ -251,6 +248,8 @@ impl IntakeContext {
     ) -> Result<BatchId, DbError> {
         let key = (lane, promise);
         let known = self.batches.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied();
+        // One that was read before the session was connected may have been another server's, and be lost.
+        let known = known.filter(|(_, read_at)| tx.connected_at() <= *read_at).map(|(batch, _)| batch);
         if let Some(batch) = known.or_else(|| opened.get(&key).copied()) {
             return Ok(batch);
         }
@@ -271,6 +270,12 @@ pub(super) async fn open_batch(tx: &Tx, lane: Lane, promise: Promise, version: i
     let row = tx.query_opt(FIND_OPEN_BATCH, &[&lane.as_str(), &promise.tick_at, &promise.runs_at]).await?;
     // The lock and the clock that never falls behind a closed tick rule this out.
     Ok(row.ok_or(DbError::Unexpected { place: "batches: a promised tick is closed" })?.get(0))
+}
+
+/// Where the callbacks of a group go.
+fn origins_of(group: &[Prepared<'_>]) -> Vec<(ControllerId, Origin)> {
+    let submissions = group.iter().map(|one| one.submission);
+    submissions.flat_map(|one| one.origins.iter().map(|origin| (one.controller_id.clone(), origin.clone()))).collect()
 }
 
 fn id_of(submission: &Submission) -> Id {

@@ -11,6 +11,7 @@ pub mod callbacks;
 pub mod certificates;
 pub mod controllers;
 pub mod endpoints;
+pub mod installation;
 pub mod intake;
 pub mod leader;
 pub mod matching;
@@ -48,6 +49,7 @@ pub fn all_statements() -> Vec<(&'static str, &'static str)> {
         certificates::STATEMENTS,
         controllers::STATEMENTS,
         endpoints::STATEMENTS,
+        installation::STATEMENTS,
         intake::STATEMENTS,
         leader::STATEMENTS,
         matching::STATEMENTS,

@@ -4,6 +4,8 @@ use jiff::Timestamp;
 use jiff::civil::Date;
 use uuid::Uuid;
 
+use tokio_postgres::types::ToSql;
+
 use super::pool::Session;
 use super::slices::{self, Claimed, Finished};
 use super::{Db, DbError, leader, statements};
@@ -30,7 +32,7 @@ statements! {
         SELECT result_id, controller_id, subject_request_id, request_type, object_path, media_type, size_bytes,
                wrapped_key, expiry_day, expired
           FROM lethe.find_result($1)";
-    RECORD_DOWNLOAD = "SELECT lethe.record_download($1, $2, $3)";
+    RECORD_DOWNLOAD = "SELECT lethe.record_download($1, $2, $3, $4)";
     TODAY = "SELECT (lethe.now() AT TIME ZONE 'UTC')::date";
 }
 
@@ -177,12 +179,16 @@ pub async fn find(session: &Session, token_sha256: &[u8]) -> Result<Option<Downl
     }))
 }
 
-/// Enters a download in the audit trail: the bytes that are about to be sent, both ends included.
+/// Downloads of one result, or of ranges of it, that the audit trail takes at most.
+pub const MOST_DOWNLOADS: i32 = 10_000;
+
+/// Enters a download in the audit trail: the bytes that are about to be sent, both ends included. `false` where the result
+/// was downloaded [`MOST_DOWNLOADS`] times already; then nothing is recorded, and nothing must be sent.
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn record_download(session: &Session, token_sha256: &[u8], bytes: (u64, u64)) -> Result<(), DbError> {
+pub async fn record_download(session: &Session, token_sha256: &[u8], bytes: (u64, u64)) -> Result<bool, DbError> {
     let end = |byte| i64::try_from(byte).unwrap_or(i64::MAX);
-    session.query_one(RECORD_DOWNLOAD, &[&token_sha256, &end(bytes.0), &end(bytes.1)]).await?;
-    Ok(())
+    let params: [&(dyn ToSql + Sync); 4] = [&token_sha256, &end(bytes.0), &end(bytes.1), &MOST_DOWNLOADS];
+    Ok(session.query_opt(RECORD_DOWNLOAD, &params).await?.is_some())
 }

@@ -10,7 +10,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tokio_postgres::config::SslMode;
 use tokio_postgres_rustls::MakeRustlsConnect;
-use url::Url;
+use url::form_urlencoded;
 
 use super::DbError;
 
@@ -28,27 +28,30 @@ enum Verification {
 /// The connection's settings without what only we understand, and the connector that does what was asked.
 pub(super) fn parse(text: &str) -> Result<(tokio_postgres::Config, MakeRustlsConnect), DbError> {
     let invalid = |what: &str| DbError::Url(format!("DATABASE_URL {what}"));
-    let mut url =
-        Url::parse(text).map_err(|_| invalid("must be a URL: postgres://user:password@host:5432/database"))?;
-    if !matches!(url.scheme(), "postgres" | "postgresql") {
+    let shape = || invalid("must be a URL: postgres://user:password@host:5432/database");
+    let (scheme, rest) = text.split_once("://").ok_or_else(shape)?;
+    if !matches!(scheme, "postgres" | "postgresql") {
         return Err(invalid("must begin with postgres://"));
     }
+    let (place, query) = rest.split_once('?').map_or((rest, ""), |(place, query)| (place, query));
+    let (authority, database) = place.split_once('/').unwrap_or((place, ""));
+    if database.contains('@') || query.contains('@') || text.contains('#') {
+        return Err(invalid("must not hold /, ?, # or @ in user or password; write them as %2f, %3f, %23 and %40"));
+    }
+    if authority.rsplit_once('@').map_or(authority, |(_, hosts)| hosts).split(',').any(str::is_empty) {
+        return Err(invalid("names no host"));
+    }
     let (mut mode, mut root) = (None, None);
-    let mut kept = Vec::new();
-    for (name, value) in url.query_pairs() {
+    let mut kept = form_urlencoded::Serializer::new(String::new());
+    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
         match &*name {
             "sslmode" => mode = Some(value.into_owned()),
             "sslrootcert" => root = Some(value.into_owned()),
-            _ => kept.push((name.into_owned(), value.into_owned())),
+            _ => drop(kept.append_pair(&name, &value)),
         }
     }
-    url.set_query(None);
-    if !kept.is_empty() {
-        url.query_pairs_mut().extend_pairs(kept);
-        // A blank is written as in forms; the driver reads it as in paths. A plus itself is %2B here.
-        let query = url.query().unwrap_or_default().replace('+', "%20");
-        url.set_query(Some(&query));
-    }
+    // A blank is written as in forms; the driver reads it as in paths. A plus itself is %2B here.
+    let kept = kept.finish().replace('+', "%20");
     let (ssl_mode, verification) = match mode.as_deref() {
         Some("disable") => (SslMode::Disable, Verification::None),
         None | Some("prefer" | "allow") => (SslMode::Prefer, Verification::None),
@@ -62,7 +65,7 @@ pub(super) fn parse(text: &str) -> Result<(tokio_postgres::Config, MakeRustlsCon
         }
     };
     let mut config: tokio_postgres::Config =
-        url.as_str().parse().map_err(|error| invalid(&format!("cannot be used: {error}")))?;
+        format!("{scheme}://{place}?{kept}").parse().map_err(|error| invalid(&format!("cannot be used: {error}")))?;
     config.ssl_mode(ssl_mode);
     Ok((config, connector(verification, root.as_deref())?))
 }
@@ -182,12 +185,27 @@ mod tests {
     }
 
     #[test]
+    fn several_hosts_and_literals_are_those_that_are_written() {
+        let text = "postgres://u:p%2f%40@a:1,[fd00::5]:2,c/d?sslmode=disable&target_session_attrs=read-write";
+        let (config, _) = parse(text).unwrap();
+        let hosts = ["a", "fd00::5", "c"].map(|name| tokio_postgres::config::Host::Tcp(name.to_owned()));
+        assert_eq!((config.get_hosts(), config.get_ports()), (&hosts[..], &[1, 2, 5432][..]));
+        assert_eq!((config.get_password(), config.get_dbname()), (Some(&b"p/@"[..]), Some("d")));
+    }
+
+    #[test]
     fn what_cannot_be_used_is_said_without_the_password() {
         for url in [
             "mysql://u:secret@h/d",
             "nonsense",
             "postgres://u:secret@h/d?sslmode=maybe",
             "postgres://u:secret@h/d?sslmode=verify-ca&sslrootcert=/nowhere.pem",
+            "postgres://u:secret@/d",
+            "postgres://u:secret@a,,b/d",
+            "postgres://u:12/secret@h/d",
+            "postgres://u:12?secret@h/d",
+            "postgres://u:12#secret@h/d",
+            "postgres://u:secret@h/d?host_name=x",
         ] {
             let message = parse(url).err().unwrap().to_string();
             assert!(!message.contains("secret"), "{message}");

@@ -43,6 +43,12 @@ pub(crate) struct Ready {
     pub(crate) backoff: BackoffPolicy,
 }
 
+impl lethe::service::Ready for Ready {
+    fn keys(&self) -> Option<&Keys> {
+        Some(&self.keys)
+    }
+}
+
 impl Options {
     pub(crate) fn check(self) -> Result<Ready, ConfigError> {
         let keys = Arc::new(self.keys.keys()?);

@@ -3,6 +3,7 @@
 use clap::Args;
 use lethe::backoff::BackoffPolicy;
 use lethe::config::{ConfigError, HumanDuration, parse_backoff};
+use lethe::crypto::Keys;
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -22,6 +23,12 @@ pub(crate) struct Options {
 pub(crate) struct Ready {
     pub(crate) slices: u16,
     pub(crate) backoff: BackoffPolicy,
+}
+
+impl lethe::service::Ready for Ready {
+    fn keys(&self) -> Option<&Keys> {
+        None
+    }
 }
 
 impl Options {

@@ -45,6 +45,7 @@ pub(crate) struct Files {
         (status = 200, description = "The file: JSON Lines for access, zip for portability",
          content((Vec<u8> = "text/plain"), (Vec<u8> = "application/zip"))),
         (status = 206, description = "The range", content((Vec<u8> = "text/plain"), (Vec<u8> = "application/zip"))),
+        (status = 403, description = "Downloaded too many times", body = crate::openapi::ErrorAnswer),
         (status = 404, description = "Unknown token, or nothing matched", body = crate::openapi::ErrorAnswer),
         (status = 410, description = "The lifetime of the link is over", body = crate::openapi::ErrorAnswer),
         (status = 416, description = "The file does not have these bytes", body = crate::openapi::ErrorAnswer),
@@ -78,7 +79,9 @@ pub(crate) async fn download(
         let place = gateway.files.places.clone().try_acquire_owned().map_err(busy)?;
         // First the audit trail: what leaves the house is on record, even if the client sees only half of it.
         let session = gateway.db.session().await?;
-        results::record_download(&session, &digest, (*bytes.start(), *bytes.end())).await?;
+        if !results::record_download(&session, &digest, (*bytes.start(), *bytes.end())).await? {
+            return Err(Refusal::new(403, "this result was downloaded too many times; ask for your data once more"));
+        }
         drop(session);
         let file = File { store: gateway.files.store.clone(), path, decryptor, size: result.size_bytes, place };
         Body::from_stream(file.stream(bytes.clone()))

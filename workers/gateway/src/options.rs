@@ -10,6 +10,7 @@ use clap::Args;
 use ipnet::IpNet;
 use lethe::audit::Signatory;
 use lethe::config::{ConfigError, HumanDuration, Receiving, ReceivingOptions, ResultOptions};
+use lethe::crypto::Keys;
 use lethe::results::day_keys::DayKeys;
 use lethe::results::store::{self, Store};
 
@@ -86,6 +87,12 @@ pub(crate) struct Ready {
     pub(crate) tls: Option<TlsFiles>,
     pub(crate) trusted_proxies: Vec<IpNet>,
     pub(crate) bounds: Bounds,
+}
+
+impl lethe::service::Ready for Ready {
+    fn keys(&self) -> Option<&Keys> {
+        Some(&self.receiving.keys)
+    }
 }
 
 impl Options {

@@ -2,6 +2,7 @@
 
 use clap::Args;
 use lethe::config::{ConfigError, Receiving, ReceivingOptions};
+use lethe::crypto::Keys;
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -22,6 +23,12 @@ pub(crate) struct Ready {
     pub(crate) receiving: Receiving,
     pub(crate) consumers: u8,
     pub(crate) group: u16,
+}
+
+impl lethe::service::Ready for Ready {
+    fn keys(&self) -> Option<&Keys> {
+        Some(&self.receiving.keys)
+    }
 }
 
 impl Options {

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::Args;
 use lethe::audit::Signatory;
 use lethe::broker::Broker;
 use lethe::config::{ConfigError, SigningOptions, secret};
-use lethe::db::{Db, migrate};
+use lethe::crypto::Keys;
+use lethe::db::{Db, DbError, installation, migrate};
 use lethe::request::{ControllerId, SubjectRequestId};
 
 /// The command was used wrongly; the message says how to use it.
@@ -33,6 +34,21 @@ pub(crate) async fn database() -> anyhow::Result<Db> {
     let db = any_database()?;
     migrate::check_version(&db).await.context("the database cannot be used; `lethe doctor` says more")?;
     Ok(db)
+}
+
+/// The same, for a command that seals or opens.
+pub(crate) async fn database_with(keys: &Keys) -> anyhow::Result<Db> {
+    let db = database().await?;
+    check_keys(&db, keys).await?;
+    Ok(db)
+}
+
+/// The master key must be the one that the database is used with.
+pub(crate) async fn check_keys(db: &Db, keys: &Keys) -> anyhow::Result<()> {
+    match installation::check_master_key(db, keys).await {
+        Err(error @ DbError::OtherMasterKey) => bail!(ConfigError::new("LETHE_MASTER_KEY_FILE", error)),
+        checked => Ok(checked?),
+    }
 }
 
 /// The broker.

@@ -7,8 +7,9 @@ mod output;
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use clap::error::ErrorKind;
+use clap::{CommandFactory, FromArgMatches, Parser};
+use lethe::config::without_empty_variable;
 
 use crate::commands::Command;
 use crate::output::{Format, Output};
@@ -31,8 +32,13 @@ Exit codes: 0 done, 1 failed, 64 wrong usage or configuration.";
 /// Exit code for wrong usage and configuration (`EX_USAGE`).
 const USAGE: u8 = 64;
 
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    command.mut_args(without_empty_variable).mut_subcommands(without_empty_variables)
+}
+
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let parsed = without_empty_variables(Cli::command()).try_get_matches();
+    let cli = match parsed.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();

@@ -58,6 +58,12 @@ pub(crate) struct Ready {
     pub(crate) sealer: Sealer,
 }
 
+impl lethe::service::Ready for Ready {
+    fn keys(&self) -> Option<&Keys> {
+        Some(&self.keys)
+    }
+}
+
 impl Options {
     pub(crate) fn check(self) -> Result<Ready, ConfigError> {
         let positive = |setting, duration: HumanDuration| {

@@ -11,7 +11,7 @@ use lethe::request::{BatchId, Mpid};
 use lethe::stores::Stores;
 use serde::Serialize;
 
-use crate::context::database;
+use crate::context::{check_keys, database};
 use crate::output::{Output, or_dash};
 
 #[derive(Debug, Subcommand)]
@@ -103,6 +103,7 @@ impl Show {
         let mut shown = Shown { batch, planned: None, executed: None };
         if shown.batch.pending > 0 {
             let keys = self.keys.keys()?;
+            check_keys(&db, &keys).await?;
             let plan = release::plan(&tx, &keys, self.batch, self.cap.max_mpids_per_request).await?;
             let as_of = batches::now(&tx).await?;
             let mut rows_by_store = BTreeMap::new();

@@ -15,7 +15,7 @@ use lethe::request::ControllerId;
 use tokio::time::MissedTickBehavior;
 
 use super::dead_letter::{Chosen, pause, record};
-use crate::context::{broker, database};
+use crate::context::{broker, database_with};
 use crate::output::Output;
 
 #[derive(Debug, Args)]
@@ -33,7 +33,7 @@ impl Replay {
     pub(crate) async fn run(self, output: Output) -> anyhow::Result<()> {
         self.chosen.insist()?;
         let receiving = self.receiving.check()?;
-        let db = database().await?;
+        let db = database_with(&receiving.keys).await?;
         let intake = receiving.intake(db.clone(), Arc::new(Publisher::new(broker()?)));
         let publisher = Publisher::new(broker()?);
         let browser = Browser::open(&broker()?).await?;

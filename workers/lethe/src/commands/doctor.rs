@@ -1,7 +1,5 @@
 //! `lethe doctor`: looks at everything that must be right, and says what to do about what is not.
 
-use std::sync::Arc;
-
 use anyhow::bail;
 use clap::Args;
 use jiff::Timestamp;

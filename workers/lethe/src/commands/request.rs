@@ -15,7 +15,7 @@ use lethe::request::{ControllerId, RequestStatus};
 use serde::Serialize;
 use tokio::io::AsyncReadExt;
 
-use crate::context::{SignatoryArgs, Target, broker, database};
+use crate::context::{SignatoryArgs, Target, broker, check_keys, database};
 use crate::output::{Output, line, or_dash};
 
 #[derive(Debug, Subcommand)]
@@ -175,7 +175,9 @@ async fn submit(
     } else {
         body = tokio::fs::read(file).await.with_context(|| format!("cannot read {}", file.display()))?;
     }
-    let intake = receiving.check()?.intake(db, Arc::new(Publisher::new(broker()?)));
+    let receiving = receiving.check()?;
+    check_keys(&db, &receiving.keys).await?;
+    let intake = receiving.intake(db, Arc::new(Publisher::new(broker()?)));
     if intake.controllers(&[controller.as_str()]).await?.is_empty() {
         bail!("there is no controller {controller}; add it with `lethe controller add`");
     }
