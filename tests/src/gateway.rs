@@ -220,6 +220,12 @@ impl Raw {
         let _ = self.0.write_all(bytes.as_ref()).await;
     }
 
+    /// Says no more, and takes what comes until the peer closes.
+    pub async fn finish(&mut self) -> Vec<u8> {
+        let _ = self.0.shutdown().await;
+        self.rest().await
+    }
+
     /// All that comes until the peer closes.
     pub async fn rest(&mut self) -> Vec<u8> {
         let mut bytes = Vec::new();

@@ -20,7 +20,8 @@ fn long(bytes: &[u8]) -> Vec<u8> {
 
 async fn send(stream: &mut TcpStream, kind: u8, channel: u16, payload: &[u8]) {
     let frame = [&[kind], channel.to_be_bytes().as_slice(), &long(payload), &[0xCE]].concat();
-    stream.write_all(&frame).await.unwrap();
+    // A peer that has ended the connection is found out by reading.
+    let _ = stream.write_all(&frame).await;
 }
 
 async fn method(stream: &mut TcpStream, channel: u16, class: u16, id: u16, arguments: &[u8]) {
@@ -109,16 +110,29 @@ impl RawPublisher {
         expect(&mut self.stream, 60, 80).await;
     }
 
-    /// Publishes to `dsr.requests`; whether the broker confirms it, or ends the connection over it.
-    pub async fn is_taken(&mut self, routing_key: &[u8], properties: &Properties, body: &[u8]) -> bool {
-        self.begin(routing_key, properties, body).await;
-        let mut frame = [0; 11];
-        let read = self.stream.read_exact(&mut frame).await;
-        if read.is_err() || frame[7..11] != [0, 60, 0, 80] {
-            return false;
+    /// Publishes all to `dsr.requests` without waiting for confirms; whether the broker has read all of them, or has ended
+    /// the connection over one.
+    pub async fn are_read(&mut self, messages: &[(Vec<u8>, Properties, Vec<u8>)]) -> bool {
+        for (routing_key, properties, body) in messages {
+            self.begin(routing_key, properties, body).await;
         }
-        let length = u32::from_be_bytes(frame[3..7].try_into().unwrap());
-        self.stream.read_exact(&mut vec![0; length as usize + 1 - 4]).await.is_ok()
+        // A call that is answered in its turn, behind the confirms.
+        method(&mut self.stream, 1, 60, 10, &[0; 7]).await;
+        loop {
+            let mut head = [0; 7];
+            if self.stream.read_exact(&mut head).await.is_err() {
+                return false;
+            }
+            let mut payload = vec![0; u32::from_be_bytes(head[3..7].try_into().unwrap()) as usize + 1];
+            if self.stream.read_exact(&mut payload).await.is_err() {
+                return false;
+            }
+            match payload[..4] {
+                [0, 60, 0, 11] => return true,
+                [0, 60, 0, 80] => {}
+                _ => return false,
+            }
+        }
     }
 
     async fn begin(&mut self, routing_key: &[u8], (flags, properties): &Properties, body: &[u8]) {
@@ -127,6 +141,8 @@ impl RawPublisher {
         let size = u64::try_from(body.len()).unwrap().to_be_bytes();
         let header = [&[0, 60, 0, 0], &size[..], &flags.to_be_bytes(), properties].concat();
         send(&mut self.stream, HEADER, 1, &header).await;
-        send(&mut self.stream, BODY, 1, body).await;
+        if !body.is_empty() {
+            send(&mut self.stream, BODY, 1, body).await;
+        }
     }
 }

@@ -159,6 +159,11 @@ impl Worker {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// Threads that it has.
+    pub fn threads(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/task", self.id())).unwrap().count()
+    }
+
     /// Sends a signal by name.
     pub async fn signal(&self, signal: &str) {
         let Some(id) = self.child.id() else { return };

@@ -280,3 +280,40 @@ async fn a_secret_that_is_rotated_counts_at_once() {
     let old = fresh.caller(&world, "acme").get(path).await;
     check(&old, 401, "unauthorized", false, "the old secret");
 }
+
+#[tokio::test]
+async fn what_strangers_call_methods_is_kept_nowhere() {
+    let world = World::new().await;
+    let gateway = Gateway::start(&world, &[("LETHE_RATE_PER_ADDRESS", "10")]).await;
+    // Some are refused for their number, and counted all the same.
+    for n in 0..30 {
+        let mut raw = gateway.connect().await;
+        raw.say(format!("INVENTED{n}{} / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", "A".repeat(8_000))).await;
+        let answer = String::from_utf8_lossy(&raw.rest().await).into_owned();
+        assert!(answer.starts_with("HTTP/1.1 4"), "{answer}");
+    }
+    let (_, metrics) = gateway.worker.get("/metrics").await.unwrap();
+    assert!(metrics.contains(r#"method="other""#) && !metrics.contains("INVENTED"), "{metrics}");
+}
+
+#[tokio::test]
+async fn guesses_from_the_networks_of_one_site_are_counted_together() {
+    let world = World::new().await;
+    world.controller("acme").await;
+    let settings = [("LETHE_LOGINS_PER_ADDRESS", "2"), ("LETHE_TRUSTED_PROXIES", "127.0.0.0/8")];
+    let gateway = Gateway::start(&world, &settings).await;
+    let path = "/v3/requests?group_id=g";
+    let guess = async |from: &str, n: usize| {
+        let call = gateway.call(Method::GET, path).basic_auth(format!("invented-{n}"), Some("x"));
+        gateway.send(call.header("x-forwarded-for", from)).await.status
+    };
+    let mut statuses = Vec::new();
+    for n in 0..12 {
+        statuses.push(guess(&format!("2001:db8:7:{n}::1"), n).await);
+    }
+    assert_eq!(statuses, [[401; 8].as_slice(), &[429; 4]].concat());
+    // Neither its neighbours nor whoever has credentials pays for it.
+    assert_eq!(guess("2001:db8:8:0::1", 100).await, 401);
+    let acme = gateway.caller(&world, "acme");
+    assert_eq!(acme.get(path).await.status, 200);
+}

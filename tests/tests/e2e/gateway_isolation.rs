@@ -6,7 +6,7 @@ use lethe_tests::{Gateway, Receiver, Request, SECONDS, Worker, World};
 use serde_json::json;
 
 /// Tables that the gateway's role may read though they are under no policy: they hold nothing of any controller.
-const SHARED: [&str; 4] = ["lethe.batches", "lethe.calendars", "lethe.clock", "lethe.lanes"];
+const SHARED: [&str; 5] = ["lethe.batches", "lethe.calendars", "lethe.clock", "lethe.installation", "lethe.lanes"];
 
 #[tokio::test]
 async fn no_call_gives_away_that_another_has_a_request() {
@@ -112,7 +112,7 @@ async fn every_table_is_closed_to_the_gateway_or_under_a_policy_or_shared_on_pur
     for closed in ["lethe.controllers", "lethe.audit_heads", "subject_data.profiles", "subject_data.event_batches"] {
         assert!(!open.contains(closed), "{closed}");
     }
-    // What is shared holds no controller's id, and nothing of it can be changed but by adding a batch.
+    // What is shared holds no controller's id, and nothing of it can be changed but by adding a row.
     let sql = "SELECT table_name::text FROM information_schema.columns
                 WHERE column_name = 'controller_id' AND table_schema || '.' || table_name = ANY ($1)";
     assert_eq!(world.all::<String>(sql, &[&SHARED.as_slice()]).await, Vec::<String>::new());
@@ -131,7 +131,7 @@ async fn every_table_is_closed_to_the_gateway_or_under_a_policy_or_shared_on_pur
     let lent: Vec<String> = world.all(sql, &[]).await;
     assert_eq!(
         lent,
-        ["lethe.find_api_key(text)", "lethe.find_result(bytea)", "lethe.record_download(bytea,bigint,bigint)"]
+        ["lethe.find_api_key(text)", "lethe.find_result(bytea)", "lethe.record_download(bytea,bigint,bigint,integer)"]
     );
 }
 
