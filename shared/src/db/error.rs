@@ -146,9 +146,15 @@ impl DbError {
         match (self, self.code()) {
             // The session is closed, and the next one leads to a server that writes.
             (_, Some(&SqlState::READ_ONLY_SQL_TRANSACTION)) => Disposition::Transient,
+            // Of class 55, the state of an object, only what somebody else holds is given back by itself.
+            (Self::Postgres { .. }, Some(code))
+                if *code == SqlState::LOCK_NOT_AVAILABLE || *code == SqlState::OBJECT_IN_USE =>
+            {
+                Disposition::Transient
+            }
             (Self::Postgres { .. }, Some(code)) => match code.code().get(..2) {
-                // Connection, roll-back, resources, state of an object, operator intervention, system.
-                Some("08" | "40" | "53" | "55" | "57" | "58") => Disposition::Transient,
+                // Connection, roll-back, resources, operator intervention, system.
+                Some("08" | "40" | "53" | "57" | "58") => Disposition::Transient,
                 // Data exception, integrity, program limit.
                 Some("22" | "23" | "54") => Disposition::Poison,
                 _ => Disposition::Permanent,

@@ -14,6 +14,7 @@ pub mod endpoints;
 pub mod installation;
 pub mod intake;
 pub mod leader;
+pub mod leases;
 pub mod matching;
 pub mod message_failures;
 pub mod migrate;
@@ -52,6 +53,7 @@ pub fn all_statements() -> Vec<(&'static str, &'static str)> {
         installation::STATEMENTS,
         intake::STATEMENTS,
         leader::STATEMENTS,
+        leases::STATEMENTS,
         matching::STATEMENTS,
         message_failures::STATEMENTS,
         overview::STATEMENTS,

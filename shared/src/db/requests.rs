@@ -8,6 +8,7 @@ use tokio_postgres::Row;
 use super::calendar::CalendarCache;
 use super::intake::{BEGIN_INTAKE, open_batch};
 use super::pool::Session;
+use super::slices::LEASE;
 use super::{Db, DbError, Tx, statements};
 use crate::opendsr::ApiVersion;
 use crate::request::{ControllerId, EndpointId, Lane, RequestKey, RequestStatus, RequestType, SubjectRequestId};
@@ -81,14 +82,18 @@ statements! {
           FROM lethe.erasure_receipts WHERE request_key = $1 ORDER BY store";
     MPID_SOURCES = "
         SELECT source, count(*) FROM lethe.request_mpids WHERE request_key = $1 GROUP BY source ORDER BY source";
-    /// The work of a request that failed is tried again at once.
+    /// The work of a request that failed is tried again at once, as the first of its controller's.
     RETRY = "
-        UPDATE lethe.slices s SET next_attempt_at = lethe.now(), last_nudged_at = '-infinity', nudges = 0
+        UPDATE lethe.slices s
+           SET next_attempt_at = least(s.created_at, lethe.now()), last_nudged_at = '-infinity', nudges = 0
           FROM lethe.requests r
          WHERE r.controller_id = $1 AND r.subject_request_id = $2 AND r.status = 'in_progress'
            AND s.slice_id = r.slice_id AND s.state = 'ready'
-           AND (s.lease_expires_at IS NULL OR s.lease_expires_at <= lethe.now())
-        RETURNING s.slice_id, r.request_key";
+           AND (s.lease_expires_at IS NULL
+                OR s.lease_expires_at NOT BETWEEN lethe.now() AND lethe.now() + make_interval(secs => $3))
+        RETURNING s.slice_id, r.request_key, s.stage";
+    END_PAUSE = "
+        UPDATE lethe.pauses SET paused_until = lethe.now() WHERE stage = $1 AND controller_id = $2";
 }
 
 /// What sealed requests are bound to.
@@ -401,10 +406,11 @@ pub async fn mpid_sources(session: &Session, key: RequestKey) -> Result<Vec<(Str
 /// [`DbError`].
 pub async fn retry(db: &Db, target: &Target) -> Result<bool, DbError> {
     let tx = db.begin("retry_request").await?;
-    let Some(row) = tx.query_opt(RETRY, &[&target.0, &target.1]).await? else {
+    let Some(row) = tx.query_opt(RETRY, &[&target.0, &target.1, &LEASE.as_secs_f64()]).await? else {
         tx.rollback().await;
         return Ok(false);
     };
+    tx.execute(END_PAUSE, &[&row.get::<_, &str>(2), &target.0]).await?;
     let details = serde_json::json!({"subject_request_id": target.1, "slice_id": row.get::<_, i64>(0)});
     super::audit::record(&tx, Some(&target.0), Some(row.get(1)), "request.retried", &details).await?;
     tx.commit().await?;

@@ -4,29 +4,19 @@
 //! lease was taken over (a process that was stopped and woke up) is refused there by the database.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use jiff::Timestamp;
-use uuid::Uuid;
 
+pub use super::leases::{
+    Claimed, LEASE, Stage, Trouble, Turn, claim, give_back, hold, keep_alive, keep_writers, nudge, went_well, writers,
+};
 use super::pool::Session;
 use super::requests::ADD_CALLBACKS;
 use super::{Db, DbError, Tx, statements};
 use crate::fault;
-use crate::request::{ControllerId, EndpointId, Mpid, RequestKey, RequestStatus, SliceId, SubjectRequestId};
+use crate::request::{BatchId, EndpointId, Mpid, RequestKey, RequestStatus, SliceId, SubjectRequestId};
 
 statements! {
-    /// The start of the execution is set by the first claim and kept by all others.
-    CLAIM = "
-        UPDATE lethe.slices
-           SET lease_token = gen_random_uuid(), lease_expires_at = lethe.now() + make_interval(secs => $3),
-               attempts = attempts + 1, started_at = coalesce(started_at, lethe.now())
-         WHERE slice_id = $1 AND stage = $2 AND state = 'ready' AND next_attempt_at <= lethe.now()
-           AND (lease_expires_at IS NULL OR lease_expires_at <= lethe.now())
-        RETURNING controller_id, lease_token, attempts, started_at";
-    HOLD = "
-        UPDATE lethe.slices SET lease_expires_at = lethe.now() + make_interval(secs => $3)
-         WHERE slice_id = $1 AND lease_token = $2 AND state = 'ready'";
     MEMBERS = "
         SELECT r.request_key, r.subject_request_id, r.request_type,
                ARRAY (SELECT m.mpid FROM lethe.request_mpids m WHERE m.request_key = r.request_key ORDER BY m.mpid)
@@ -69,113 +59,21 @@ statements! {
            SET state = 'completed', completed_at = lethe.now(), lease_token = NULL, lease_expires_at = NULL, last_error = NULL
          WHERE s.slice_id = $1 AND s.lease_token = $2 AND s.state = 'ready'
            AND NOT EXISTS (SELECT FROM lethe.slice_members m WHERE m.slice_id = $1 AND m.status = 'in_progress')";
-    RETRY_LATER = "
-        UPDATE lethe.slices
-           SET lease_token = NULL, lease_expires_at = NULL, last_error = $4, last_nudged_at = '-infinity', nudges = 0,
-               next_attempt_at = lethe.now() + make_interval(secs => $3)
-         WHERE slice_id = $1 AND lease_token = $2 AND state = 'ready'";
-    /// Due, in nobody's hand, and not nudged for a while; the pause doubles with each nudge, up to five minutes.
-    NUDGE = "
-        UPDATE lethe.slices SET last_nudged_at = lethe.now(), nudges = nudges + 1
-         WHERE slice_id IN (
-            SELECT slice_id FROM lethe.slices
-             WHERE stage = $1 AND state = 'ready' AND next_attempt_at <= (SELECT lethe.now())
-               AND (lease_expires_at IS NULL OR lease_expires_at <= (SELECT lethe.now()))
-               AND last_nudged_at <= (SELECT lethe.now()) - make_interval(secs => least($2 * power(2, least(nudges, 10)), 300))
-             ORDER BY next_attempt_at LIMIT $3 FOR UPDATE SKIP LOCKED)
-        RETURNING slice_id";
-}
-
-/// How long a lease lasts; it is renewed by every step, and by [`keep_alive`] during long ones.
-pub const LEASE: Duration = Duration::from_mins(1);
-
-/// The stages of work.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
-    /// Erase profiles.
-    Erasure,
-    /// Compile a result file.
-    Compilation,
-}
-
-impl Stage {
-    /// As in the database.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Erasure => "erasure",
-            Self::Compilation => "compilation",
-        }
-    }
-}
-
-/// A slice in our hand.
-#[derive(Clone, Debug)]
-pub struct Claimed {
-    /// Which one.
-    pub slice_id: SliceId,
-    /// Whose requests.
-    pub controller_id: ControllerId,
-    /// The start of its execution: what was received up to here is covered.
-    pub as_of: Timestamp,
-    /// This claim included.
-    pub attempts: i32,
-    token: Uuid,
-}
-
-impl Claimed {
-    /// The token of this lease, a fresh one for every claim.
-    #[must_use]
-    pub const fn token(&self) -> Uuid {
-        self.token
-    }
-}
-
-/// Claims a slice; `None` where it is done, not due, or in somebody else's hand.
-///
-/// # Errors
-/// [`DbError`].
-pub async fn claim(session: &Session, slice_id: SliceId, stage: Stage) -> Result<Option<Claimed>, DbError> {
-    let row = session.query_opt(CLAIM, &[&slice_id, &stage.as_str(), &LEASE.as_secs_f64()]).await?;
-    row.map(|row| {
-        let controller_id = row.get::<_, &str>(0).parse();
-        Ok(Claimed {
-            slice_id,
-            controller_id: controller_id.map_err(|_| DbError::Unexpected { place: "slices.controller_id" })?,
-            token: row.get(1),
-            attempts: row.get(2),
-            as_of: row.get(3),
-        })
-    })
-    .transpose()
-}
-
-/// Checks that the lease is still ours, renews it, and keeps others from taking it until the transaction ends.
-///
-/// # Errors
-/// [`DbError::LeaseLost`].
-pub async fn hold(session: &Session, claimed: &Claimed) -> Result<(), DbError> {
-    match session.execute(HOLD, &[&claimed.slice_id, &claimed.token, &LEASE.as_secs_f64()]).await? {
-        1 => Ok(()),
-        _ if fault::defect("no_lease_check") => Ok(()),
-        _ => Err(DbError::LeaseLost),
-    }
-}
-
-/// Renews the lease again and again. Ends only with an error: when the lease is lost, or cannot be renewed in time.
-/// Run it beside the work and stop the work when it ends.
-pub async fn keep_alive(db: &Db, claimed: &Claimed) -> DbError {
-    let mut last = tokio::time::Instant::now();
-    loop {
-        tokio::time::sleep(LEASE / 4).await;
-        let renewed = async { hold(&db.session().await?, claimed).await }.await;
-        match renewed {
-            Ok(()) => last = tokio::time::Instant::now(),
-            Err(DbError::LeaseLost) => return DbError::LeaseLost,
-            Err(error) if last.elapsed() > LEASE * 3 / 4 => return error,
-            Err(_) => {}
-        }
-    }
+    /// Of a slice that is not done. A lease that ends later than a lease lasts was given by a clock that was ahead.
+    WORK = "
+        SELECT s.attempts, s.next_attempt_at, s.last_error, s.needs_operator,
+               coalesce(s.lease_expires_at BETWEEN lethe.now() AND lethe.now() + make_interval(secs => $2), false),
+               p.class, p.since, p.paused_until
+          FROM lethe.slices s
+          LEFT JOIN lethe.pauses p ON p.stage = s.stage AND p.controller_id = s.controller_id
+         WHERE s.slice_id = $1 AND s.state = 'ready'";
+    HINDRANCES = "
+        SELECT controller_id, class, needs_operator, count(*), min(next_attempt_at) FROM (
+            SELECT s.controller_id, coalesce(s.last_error, p.class) AS class, s.needs_operator, s.next_attempt_at
+              FROM lethe.slices s
+              LEFT JOIN lethe.pauses p ON p.stage = s.stage AND p.controller_id = s.controller_id
+             WHERE s.batch_id = $1 AND s.state = 'ready') open
+         WHERE class IS NOT NULL GROUP BY 1, 2, 3 ORDER BY 3 DESC, 4 DESC, 1, 2 LIMIT $2";
 }
 
 /// A request of a slice that is still in progress.
@@ -309,29 +207,83 @@ async fn finish(tx: &Tx, claimed: &Claimed, completed: Vec<RequestKey>) -> Resul
         let rows = tx.query(ADD_CALLBACKS, &[&completed, &status.as_str(), &status.sequence()]).await?;
         rows.iter().map(|row| row.get(0)).collect()
     };
-    let slice_done = tx.execute(FINISH, &[&claimed.slice_id, &claimed.token]).await? == 1;
+    let slice_done = tx.execute(FINISH, &[&claimed.slice_id, &claimed.token()]).await? == 1;
     Ok(Finished { completed: completed.len(), slice_done, endpoints })
 }
 
-/// Gives a slice back, to be tried again after `delay`; zero hands it to the next one at once.
-///
-/// # Errors
-/// [`DbError`].
-pub async fn retry_later(
-    session: &Session,
-    claimed: &Claimed,
-    delay: Duration,
-    class: Option<&str>,
-) -> Result<(), DbError> {
-    session.execute(RETRY_LATER, &[&claimed.slice_id, &claimed.token, &delay.as_secs_f64(), &class]).await?;
-    Ok(())
+/// Where the work on a slice stands.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Work {
+    /// Attempts so far.
+    pub attempts: i32,
+    /// Not before.
+    pub next_attempt_at: Timestamp,
+    /// What the last attempt failed with, a class.
+    pub last_error: Option<String>,
+    /// Waiting does not mend that.
+    pub needs_operator: bool,
+    /// Somebody works on it.
+    pub leased: bool,
+    /// Why nothing of its controller is worked on, or only one slice at a time.
+    pub pause: Option<Pause>,
 }
 
-/// Slices of a stage that are due and untouched, at most `limit`; none twice within the pause, which grows.
+/// The work of a controller pauses.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Pause {
+    /// What its work failed with, a class.
+    pub class: String,
+    /// Since when.
+    pub since: Timestamp,
+    /// Nothing is tried before.
+    pub until: Timestamp,
+}
+
+/// Where the work on a slice stands; `None` once it is done.
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn nudge(session: &Session, stage: Stage, pause_seconds: f64, limit: i64) -> Result<Vec<SliceId>, DbError> {
-    let rows = session.query(NUDGE, &[&stage.as_str(), &pause_seconds, &limit]).await?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
+pub async fn work(session: &Session, slice_id: SliceId) -> Result<Option<Work>, DbError> {
+    let row = session.query_opt(WORK, &[&slice_id, &LEASE.as_secs_f64()]).await?;
+    Ok(row.map(|row| Work {
+        attempts: row.get(0),
+        next_attempt_at: row.get(1),
+        last_error: row.get(2),
+        needs_operator: row.get(3),
+        leased: row.get(4),
+        pause: row.get::<_, Option<String>>(5).map(|class| Pause { class, since: row.get(6), until: row.get(7) }),
+    }))
+}
+
+/// What keeps slices of a batch from their end.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Hindrance {
+    /// Whose.
+    pub controller_id: String,
+    /// A class.
+    pub class: String,
+    /// Waiting does not mend it.
+    pub needs_operator: bool,
+    /// So many slices.
+    pub slices: i64,
+    /// When the first of them is tried again.
+    pub next_attempt_at: Timestamp,
+}
+
+/// What keeps slices of a batch from their end, at most `limit` entries: first what needs an operator, then by number.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn hindrances(session: &Session, batch_id: BatchId, limit: i64) -> Result<Vec<Hindrance>, DbError> {
+    let rows = session.query(HINDRANCES, &[&batch_id, &limit]).await?;
+    Ok(rows
+        .iter()
+        .map(|row| Hindrance {
+            controller_id: row.get(0),
+            class: row.get(1),
+            needs_operator: row.get(2),
+            slices: row.get(3),
+            next_attempt_at: row.get(4),
+        })
+        .collect())
 }

@@ -3,6 +3,8 @@
 
 pub mod import;
 pub mod postgres;
+mod steps;
+mod writers;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,7 +14,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use jiff::Timestamp;
 
-use crate::db::slices::Claimed;
+use crate::db::slices::{Claimed, Trouble};
 use crate::db::{Db, DbError};
 use crate::disposition::Disposition;
 use crate::request::{ControllerId, Mpid, RequestKey};
@@ -42,6 +44,22 @@ impl StoreError {
             Self::Db(error) => error.class(),
             Self::WritersUnderWay => "writers_under_way".to_owned(),
             Self::Remainder { .. } => "remainder".to_owned(),
+        }
+    }
+
+    /// The step was too much for the store; half of it may not be.
+    #[must_use]
+    pub fn is_too_much(&self) -> bool {
+        matches!(self, Self::Db(error) if error.is_too_much())
+    }
+
+    /// Who or what is in trouble: a lock, a time-out or a lost connection is the whole controller's.
+    #[must_use]
+    pub fn trouble(&self) -> Trouble {
+        match self {
+            Self::Db(error) if error.disposition() == Disposition::Transient => Trouble::Controller,
+            Self::Db(_) => Trouble::Operator,
+            Self::WritersUnderWay | Self::Remainder { .. } => Trouble::Slice,
         }
     }
 

@@ -10,7 +10,8 @@ use jiff::Timestamp;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
-use super::{DataStore, Erasure, ExportLine, Held, StoreError};
+use super::steps::StepSize;
+use super::{DataStore, Erasure, ExportLine, Held, StoreError, writers};
 use crate::db::{Db, DbError, Tx, slices, statements};
 use crate::request::{ControllerId, Mpid, RequestKey};
 
@@ -32,27 +33,35 @@ statements! {
                                 WHERE p.controller_id = $1 AND p.mpid = i.mpid AND p.mpid = ANY ($2)
                                   AND p.created_at > $3) RETURNING mpid)
         SELECT mpid, count(*) FROM gone GROUP BY mpid";
-    /// A bounded number of rows for each transaction; found by the index on (mpid, id), deleted by their place.
+    /// A step is bounded in rows and in bytes, as stored, and deletes one row at least. It goes on behind the last row of the
+    /// step before, so that what is dead and not yet forgotten is not walked over again; rows are found by the key and
+    /// deleted by their place.
     DELETE_EVENT_BATCHES = "
-        WITH gone AS (
+        WITH found AS MATERIALIZED (
+            SELECT q.no, q.mpid, e.id, e.place, e.size FROM unnest($2::bigint[]) WITH ORDINALITY AS q (mpid, no)
+             CROSS JOIN LATERAL (
+                SELECT b.id, b.ctid AS place, pg_column_size(b.body) AS size FROM subject_data.event_batches b
+                 WHERE b.controller_id = $1 AND b.mpid = q.mpid AND b.received_at <= $3
+                   AND b.id > CASE q.no WHEN 1 THEN $4::bigint ELSE '-9223372036854775808' END
+                 ORDER BY b.id LIMIT $5) e
+             LIMIT $5),
+        chosen AS MATERIALIZED (
+            SELECT no, mpid, id, place FROM (
+                SELECT no, mpid, id, place, sum(size) OVER (ORDER BY no, id) - size AS bytes_before FROM found) f
+             WHERE bytes_before < $6),
+        gone AS (
             DELETE FROM subject_data.event_batches
-             WHERE controller_id = $1 AND ctid = ANY (ARRAY (
-                SELECT ctid FROM subject_data.event_batches
-                 WHERE controller_id = $1 AND mpid = ANY ($2) AND received_at <= $3 LIMIT $4))
-            RETURNING mpid)
-        SELECT mpid, count(*) FROM gone GROUP BY mpid";
-    /// Transactions other than ours that hold a write lock on the controller's tables: what they wrote before the
-    /// start of the execution is not visible until they end.
-    WRITERS = "
-        SELECT DISTINCT l.virtualtransaction || '/' || l.pid
-          FROM pg_locks l
-          JOIN pg_inherits h ON h.inhrelid = l.relation
-          JOIN pg_class c ON c.oid = h.inhrelid
-         WHERE l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-           AND l.mode = 'RowExclusiveLock' AND l.granted AND l.pid <> pg_backend_pid()
-           AND h.inhparent = ANY (ARRAY['subject_data.profiles', 'subject_data.profile_identities',
-                                        'subject_data.event_batches']::regclass[])
-           AND c.relname ~ ('_p' || (SELECT partition_no FROM lethe.controllers WHERE controller_id = $1) || '$')";
+             WHERE controller_id = $1 AND ctid = ANY (ARRAY (SELECT place FROM chosen)) RETURNING mpid)
+        SELECT c.mpid, coalesce(g.rows, 0), c.last,
+               (SELECT count(*) FROM found) = $5 OR (SELECT count(*) FROM found) > (SELECT count(*) FROM chosen)
+          FROM (SELECT no, mpid, max(id) AS last FROM chosen GROUP BY no, mpid) c
+          LEFT JOIN (SELECT mpid, count(*) AS rows FROM gone GROUP BY mpid) g USING (mpid) ORDER BY c.no";
+    /// For the transaction of a step. Waiting for a lock holds up what could be done meanwhile. Together the statements
+    /// of a step end before the lease; a limit that was set lower stays.
+    LIMIT_STEP = "
+        SELECT set_config('lock_timeout', '2s', true),
+               CASE WHEN current_setting('statement_timeout')::interval NOT BETWEEN '1us' AND '10s'
+                    THEN set_config('statement_timeout', '10s', true) END";
     COUNT = "
         SELECT mpid, sum(before)::bigint, sum(later)::bigint FROM (
             SELECT mpid, count(*) FILTER (WHERE created_at <= $3) AS before, count(*) FILTER (WHERE created_at > $3) AS later
@@ -87,10 +96,14 @@ statements! {
          ORDER BY id LIMIT $5";
 }
 
-/// Profiles erased in one transaction at most.
-const MPIDS_PER_TRANSACTION: usize = 500;
+/// Profiles read or erased at once at most.
+const MPIDS_PER_STEP: usize = 500;
 /// Event batches deleted in one transaction at most.
-const ROWS_PER_TRANSACTION: i64 = 10_000;
+const ROWS_PER_STEP: i64 = 10_000;
+/// Bytes of event batches deleted in one transaction at most, as they are stored.
+const BYTES_PER_STEP: i64 = 64 << 20;
+/// Profiles counted in one statement at most.
+const MPIDS_PER_COUNT: usize = 1_000;
 /// Event batches read in one statement at most.
 const ROWS_PER_PAGE: i64 = 10_000;
 /// Event batches are handed on in bundles of about so many bytes, and at least one.
@@ -113,67 +126,63 @@ impl PostgresStore {
     }
 
     async fn erase_all(&self, erasure: &Erasure<'_>) -> Result<(), StoreError> {
-        self.await_writers(erasure).await?;
+        writers::wait(&self.db, erasure.claimed).await?;
         let mpids: Vec<Mpid> = erasure.mpids.keys().copied().collect();
-        for chunk in mpids.chunks(MPIDS_PER_TRANSACTION) {
-            let mut statements = &[DELETE_PROFILES, DELETE_IDENTITIES, DELETE_EVENT_BATCHES][..];
-            while self.erase_rows(erasure, chunk, statements).await? {
-                statements = &[DELETE_EVENT_BATCHES];
+        let mut size = StepSize::default();
+        let mut left = Left { mpids: &mpids, begun: 0, after: i64::MIN };
+        while !left.mpids.is_empty() {
+            match self.erase_step(erasure, left, size).await {
+                Ok(next) => {
+                    left = next;
+                    size.grow();
+                }
+                Err(error) if error.is_too_much() && size.shrink() => {
+                    tracing::debug!(slice = %erasure.claimed.slice_id, class = error.class(), ?size, "a step was too much; the next one is smaller");
+                }
+                Err(error) => return Err(error),
             }
             crate::fault::point("erase.mid_slice");
         }
         Ok(())
     }
 
-    /// Waits until the transactions that were writing to this controller's tables have ended; what begins now has a
-    /// later time of receipt.
-    async fn await_writers(&self, erasure: &Erasure<'_>) -> Result<(), StoreError> {
-        let mut waited_for: Option<Vec<String>> = None;
-        for attempt in 0..50_u32 {
-            let session = self.db.session().await?;
-            let rows = session.query(WRITERS, &[erasure.controller_id()]).await?;
-            let now: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
-            let left = match &waited_for {
-                None => now,
-                Some(first) => now.into_iter().filter(|writer| first.contains(writer)).collect(),
-            };
-            if left.is_empty() {
-                return Ok(());
-            }
-            waited_for = Some(left);
-            drop(session);
-            tokio::time::sleep(std::time::Duration::from_millis(u64::from(attempt.min(20)) * 10 + 5)).await;
-        }
-        Err(StoreError::WritersUnderWay)
-    }
-
-    /// One transaction: a receipt is written once for all that it deletes. Whether event batches may be left.
-    async fn erase_rows(
+    /// One transaction: a receipt is written once for all that it deletes. What is left afterwards.
+    async fn erase_step<'a>(
         &self,
         erasure: &Erasure<'_>,
-        mpids: &[Mpid],
-        statements: &[&'static str],
-    ) -> Result<bool, StoreError> {
+        left: Left<'a>,
+        size: StepSize,
+    ) -> Result<Left<'a>, StoreError> {
+        let at_hand = if left.begun > 0 { left.begun } else { left.mpids.len() };
+        let (chunk, rest) = left.mpids.split_at(size.of(MPIDS_PER_STEP).min(at_hand));
         let tx = self.db.begin("erase_rows").await?;
+        tx.query_one(LIMIT_STEP, &[]).await?;
         slices::hold(&tx, erasure.claimed).await?;
         let mut deleted: BTreeMap<RequestKey, i64> = BTreeMap::new();
-        let mut event_batches = 0;
-        for statement in statements {
-            let all: [&(dyn ToSql + Sync); 4] =
-                [erasure.controller_id(), &mpids, &erasure.as_of(), &ROWS_PER_TRANSACTION];
-            let bounded = *statement == DELETE_EVENT_BATCHES;
-            let rows = tx.query(statement, if bounded { &all } else { &all[..3] }).await?;
-            for row in &rows {
-                let (mpid, count): (Mpid, i64) = (row.get(0), row.get(1));
-                if let Some(key) = erasure.mpids.get(&mpid) {
-                    *deleted.entry(*key).or_default() += count;
-                }
-                event_batches += if bounded { count } else { 0 };
+        let mut count = |row: &Row| {
+            if let Some(key) = erasure.mpids.get(&row.get(0)) {
+                *deleted.entry(*key).or_default() += row.get::<_, i64>(1);
+            }
+        };
+        if left.begun == 0 {
+            for statement in [DELETE_PROFILES, DELETE_IDENTITIES] {
+                let rows = tx.query(statement, &[erasure.controller_id(), &chunk, &erasure.as_of()]).await?;
+                rows.iter().for_each(&mut count);
             }
         }
+        let (rows, bytes) = (size.of_i64(ROWS_PER_STEP), size.of_i64(BYTES_PER_STEP));
+        let params: [&(dyn ToSql + Sync); 6] =
+            [erasure.controller_id(), &chunk, &erasure.as_of(), &left.after, &rows, &bytes];
+        let rows = tx.query(DELETE_EVENT_BATCHES, &params).await?;
+        rows.iter().for_each(&mut count);
         record(&tx, erasure, &deleted).await?;
         tx.commit().await?;
-        Ok(event_batches == ROWS_PER_TRANSACTION)
+        let begun = left.begun.max(chunk.len());
+        let more = rows.last().filter(|last| last.get(3));
+        let Some(last) = more else { return Ok(Left { mpids: rest, begun: begun - chunk.len(), after: i64::MIN }) };
+        let mpid: Mpid = last.get(0);
+        let done = chunk.iter().take_while(|one| **one < mpid).count();
+        Ok(Left { mpids: left.mpids.split_at(done).1, begun: begun - done, after: last.get(2) })
     }
 
     async fn count_all(
@@ -183,9 +192,32 @@ impl PostgresStore {
         as_of: Timestamp,
     ) -> Result<BTreeMap<Mpid, Held>, StoreError> {
         let session = self.db.session().await?;
-        let rows = session.query(COUNT, &[controller_id, &mpids, &as_of]).await?;
-        Ok(rows.iter().map(|row| (row.get(0), Held { before: row.get(1), later: row.get(2) })).collect())
+        let (mut held, mut left, mut size) = (BTreeMap::new(), mpids, StepSize::default());
+        while !left.is_empty() {
+            let (chunk, rest) = left.split_at(size.of(MPIDS_PER_COUNT).min(left.len()));
+            match session.query(COUNT, &[controller_id, &chunk, &as_of]).await {
+                Ok(rows) => {
+                    held.extend(rows.iter().map(|row| (row.get(0), Held { before: row.get(1), later: row.get(2) })));
+                    left = rest;
+                    size.grow();
+                }
+                Err(error) if error.is_too_much() && chunk.len() > 1 && size.shrink() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(held)
     }
+}
+
+/// What an erasure has still to go through.
+#[derive(Clone, Copy)]
+struct Left<'a> {
+    /// In order.
+    mpids: &'a [Mpid],
+    /// Of so many, the first ones, the profiles are gone, and only event batches are left.
+    begun: usize,
+    /// The last event batch of the first one that is gone.
+    after: i64,
 }
 
 /// Adds deleted rows to the receipts, in the transaction that deletes them.
@@ -242,7 +274,7 @@ fn profiles<'a>(
         let line = |row: &Row| Ok(ExportLine::Profile(Bytes::copy_from_slice(row.get::<_, &str>(0).as_bytes())));
         Ok::<_, StoreError>(futures_util::stream::iter(rows.iter().map(line).collect::<Vec<_>>()))
     };
-    futures_util::stream::iter(mpids.chunks(MPIDS_PER_TRANSACTION)).then(read).try_flatten()
+    futures_util::stream::iter(mpids.chunks(MPIDS_PER_STEP)).then(read).try_flatten()
 }
 
 /// The event batches of one profile, page after page.

@@ -1,9 +1,10 @@
 //! Erasure: what is gone, what stays, and what the receipts say.
 
 use jiff::SignedDuration;
-use lethe::db::slices::{self, Stage};
+use lethe::backoff::BackoffPolicy;
+use lethe::db::slices::{self, Claimed, Stage, Trouble, Turn};
 use lethe::db::{DbError, requests};
-use lethe::request::{ControllerId, SliceId};
+use lethe::request::ControllerId;
 use lethe_tests::erasure::{Receipt, receipt};
 use lethe_tests::wait::{eventually, seconds, stays};
 use lethe_tests::{Publisher, Request, SECONDS, Worker, World};
@@ -225,20 +226,33 @@ async fn the_holder_of_an_expired_lease_is_refused() {
     publisher.request("acme", &request).await;
     world.reaches(&request.id, "in_progress").await;
     drop(workers);
-    let slice: SliceId = world.one("SELECT slice_id FROM lethe.slices", &[]).await;
     let session = world.db.session().await.unwrap();
-    let first = slices::claim(&session, slice, Stage::Erasure).await.unwrap().expect("the slice is free");
-    assert!(slices::claim(&session, slice, Stage::Erasure).await.unwrap().is_none(), "it is in our hand");
-    assert!(slices::claim(&session, slice, Stage::Compilation).await.unwrap().is_none(), "it is no compilation");
+    let claim = async |stage| slices::claim(&session, stage, &Turn::default()).await.unwrap();
+    assert!(claim(Stage::Compilation).await.is_none(), "it is not a compilation");
+    let first = claim(Stage::Erasure).await.expect("the slice is free");
+    assert!(claim(Stage::Erasure).await.is_none(), "it is leased");
     let later = world.now().await + SignedDuration::from_secs(61);
     world.set_clock(later).await;
-    let second = slices::claim(&session, slice, Stage::Erasure).await.unwrap().expect("the lease has expired");
-    assert_eq!(second.as_of, first.as_of, "the start of the execution is kept");
+    let second = claim(Stage::Erasure).await.expect("the lease has expired");
+    assert_eq!((second.slice_id, second.as_of), (first.slice_id, first.as_of), "the start of the execution is kept");
     let lost = |outcome: Result<_, DbError>| matches!(outcome, Err(DbError::LeaseLost));
     assert!(lost(slices::hold(&session, &first).await));
+    assert!(lost(slices::keep_writers(&session, &first, &[]).await));
     assert!(lost(slices::finish_erasure(&world.db, &first, &[], &[]).await.map(drop)));
     assert!(lost(slices::record_failure(&world.db, &first, "postgres", &[], "late").await));
     slices::hold(&session, &second).await.unwrap();
-    slices::retry_later(&session, &first, std::time::Duration::ZERO, Some("late")).await.unwrap();
+    give_back(&world, &first, Trouble::Controller).await;
     slices::hold(&session, &second).await.expect("the late one could not give away what is not its own");
+    assert_eq!(world.one::<i64>("SELECT count(*) FROM lethe.pauses", &[]).await, 0, "nor stop its controller");
+    // A lease of a clock that was ahead, whose holder has died.
+    world.set_clock(later - SignedDuration::from_hours(2)).await;
+    world.run("UPDATE lethe.slices SET next_attempt_at = lethe.now()").await;
+    let third = claim(Stage::Erasure).await.expect("a lease that is longer than a lease has run out");
+    assert!(lost(slices::hold(&session, &second).await));
+    slices::hold(&session, &third).await.unwrap();
+}
+
+async fn give_back(world: &World, claimed: &Claimed, trouble: Trouble) {
+    let backoff = BackoffPolicy::new(seconds(5), seconds(60)).unwrap();
+    slices::give_back(&world.db, claimed, backoff, trouble, "test", 1.0).await.unwrap();
 }

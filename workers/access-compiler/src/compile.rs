@@ -6,7 +6,7 @@ use jiff::tz::TimeZone;
 use lethe::broker::{Publisher, wake};
 use lethe::crypto;
 use lethe::db::results::{self, NewResult};
-use lethe::db::slices::{self, Claimed, Member, Stage};
+use lethe::db::slices::{self, Claimed, Member, Stage, Trouble};
 use lethe::db::{Db, DbError, batches, controllers};
 use lethe::fault;
 use lethe::results::file::{self, FileError, Format, Written};
@@ -43,7 +43,7 @@ impl SliceWork for Compiler {
         self.delete_earlier_attempts(claimed).await;
         match self.compile(claimed, member).await {
             Ok(Compiled::Recorded) => Ok(Attempt::Done),
-            Ok(Compiled::Failed(class)) => Ok(Attempt::Failed { class }),
+            Ok(Compiled::Failed { class, trouble }) => Ok(Attempt::Failed { class, trouble }),
             Err(error) => Err(error),
         }
     }
@@ -51,7 +51,7 @@ impl SliceWork for Compiler {
 
 enum Compiled {
     Recorded,
-    Failed(String),
+    Failed { class: String, trouble: Trouble },
 }
 
 /// Each attempt writes an object of its own, so that an old holder that wakes up cannot touch what the new one writes.
@@ -90,7 +90,7 @@ impl Compiler {
             Ok(key) => key,
             Err(error) => {
                 tracing::warn!(%error, "no key for the day of expiry");
-                return Ok(Compiled::Failed("key_store".to_owned()));
+                return Ok(Compiled::Failed { class: "key_store".to_owned(), trouble: Trouble::Slice });
             }
         };
         let result_id = Uuid::new_v4();
@@ -102,7 +102,11 @@ impl Compiler {
             Err(FileError::Store(lethe::stores::StoreError::Db(DbError::LeaseLost))) => return Err(DbError::LeaseLost),
             Err(error) => {
                 tracing::warn!(%error, "a result file could not be written");
-                return Ok(Compiled::Failed(error.class()));
+                let trouble = match &error {
+                    FileError::Store(error) => error.trouble(),
+                    _ => Trouble::Slice,
+                };
+                return Ok(Compiled::Failed { class: error.class(), trouble });
             }
         };
         fault::point("compile.file_written");

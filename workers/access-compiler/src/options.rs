@@ -20,8 +20,8 @@ pub(crate) struct Options {
     /// How long a result link works
     #[arg(long = "result-lifetime", env = "LETHE_RESULT_LIFETIME", default_value = "7d", value_name = "DURATION")]
     result_lifetime: HumanDuration,
-    /// Files in hand at once; each takes about 20 MiB of memory at most
-    #[arg(long = "compilations", env = "LETHE_COMPILATIONS", default_value_t = 2, value_name = "NUMBER",
+    /// Files at once; half of them, rounded up, for one controller; each takes about 20 MiB of memory at most
+    #[arg(long = "compilations", env = "LETHE_COMPILATIONS", default_value_t = 4, value_name = "NUMBER",
           value_parser = clap::value_parser!(u16).range(1..=64))]
     compilations: u16,
     /// The wait after the first failure

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use lethe::broker::wake;
-use lethe::db::slices::{self, Claimed, Member, Stage, Verified};
+use lethe::db::slices::{self, Claimed, Member, Stage, Trouble, Verified};
 use lethe::db::{Db, DbError};
 use lethe::fault;
 use lethe::request::{Mpid, RequestKey};
@@ -24,6 +24,21 @@ pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), DbError> {
 
 /// Requests, each with the rows that were received after the start of the execution.
 type Arrived = Vec<(RequestKey, i64)>;
+
+/// Why something of a slice was not erased.
+struct Failure {
+    class: String,
+    trouble: Trouble,
+}
+
+impl Failure {
+    fn of(error: &StoreError) -> Self {
+        Self { class: error.class(), trouble: error.trouble() }
+    }
+}
+
+/// Profiles that are counted again at once; the lease is renewed in between.
+const COUNTED_AT_ONCE: usize = 1_000;
 
 struct Executor {
     db: Db,
@@ -46,48 +61,68 @@ impl SliceWork for Executor {
         wake::endpoints(&self.publisher, finished.endpoints).await;
         Ok(match failure {
             None if finished.slice_done => Attempt::Done,
-            class => Attempt::Failed { class: class.unwrap_or_else(|| "incomplete".to_owned()) },
+            None => Attempt::Failed { class: "incomplete".to_owned(), trouble: Trouble::Slice },
+            Some(Failure { class, trouble }) => Attempt::Failed { class, trouble },
         })
     }
 }
 
 impl Executor {
-    /// Erases all requests of a slice from one store. Where that fails, each request is tried by itself, so that one
-    /// that cannot be erased keeps no other from completing. What is verified, and the class of the last failure.
+    /// Erases all requests of a slice from one store. If it is one of them that fails, each is tried by itself, so that one
+    /// that cannot be erased keeps no other from completing. If it is the controller's data that cannot be worked on, each
+    /// of them would fail. What is verified, and the last failure.
     async fn erase_from(
         &self,
         store: &dyn DataStore,
         claimed: &Claimed,
         members: &[Member],
-    ) -> Result<(Arrived, Option<String>), DbError> {
+    ) -> Result<(Arrived, Option<Failure>), DbError> {
         let error = match self.erase_together(store, claimed, members).await {
             Ok(arrived) => return Ok((arrived, None)),
             Err(StoreError::Db(DbError::LeaseLost)) => return Err(DbError::LeaseLost),
             Err(error) => error,
         };
-        let mut last = error.class();
-        if matches!(error, StoreError::WritersUnderWay) {
-            // Nobody's fault in this slice, and each request would wait as long again.
-            let keys: Vec<RequestKey> = members.iter().map(|member| member.request_key).collect();
-            slices::record_failure(&self.db, claimed, store.name(), &keys, &last).await?;
-            return Ok((Vec::new(), Some(last)));
+        let mut failure = Failure::of(&error);
+        if is_everybodys(&error) || members.len() == 1 {
+            self.record_failure(store, claimed, members, &failure.class).await?;
+            return Ok((Vec::new(), Some(failure)));
         }
-        tracing::warn!(store = store.name(), slice = %claimed.slice_id, class = last, "a slice was not erased as a whole; trying its requests one by one");
+        tracing::warn!(
+            store = store.name(),
+            class = failure.class,
+            "a slice was not erased as a whole; trying its requests one by one"
+        );
         let mut verified = Vec::new();
-        for member in members {
+        for (place, member) in members.iter().enumerate() {
             match self.erase_together(store, claimed, std::slice::from_ref(member)).await {
                 Ok(arrived) => verified.extend(arrived),
                 Err(StoreError::Db(DbError::LeaseLost)) => return Err(DbError::LeaseLost),
                 Err(error) => {
-                    last = error.class();
-                    metrics::counter!("lethe_store_failures_total", "store" => store.name(), "class" => last.clone())
-                        .increment(1);
-                    slices::record_failure(&self.db, claimed, store.name(), &[member.request_key], &last).await?;
+                    failure = Failure::of(&error);
+                    let all = is_everybodys(&error);
+                    let failed = if all { &members[place..] } else { std::slice::from_ref(member) };
+                    self.record_failure(store, claimed, failed, &failure.class).await?;
+                    if all {
+                        break;
+                    }
                 }
             }
         }
-        let failed = (verified.len() < members.len()).then_some(last);
+        let failed = (verified.len() < members.len()).then_some(failure);
         Ok((verified, failed))
+    }
+
+    async fn record_failure(
+        &self,
+        store: &dyn DataStore,
+        claimed: &Claimed,
+        members: &[Member],
+        class: &str,
+    ) -> Result<(), DbError> {
+        metrics::counter!("lethe_store_failures_total", "store" => store.name(), "class" => class.to_owned())
+            .increment(1);
+        let keys: Vec<RequestKey> = members.iter().map(|member| member.request_key).collect();
+        slices::record_failure(&self.db, claimed, store.name(), &keys, class).await
     }
 
     async fn erase_together(
@@ -107,7 +142,11 @@ impl Executor {
         let erasure = Erasure { claimed, mpids: owners };
         store.erase(&erasure).await?;
         // Asked again: what counts is what is there, not what was said to be deleted.
-        let held = store.count(&claimed.controller_id, &mpids, claimed.as_of).await?;
+        let mut held = BTreeMap::new();
+        for chunk in mpids.chunks(COUNTED_AT_ONCE) {
+            slices::hold(&self.db.session().await?, claimed).await?;
+            held.extend(store.count(&claimed.controller_id, chunk, claimed.as_of).await?);
+        }
         let rows = held.values().map(|held| held.before).sum();
         if rows > 0 {
             return Err(StoreError::Remainder { rows });
@@ -120,4 +159,9 @@ impl Executor {
         }
         Ok(arrived.into_iter().collect())
     }
+}
+
+/// Nobody's in particular: a lock, a time-out, a lost connection, writers under way.
+fn is_everybodys(error: &StoreError) -> bool {
+    error.trouble() == Trouble::Controller || matches!(error, StoreError::WritersUnderWay)
 }

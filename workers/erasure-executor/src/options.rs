@@ -7,8 +7,8 @@ use lethe::crypto::Keys;
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Slices in hand at once
-    #[arg(long = "erasure-slices", env = "LETHE_ERASURE_SLICES", default_value_t = 2, value_name = "NUMBER",
+    /// Slices at once; half of them, rounded up, for one controller
+    #[arg(long = "erasure-slices", env = "LETHE_ERASURE_SLICES", default_value_t = 4, value_name = "NUMBER",
           value_parser = clap::value_parser!(u16).range(1..=64))]
     slices: u16,
     /// The wait after the first failure of a data store

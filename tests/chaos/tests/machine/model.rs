@@ -7,7 +7,7 @@ use lethe::backoff::BackoffPolicy;
 use lethe::db::callbacks::{self, Attempt, EndpointLimits, RetryPolicy};
 use lethe::db::release::{self, SliceLimits};
 use lethe::db::requests::{self, Cancellation, Overtaking};
-use lethe::db::slices::{self, Claimed, Stage, Verified};
+use lethe::db::slices::{self, Claimed, Stage, Trouble, Turn, Verified};
 use lethe::db::{DbError, batches, leader};
 use lethe::request::{SliceId, SubjectRequestId};
 use proptest::collection::vec;
@@ -267,8 +267,9 @@ impl Pair<'_> {
             Step::Finish(worker) => self.finish(worker).await,
             Step::GiveBack(worker) => {
                 let Some((claimed, generation)) = self.held.get(&worker) else { return };
-                let session = db.session().await.unwrap();
-                slices::retry_later(&session, claimed, Duration::from_secs(30), Some("test")).await.unwrap();
+                let step = Duration::from_secs(RETRY.unsigned_abs());
+                let backoff = BackoffPolicy::new(step, step).unwrap();
+                slices::give_back(db, claimed, backoff, Trouble::Slice, "test", 1.0).await.unwrap();
                 let now = self.model.now;
                 let slice = self.model.slices.get_mut(&claimed.slice_id).unwrap();
                 if slice.is_held && slice.claims == *generation && !slice.done {
@@ -313,18 +314,19 @@ impl Pair<'_> {
         self.model.release(&made);
     }
 
-    /// Tries the first slice that is not done.
     async fn claim(&mut self, worker: usize) {
         let now = self.model.now;
-        let Some((id, slice)) = self.model.slices.iter_mut().find(|(_, slice)| !slice.done) else { return };
         let session = self.bench.world.db.session().await.unwrap();
-        let claimed = slices::claim(&session, *id, Stage::Erasure).await.unwrap();
-        let free = slice.due <= now && (!slice.is_held || slice.expires <= now);
-        assert_eq!(claimed.is_some(), free, "claiming {slice:?}");
-        if let Some(claimed) = claimed {
-            (slice.claims, slice.is_held, slice.expires) = (slice.claims + 1, true, now + LEASE);
-            self.held.insert(worker, (claimed, slice.claims));
-        }
+        let claimed = slices::claim(&session, Stage::Erasure, &Turn::default()).await.unwrap();
+        let is_free = |slice: &Slice| !slice.done && slice.due <= now && (!slice.is_held || slice.expires <= now);
+        let Some(claimed) = claimed else {
+            assert!(!self.model.slices.values().any(is_free), "nothing is claimed of {:?}", self.model.slices);
+            return;
+        };
+        let slice = self.model.slices.get_mut(&claimed.slice_id).unwrap();
+        assert!(is_free(slice), "claimed {slice:?}");
+        (slice.claims, slice.is_held, slice.expires) = (slice.claims + 1, true, now + LEASE);
+        self.held.insert(worker, (claimed, slice.claims));
     }
 
     async fn finish(&mut self, worker: usize) {

@@ -8,9 +8,9 @@ use std::time::Duration;
 use lethe::db::intake::Recorded;
 use lethe::db::release::{self, SliceLimits};
 use lethe::db::requests::{self, Cancellation, Overtaking};
-use lethe::db::slices::{self, Stage, Verified};
+use lethe::db::slices::{self, Stage, Turn, Verified};
 use lethe::db::{DbError, batches, leader};
-use lethe::request::{RequestKey, RequestStatus, SliceId, SubjectRequestId};
+use lethe::request::{RequestKey, RequestStatus, SubjectRequestId};
 use lethe_tests::wait::{eventually, seconds};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -215,11 +215,7 @@ impl Storm {
         let db = &self.bench.world.db;
         while !self.is_over() {
             let session = db.session().await.unwrap();
-            let sql = "SELECT slice_id FROM lethe.slices WHERE state = 'ready' ORDER BY slice_id LIMIT 4";
-            let open: Vec<SliceId> =
-                session.raw().query(sql, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
-            for slice in open {
-                let Some(claimed) = slices::claim(&session, slice, Stage::Erasure).await.unwrap() else { continue };
+            while let Some(claimed) = slices::claim(&session, Stage::Erasure, &Turn::default()).await.unwrap() {
                 match self.attempt(&claimed).await {
                     Ok(completed) => drop(self.completed.fetch_add(completed, Ordering::SeqCst)),
                     Err(DbError::LeaseLost) => drop(self.refused.fetch_add(1, Ordering::SeqCst)),
