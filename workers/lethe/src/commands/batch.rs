@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 use lethe::config::{CapOptions, KeyOptions};
 use lethe::db::batches::{self, BatchRow, Executed};
 use lethe::db::release;
+use lethe::db::slices::{self, Hindrance};
 use lethe::request::{BatchId, Mpid};
 use lethe::stores::Stores;
 use serde::Serialize;
@@ -54,6 +55,8 @@ struct Shown {
     planned: Option<Planned>,
     #[serde(skip_serializing_if = "Option::is_none")]
     executed: Option<Executed>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    kept_by: Vec<Hindrance>,
 }
 
 impl Command {
@@ -100,7 +103,7 @@ impl Show {
         let tx = db.begin_snapshot("show_batch").await?;
         let batch = batches::list(&tx, Some(self.batch), 1).await?.pop();
         let batch = batch.with_context(|| format!("there is no batch {}; `lethe batch list` shows all", self.batch))?;
-        let mut shown = Shown { batch, planned: None, executed: None };
+        let mut shown = Shown { batch, planned: None, executed: None, kept_by: Vec::new() };
         if shown.batch.pending > 0 {
             let keys = self.keys.keys()?;
             check_keys(&db, &keys).await?;
@@ -128,6 +131,7 @@ impl Show {
         }
         if shown.batch.in_progress + shown.batch.completed > 0 {
             shown.executed = Some(batches::executed(&tx, self.batch).await?);
+            shown.kept_by = slices::hindrances(&tx, self.batch, 20).await?;
         }
         tx.commit().await?;
         let rows = shown.rows();
@@ -175,6 +179,13 @@ impl Shown {
                     format!("{store}: {deleted} rows deleted, {arrived} arrived later, {failing} requests failing"),
                 ));
             }
+        }
+        for Hindrance { controller_id, class, needs_operator, slices, next_attempt_at } in &self.kept_by {
+            let hint = if *needs_operator { ", waiting does not mend it" } else { "" };
+            rows.push((
+                "kept by",
+                format!("{class}{hint}: {slices} slices of {controller_id}, next at {next_attempt_at}"),
+            ));
         }
         rows
     }

@@ -10,8 +10,9 @@ use lethe::certificate;
 use lethe::config::ReceivingOptions;
 use lethe::db::Db;
 use lethe::db::requests::{self, Cancellation, Filter, Overtaking, Receipt, RequestRow};
+use lethe::db::slices::{self, Work};
 use lethe::intake::{Incoming, Unanswered};
-use lethe::request::{ControllerId, RequestStatus};
+use lethe::request::{ControllerId, RequestStatus, SliceId};
 use serde::Serialize;
 use tokio::io::AsyncReadExt;
 
@@ -99,6 +100,8 @@ struct Status {
     request: Shown,
     mpids: Vec<(String, i64)>,
     receipts: Vec<Receipt>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    work: Option<Work>,
 }
 
 impl Command {
@@ -201,6 +204,10 @@ async fn status(db: &Db, target: &Target, output: Output) -> anyhow::Result<()> 
         request: Shown::of(&row),
         mpids: requests::mpid_sources(&session, row.request_key).await?,
         receipts: requests::receipts(&session, row.request_key).await?,
+        work: match row.slice_id {
+            Some(slice) if row.status == RequestStatus::InProgress => slices::work(&session, SliceId(slice)).await?,
+            _ => None,
+        },
     };
     let shown = &status.request;
     let mut rows = vec![
@@ -229,7 +236,31 @@ async fn status(db: &Db, target: &Target, output: Output) -> anyhow::Result<()> 
             format!("{}: {} rows deleted, {arrived} arrived later, {state}", receipt.store, receipt.rows_deleted),
         ));
     }
+    if let Some(work) = &status.work {
+        rows.extend(work_rows(work));
+    }
     output.one(&status, rows)
+}
+
+/// What keeps a request that is in progress.
+fn work_rows(work: &Work) -> Vec<(&'static str, String)> {
+    let state = if work.leased {
+        "leased".to_owned()
+    } else if work.attempts == 0 {
+        "not begun".to_owned()
+    } else {
+        format!("next at {}", work.next_attempt_at)
+    };
+    let mut rows = vec![("work", format!("{} attempts, {state}", work.attempts))];
+    if let Some(class) = &work.last_error {
+        let hint = if work.needs_operator { "; waiting does not mend it" } else { "" };
+        rows.push(("kept by", format!("{class}{hint}")));
+    }
+    if let Some(pause) = &work.pause {
+        let (since, until, class) = (pause.since, pause.until, &pause.class);
+        rows.push(("controller", format!("failing since {since}: {class}; tried again from {until}")));
+    }
+    rows
 }
 
 async fn cancel(db: &Db, target: &Target, output: Output) -> anyhow::Result<()> {
