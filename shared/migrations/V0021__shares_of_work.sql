@@ -17,6 +17,9 @@ CREATE INDEX slices_open_of_controller ON lethe.slices (stage, controller_id, ne
 -- As many as there are permits. A renewal changes none of these columns, so it stays within its page.
 CREATE INDEX slices_leased ON lethe.slices (stage, controller_id) WHERE state = 'ready' AND lease_token IS NOT NULL;
 
+-- What an operator has to look at.
+CREATE INDEX slices_of_the_operator ON lethe.slices (controller_id) WHERE state = 'ready' AND needs_operator;
+
 -- Controllers whose data could not be worked on the last time. A row goes with the first attempt that ends well.
 CREATE TABLE lethe.pauses (
     stage         text NOT NULL CHECK (stage IN ('erasure', 'compilation')),
@@ -32,19 +35,20 @@ CREATE TABLE lethe.pauses (
     PRIMARY KEY (stage, controller_id)
 );
 
--- The transactions, prepared ones too, that hold a write lock on a controller's tables. The time of receipt of a row is
--- computed before its partition is known and locked, so whoever holds the parent and none of its partitions counts as well.
+-- The transactions, prepared ones too, that write to a controller's tables. The time of receipt of a row is computed before its
+-- partition is known and locked: so whoever holds the parent, and neither holds a partition nor waits for one, counts as well.
+-- Whoever waits for another controller's partition does not: that wait may be long, and is nobody else's.
 -- A session's transaction is called by its number and its process, "3/17/4242", a prepared one by its xid, "prepared/740":
 -- so it is called after a restart as well.
 CREATE FUNCTION lethe.writers(of_controller text) RETURNS text[] LANGUAGE sql VOLATILE AS $$
     WITH locks AS MATERIALIZED (
-        SELECT locktype, relation, transactionid, virtualtransaction, pid FROM pg_locks
-         WHERE granted AND pid IS DISTINCT FROM pg_backend_pid()
+        SELECT locktype, relation, transactionid, virtualtransaction, pid, granted FROM pg_locks
+         WHERE pid IS DISTINCT FROM pg_backend_pid()
            AND (locktype = 'transactionid' AND pid IS NULL
                 OR locktype = 'relation' AND mode = 'RowExclusiveLock'
                    AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))),
     held AS MATERIALIZED (
-        SELECT relation,
+        SELECT relation, granted,
                coalesce(virtualtransaction || '/' || pid,
                         'prepared/' || (SELECT min(x.transactionid::text) FROM locks x
                                          WHERE x.locktype = 'transactionid'
@@ -58,8 +62,8 @@ CREATE FUNCTION lethe.writers(of_controller text) RETURNS text[] LANGUAGE sql VO
     SELECT coalesce(array_agg(DISTINCT h.writer), '{}')
       FROM held h JOIN tables t ON h.relation IN (t.parent, t.partition)
      WHERE h.relation = t.partition
-        OR NOT EXISTS (SELECT FROM held o JOIN pg_inherits i ON i.inhrelid = o.relation
-                        WHERE i.inhparent = t.parent AND o.writer = h.writer)
+        OR (h.granted AND NOT EXISTS (SELECT FROM held o JOIN pg_inherits i ON i.inhrelid = o.relation
+                                       WHERE i.inhparent = t.parent AND o.writer = h.writer))
 $$;
 
 -- Claims the oldest due slice of the controller with the fewest leases in force, of those that are not paused and not

@@ -18,6 +18,7 @@ pub mod leases;
 pub mod matching;
 pub mod message_failures;
 pub mod migrate;
+pub mod obstacles;
 pub mod overview;
 pub mod purge;
 pub mod release;
@@ -56,6 +57,7 @@ pub fn all_statements() -> Vec<(&'static str, &'static str)> {
         leases::STATEMENTS,
         matching::STATEMENTS,
         message_failures::STATEMENTS,
+        obstacles::STATEMENTS,
         overview::STATEMENTS,
         purge::STATEMENTS,
         release::STATEMENTS,

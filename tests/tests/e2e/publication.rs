@@ -1,6 +1,6 @@
 //! A publication for all tables: erasures go on, and what waiting does not mend shows as that.
 
-use lethe_tests::cli::json;
+use lethe_tests::cli::{json, lethe};
 use lethe_tests::erasure::receipt;
 use lethe_tests::wait::{eventually, seconds};
 use lethe_tests::{Publisher, Request, SECONDS, Worker, World};
@@ -58,6 +58,11 @@ async fn what_waiting_does_not_mend_shows_as_that() {
     );
     let batch = json(&world, &["batch", "show", &status["batch_id"].to_string()]).await;
     assert_eq!(batch["kept_by"][0]["needs_operator"], true, "{batch}");
+    let doctor = lethe(&world, &["doctor", "--output", "json"]).await;
+    assert_eq!(doctor.code, Some(1));
+    for found in [format!("{partition} has no key"), "acme: sqlstate_55000, 1 slices".to_owned()] {
+        assert!(doctor.out.contains(&found), "{found}: {}", doctor.out);
+    }
     world.run(&format!("ALTER TABLE {partition} REPLICA IDENTITY DEFAULT")).await;
     world.reaches(&request.id, "completed").await;
 }

@@ -8,6 +8,7 @@ use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel};
 use lethe::broker::topology::{self, QueueState};
 use lethe::config::{KeyOptions, ResultOptions, SigningOptions};
+use lethe::db::obstacles::{self, Obstacles};
 use lethe::db::{batches, calendar, migrate, overview};
 use lethe::results::store;
 use serde::Serialize;
@@ -192,6 +193,35 @@ async fn database(findings: &mut Findings) {
         return;
     }
     state(findings, &db).await;
+    match async { obstacles::find(&db.session().await?).await }.await {
+        Ok(found) => tell(findings, &found),
+        Err(error) => findings.add("obstacles", Verdict::Bad, error, ""),
+    }
+}
+
+/// What keeps work from its end.
+fn tell(findings: &mut Findings, found: &Obstacles) {
+    for table in &found.without_key {
+        let advice = "give it a key, or ALTER TABLE … REPLICA IDENTITY DEFAULT: see \"Publications\" in the runbook";
+        findings.add(
+            "publication",
+            Verdict::Bad,
+            format!("{table} has no key, so deletes from it are refused"),
+            advice,
+        );
+    }
+    for (xid, since) in &found.prepared {
+        let advice = "an erasure that began later waits for it: see \"Find a failing store\" in the runbook";
+        findings.add("prepared transaction", Verdict::Look, format!("{xid}, since {since}"), advice);
+    }
+    for (stage, controller, class, failures, since) in &found.pauses {
+        let what = format!("{controller}, {stage}: {class}, {failures} times since {since}");
+        findings.add("failing controller", Verdict::Look, what, "see \"Find a failing store\" in the runbook");
+    }
+    for (controller, class, slices) in &found.for_operator {
+        let what = format!("{controller}: {class}, {slices} slices; waiting does not mend it");
+        findings.add("failing work", Verdict::Bad, what, "see \"Find a failing store\" in the runbook");
+    }
 }
 
 async fn state(findings: &mut Findings, db: &lethe::db::Db) {
