@@ -16,7 +16,6 @@ use crate::broker::wake::SliceWakeUp;
 use crate::broker::{Consumer, Gather, GroupHandler, Message, Outcome};
 use crate::db::slices::{self, Claimed, Stage, Trouble, Turn};
 use crate::db::{Db, DbError};
-use crate::disposition::Disposition;
 use crate::request::ControllerId;
 use crate::service::Service;
 
@@ -37,9 +36,7 @@ pub enum Attempt {
 impl Attempt {
     /// The work on the slice failed as a whole.
     fn failed(error: &DbError) -> Self {
-        let transient = error.disposition() == Disposition::Transient;
-        let trouble = if transient { Trouble::Controller } else { Trouble::Operator };
-        Self::Failed { class: error.class(), trouble }
+        Self::Failed { class: error.class(), trouble: Trouble::of(error) }
     }
 }
 
@@ -232,15 +229,18 @@ async fn carry<W: SliceWork>(db: &Db, stage: Stage, backoff: BackoffPolicy, work
         outcome = work.attempt(claimed) => outcome,
         lost = slices::keep_alive(db, claimed) => Err(lost),
     };
-    let name = match &outcome {
-        Ok(Attempt::Done) => "done",
-        Err(DbError::LeaseLost) => "lease_lost",
-        Ok(Attempt::Failed { .. }) | Err(_) => "failed",
+    let is_lost = matches!(outcome, Err(DbError::LeaseLost));
+    let attempt = outcome.unwrap_or_else(|error| Attempt::failed(&error));
+    let name = match &attempt {
+        Attempt::Done => "done",
+        Attempt::Failed { .. } if is_lost => "lease_lost",
+        Attempt::Failed { trouble: Trouble::Operator, .. } => "needs_operator",
+        Attempt::Failed { .. } => "failed",
     };
     metrics::counter!("lethe_slices_total", "stage" => stage.as_str(), "outcome" => name).increment(1);
     metrics::histogram!("lethe_slice_seconds", "stage" => stage.as_str()).record(started.elapsed().as_secs_f64());
-    let recorded = match outcome.unwrap_or_else(|error| Attempt::failed(&error)) {
-        Attempt::Failed { class, trouble } if name == "failed" => {
+    let recorded = match attempt {
+        Attempt::Failed { class, trouble } if !is_lost => {
             let delay = slices::give_back(db, claimed, backoff, trouble, &class, jitter()).await;
             tracing::warn!(class, ?trouble, delay = ?delay.as_ref().ok(), "a slice is tried again later");
             delay.map(drop)

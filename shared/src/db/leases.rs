@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::pool::Session;
 use super::{Db, DbError, statements};
 use crate::backoff::BackoffPolicy;
+use crate::disposition::Disposition;
 use crate::fault;
 use crate::request::{ControllerId, SliceId};
 
@@ -200,6 +201,19 @@ pub enum Trouble {
     Controller,
     /// Waiting does not mend it.
     Operator,
+}
+
+impl Trouble {
+    /// Whose an error of the database is. A lock, a time-out, a lost connection and a server that is full are met by whatever
+    /// else is done with the same data; an unreadable block, for instance, is not.
+    #[must_use]
+    pub fn of(error: &DbError) -> Self {
+        match (error.disposition(), error.code()) {
+            (Disposition::Transient, Some(code)) if code.code().starts_with("58") => Self::Slice,
+            (Disposition::Transient, _) => Self::Controller,
+            (Disposition::Permanent | Disposition::Poison, _) => Self::Operator,
+        }
+    }
 }
 
 /// Gives a slice back after a failure: it is tried again after a wait that grows with its attempts. In [trouble] of its

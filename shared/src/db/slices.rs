@@ -41,7 +41,7 @@ statements! {
          WHERE e.verified_at IS NULL";
     RECORD_FAILURE = "
         UPDATE lethe.erasure_receipts SET failure = $3
-         WHERE request_key = ANY ($1) AND store = $2 AND verified_at IS NULL";
+         WHERE request_key = ANY ($1) AND store = $2 AND verified_at IS NULL AND failure IS DISTINCT FROM $3";
     /// Only requests whose every store has verified; the others stay in progress.
     COMPLETE_ERASED = "
         UPDATE lethe.requests r SET status = 'completed', completed_at = (SELECT lethe.now())

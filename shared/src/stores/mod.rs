@@ -53,12 +53,11 @@ impl StoreError {
         matches!(self, Self::Db(error) if error.is_too_much())
     }
 
-    /// Who or what is in trouble: a lock, a time-out or a lost connection is the whole controller's.
+    /// Who or what is in trouble.
     #[must_use]
     pub fn trouble(&self) -> Trouble {
         match self {
-            Self::Db(error) if error.disposition() == Disposition::Transient => Trouble::Controller,
-            Self::Db(_) => Trouble::Operator,
+            Self::Db(error) => Trouble::of(error),
             Self::WritersUnderWay | Self::Remainder { .. } => Trouble::Slice,
         }
     }

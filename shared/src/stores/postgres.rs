@@ -156,26 +156,13 @@ impl PostgresStore {
         let at_hand = if left.begun > 0 { left.begun } else { left.mpids.len() };
         let (chunk, rest) = left.mpids.split_at(size.of(MPIDS_PER_STEP).min(at_hand));
         let tx = self.db.begin("erase_rows").await?;
-        tx.query_one(LIMIT_STEP, &[]).await?;
-        slices::hold(&tx, erasure.claimed).await?;
-        let mut deleted: BTreeMap<RequestKey, i64> = BTreeMap::new();
-        let mut count = |row: &Row| {
-            if let Some(key) = erasure.mpids.get(&row.get(0)) {
-                *deleted.entry(*key).or_default() += row.get::<_, i64>(1);
+        let rows = match delete(&tx, erasure, chunk, left, size).await {
+            Ok(rows) => rows,
+            Err(error) => {
+                tx.rollback().await;
+                return Err(error);
             }
         };
-        if left.begun == 0 {
-            for statement in [DELETE_PROFILES, DELETE_IDENTITIES] {
-                let rows = tx.query(statement, &[erasure.controller_id(), &chunk, &erasure.as_of()]).await?;
-                rows.iter().for_each(&mut count);
-            }
-        }
-        let (rows, bytes) = (size.of_i64(ROWS_PER_STEP), size.of_i64(BYTES_PER_STEP));
-        let params: [&(dyn ToSql + Sync); 6] =
-            [erasure.controller_id(), &chunk, &erasure.as_of(), &left.after, &rows, &bytes];
-        let rows = tx.query(DELETE_EVENT_BATCHES, &params).await?;
-        rows.iter().for_each(&mut count);
-        record(&tx, erasure, &deleted).await?;
         tx.commit().await?;
         let begun = left.begun.max(chunk.len());
         let more = rows.last().filter(|last| last.get(3));
@@ -218,6 +205,37 @@ struct Left<'a> {
     begun: usize,
     /// The last event batch of the first one that is gone.
     after: i64,
+}
+
+/// The deletes of a step, and their receipts; the event batches that it found, by profile.
+async fn delete(
+    tx: &Tx,
+    erasure: &Erasure<'_>,
+    chunk: &[Mpid],
+    left: Left<'_>,
+    size: StepSize,
+) -> Result<Vec<Row>, StoreError> {
+    tx.query_one(LIMIT_STEP, &[]).await?;
+    slices::hold(tx, erasure.claimed).await?;
+    let mut deleted: BTreeMap<RequestKey, i64> = BTreeMap::new();
+    let mut count = |row: &Row| {
+        if let Some(key) = erasure.mpids.get(&row.get(0)) {
+            *deleted.entry(*key).or_default() += row.get::<_, i64>(1);
+        }
+    };
+    if left.begun == 0 {
+        for statement in [DELETE_PROFILES, DELETE_IDENTITIES] {
+            let rows = tx.query(statement, &[erasure.controller_id(), &chunk, &erasure.as_of()]).await?;
+            rows.iter().for_each(&mut count);
+        }
+    }
+    let (rows, bytes) = (size.of_i64(ROWS_PER_STEP), size.of_i64(BYTES_PER_STEP));
+    let params: [&(dyn ToSql + Sync); 6] =
+        [erasure.controller_id(), &chunk, &erasure.as_of(), &left.after, &rows, &bytes];
+    let rows = tx.query(DELETE_EVENT_BATCHES, &params).await?;
+    rows.iter().for_each(&mut count);
+    record(tx, erasure, &deleted).await?;
+    Ok(rows)
 }
 
 /// Adds deleted rows to the receipts, in the transaction that deletes them.

@@ -137,7 +137,14 @@ async fn a_request_whose_store_fails_keeps_no_neighbour_from_completing() {
     for mpid in 1..=3 {
         world.person(&acme, mpid, &format!("p{mpid}@example.com"), 2).await;
     }
-    trigger(&world, &acme, "profiles", "ROW", "IF OLD.mpid = 2 THEN RAISE EXCEPTION 'disk full'; END IF;").await;
+    trigger(
+        &world,
+        &acme,
+        "profiles",
+        "ROW",
+        "IF OLD.mpid = 2 THEN RAISE EXCEPTION 'a bad block' USING ERRCODE = '58030'; END IF;",
+    )
+    .await;
     world.set_clock("2054-11-22T09:00:00Z".parse().unwrap()).await;
     let _workers = Worker::several(&world, &ERASURE, &[]).await;
     let publisher = Publisher::connect(&world).await;
@@ -156,7 +163,7 @@ async fn a_request_whose_store_fails_keeps_no_neighbour_from_completing() {
     .await;
     assert_eq!(world.status(&requests[1].id).await, "in_progress");
     let failed = receipt(&world, &requests[1].id).await.unwrap();
-    assert_eq!((failed.verified, failed.failure.as_deref()), (false, Some("sqlstate_P0001")));
+    assert_eq!((failed.verified, failed.failure.as_deref()), (false, Some("sqlstate_58030")));
     assert_eq!(world.rows_of(&acme, 2).await, (1, 1, 2));
     world.run("DROP FUNCTION public.trap() CASCADE").await;
     world.reaches(&requests[1].id, "completed").await;
