@@ -138,6 +138,8 @@ impl PostgresStore {
                 }
                 Err(error) if error.is_too_much() && size.shrink() => {
                     tracing::debug!(slice = %erasure.claimed.slice_id, class = error.class(), ?size, "a step was too much; the next one is smaller");
+                    // Its own renewal of the lease was rolled back with it.
+                    slices::hold(&self.db.session().await?, erasure.claimed).await?;
                 }
                 Err(error) => return Err(error),
             }

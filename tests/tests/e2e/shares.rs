@@ -250,14 +250,17 @@ async fn trouble_of_a_single_slice_stops_no_other_and_ends_a_pause() {
     let probe = claim(&world, &Turn::default()).await.unwrap();
     slices::give_back(&world.db, &probe, backoff, Trouble::Slice, "test", 1.0).await.unwrap();
     assert_eq!(claims(&world, 9).await.len(), 2, "the store answers: only that slice waits");
-    // A pause of a clock that was ahead is none.
+    // What a clock that was ahead has left behind holds up nothing: a wake-up, a lease, a pause.
     world
-        .run("UPDATE lethe.slices SET lease_token = NULL, lease_expires_at = NULL, next_attempt_at = lethe.now()")
+        .run(
+            "UPDATE lethe.slices SET next_attempt_at = lethe.now(), last_nudged_at = lethe.now() + interval '30 days',
+                                     lease_token = gen_random_uuid(), lease_expires_at = lethe.now() + interval '30 days';
+             INSERT INTO lethe.pauses (stage, controller_id, class, since, paused_at, paused_until)
+             SELECT 'erasure', 'a', 'test', i, i, i + interval '10 minutes' FROM (SELECT lethe.now() + interval '30 days') AS c (i)",
+        )
         .await;
-    world
-        .run("INSERT INTO lethe.pauses (stage, controller_id, class, since, paused_at, paused_until)
-              SELECT 'erasure', 'a', 'test', i, i, i + interval '10 minutes' FROM (SELECT lethe.now() + interval '30 days') AS c (i)")
-        .await;
+    let session = world.db.session().await.unwrap();
+    assert_eq!(slices::nudge(&session, Stage::Erasure, 60.0, 100).await.unwrap().len(), 1, "one, after a pause");
     assert!(claim(&world, &Turn::default()).await.is_some());
 }
 

@@ -70,7 +70,7 @@ impl SliceWork for Executor {
 impl Executor {
     /// Erases all requests of a slice from one store. If it is one of them that fails, each is tried by itself, so that one
     /// that cannot be erased keeps no other from completing. If it is the controller's data that cannot be worked on, each
-    /// of them would fail. What is verified, and the last failure.
+    /// of them would fail. What is verified, and what failed.
     async fn erase_from(
         &self,
         store: &dyn DataStore,
@@ -98,10 +98,14 @@ impl Executor {
                 Ok(arrived) => verified.extend(arrived),
                 Err(StoreError::Db(DbError::LeaseLost)) => return Err(DbError::LeaseLost),
                 Err(error) => {
-                    failure = Failure::of(&error);
+                    let found = Failure::of(&error);
                     let all = is_everybodys(&error);
                     let failed = if all { &members[place..] } else { std::slice::from_ref(member) };
-                    self.record_failure(store, claimed, failed, &failure.class).await?;
+                    self.record_failure(store, claimed, failed, &found.class).await?;
+                    // What an operator must see is not hidden by what comes after it.
+                    if all || failure.trouble != Trouble::Operator {
+                        failure = found;
+                    }
                     if all {
                         break;
                     }
