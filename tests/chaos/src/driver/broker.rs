@@ -1,7 +1,7 @@
 //! Harm to RabbitMQ.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use reqwest::Method;
 use serde_json::Value;
@@ -93,9 +93,9 @@ impl Driver {
         panic!("the servers do not start again; see .local/log");
     }
 
-    pub(super) async fn memory_alarm(&self) {
+    pub(super) async fn memory_alarm(&self, millis: u64) {
         self.world.run_servers(&["rabbitmqctl", "set_vm_memory_high_watermark", "absolute", "1"]).await;
-        tokio::time::sleep(Duration::from_secs(3)).await;
+        pause(millis).await;
         self.world.run_servers(&["rabbitmqctl", "set_vm_memory_high_watermark", "0.4"]).await;
     }
 }

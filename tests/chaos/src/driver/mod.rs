@@ -47,12 +47,14 @@ pub enum Harm {
     LoseQueue(&'static str),
     /// RabbitMQ is restarted, with SIGKILL or in peace.
     RestartBroker(bool),
-    /// A memory alarm blocks publishers.
-    MemoryAlarm,
+    /// A memory alarm blocks publishers for some milliseconds, longer than they wait for a confirm.
+    MemoryAlarm(u64),
     /// All sessions of PostgreSQL are terminated.
     TerminateSessions,
     /// A lock on a table is held for some milliseconds.
     LongLock(&'static str, u64),
+    /// PostgreSQL takes no writes for some milliseconds.
+    ReadOnly(u64),
     /// PostgreSQL is restarted, with SIGKILL or in peace.
     RestartPostgres(bool),
     /// A way to a server (0 and 1 to PostgreSQL, 2 and 3 to RabbitMQ) is cut, delayed or silent for some milliseconds.
@@ -94,7 +96,8 @@ impl Harm {
             Self::LoseQueue(_) => "queues lost by RabbitMQ",
             Self::RestartBroker(true) => "RabbitMQ killed",
             Self::RestartBroker(false) => "RabbitMQ restarted",
-            Self::MemoryAlarm => "memory alarm",
+            Self::MemoryAlarm(_) => "memory alarm",
+            Self::ReadOnly(_) => "PostgreSQL read-only",
             Self::TerminateSessions => "PostgreSQL sessions terminated",
             Self::LongLock(..) => "long lock",
             Self::RestartPostgres(true) => "PostgreSQL killed",
@@ -178,7 +181,7 @@ pub fn schedule(seed: u64, span: Duration, repertoire: &Repertoire) -> [Vec<(Dur
 
 fn elsewhere(random: &mut StdRng, own_servers: bool) -> Harm {
     let millis = random.random_range(300..4_000);
-    match random.random_range(0..if own_servers { 105 } else { 84 }) {
+    match random.random_range(0..if own_servers { 111 } else { 84 }) {
         0..8 => Harm::CloseConnections,
         8..18 => Harm::PurgeWork,
         18..23 => Harm::PurgeAll,
@@ -197,7 +200,8 @@ fn elsewhere(random: &mut StdRng, own_servers: bool) -> Harm {
         72..78 => Harm::StrayWakeUps,
         78..84 => Harm::Shuffle,
         84..88 => Harm::RestartBroker(random.random_bool(0.5)),
-        88..92 => Harm::MemoryAlarm,
+        88..92 => Harm::MemoryAlarm(random.random_range(3_000..20_000)),
+        105.. => Harm::ReadOnly(2 * millis),
         100.. => Harm::LoseQueue(broker::WORK.choose(random).unwrap()),
         _ => Harm::RestartPostgres(random.random_bool(0.5)),
     }
@@ -259,7 +263,8 @@ impl Driver {
             Harm::CancelConsumers(queue) => self.delete_queue(queue).await,
             Harm::LoseQueue(queue) => self.lose_queue(queue).await,
             Harm::RestartBroker(by_force) => self.restart_broker(by_force).await,
-            Harm::MemoryAlarm => self.memory_alarm().await,
+            Harm::MemoryAlarm(millis) => self.memory_alarm(millis).await,
+            Harm::ReadOnly(millis) => self.read_only(millis).await,
             Harm::TerminateSessions => self.terminate_sessions().await,
             Harm::LongLock(table, millis) => self.long_lock(table, millis).await,
             Harm::RestartPostgres(by_force) => self.restart_postgres(by_force).await,

@@ -1,5 +1,7 @@
 //! Harm to PostgreSQL.
 
+use lethe::db::Db;
+
 use super::{Driver, pause};
 
 impl Driver {
@@ -17,6 +19,30 @@ impl Driver {
             pause(millis * 3).await;
         }
         tx.rollback().await;
+    }
+
+    /// As after a failover that left the server behind as a standby: it answers, and takes no writes.
+    pub(super) async fn read_only(&self, millis: u64) {
+        // Sessions of our own are spared, so that somebody can end it.
+        let spared = "options=-c%20default_transaction_read_only%3Doff";
+        let url = format!("{}?{spared}", self.world.tests.database_url);
+        let Ok(db) = Db::new(&url, 1, "chaos") else { return };
+        let set = async |change: &str| {
+            let session = db.session().await?;
+            session.batch_execute(&format!("ALTER SYSTEM {change}")).await?;
+            session.batch_execute("SELECT pg_reload_conf()").await
+        };
+        if set("SET default_transaction_read_only = on").await.is_err() {
+            return;
+        }
+        pause(millis).await;
+        for _ in 0..20 {
+            if set("RESET default_transaction_read_only").await.is_ok() {
+                return;
+            }
+            pause(500).await;
+        }
+        panic!("PostgreSQL stays read-only");
     }
 
     pub(super) async fn restart_postgres(&self, hard: bool) {
