@@ -9,7 +9,7 @@ use lapin::{BasicProperties, Channel};
 use lethe::broker::topology::{self, QueueState};
 use lethe::config::{KeyOptions, ResultOptions, SigningOptions};
 use lethe::db::obstacles::{self, Obstacles};
-use lethe::db::{batches, calendar, migrate, overview};
+use lethe::db::{Db, DbError, batches, calendar, installation, migrate, overview};
 use lethe::results::store;
 use serde::Serialize;
 
@@ -76,7 +76,7 @@ impl Doctor {
         let mut findings = Findings::default();
         self.keys_and_certificate(&mut findings);
         self.stores(&mut findings);
-        database(&mut findings).await;
+        self.database(&mut findings).await;
         broker(&mut findings).await;
         output.list(&findings.0, &["subject", "verdict", "finding", "what to do"], |one| {
             let verdict = match one.verdict {
@@ -114,6 +114,29 @@ impl Doctor {
         }
     }
 
+    async fn database(&self, findings: &mut Findings) {
+        let Some(db) = server(findings).await else { return };
+        let schema = migrate::check_version(&db).await;
+        if findings.check("schema", schema, "the one of this release", "run `lethe migrate`").is_none() {
+            return;
+        }
+        if let Ok(keys) = self.keys.keys() {
+            let checked = installation::check_master_key(&db, &keys).await;
+            findings.check(
+                "master key",
+                checked,
+                "the one that the database is used with",
+                "use the file of the others",
+            );
+        }
+        neighbours(findings, &db).await;
+        state(findings, &db).await;
+        match async { obstacles::find(&db.session().await?).await }.await {
+            Ok(found) => tell(findings, &found),
+            Err(error) => findings.add("obstacles", Verdict::Bad, error, ""),
+        }
+    }
+
     fn stores(&self, findings: &mut Findings) {
         for (subject, setting, url) in [
             ("result store", "LETHE_RESULT_STORE", &self.results.result_store),
@@ -129,17 +152,15 @@ impl Doctor {
     }
 }
 
-async fn database(findings: &mut Findings) {
+/// The server itself; `None` where it does not answer.
+async fn server(findings: &mut Findings) -> Option<Db> {
     let opened = async {
         let db = context::any_database()?;
         db.ping().await?;
         anyhow::Ok(db)
     };
-    let Some(db) =
-        findings.check("PostgreSQL", opened.await, "answers", "check DATABASE_URL, the server and the way to it")
-    else {
-        return;
-    };
+    let advice = "check DATABASE_URL, the server and the way to it";
+    let db = findings.check("PostgreSQL", opened.await, "answers, and takes writes", advice)?;
     let checks = async {
         let session = db.session().await?;
         let version: i32 = session.query_one("SELECT current_setting('server_version_num')::int", &[]).await?.get(0);
@@ -186,16 +207,35 @@ async fn database(findings: &mut Findings) {
             );
         }
     }
-    if findings
-        .check("schema", migrate::check_version(&db).await, "the one of this release", "run `lethe migrate`")
-        .is_none()
-    {
-        return;
-    }
-    state(findings, &db).await;
-    match async { obstacles::find(&db.session().await?).await }.await {
-        Ok(found) => tell(findings, &found),
-        Err(error) => findings.add("obstacles", Verdict::Bad, error, ""),
+    Some(db)
+}
+
+/// What others on the same servers may do to us.
+async fn neighbours(findings: &mut Findings, db: &Db) {
+    let asked = async {
+        let session = db.session().await?;
+        let connections = "SELECT count(*), current_setting('max_connections')::bigint
+                                 - current_setting('superuser_reserved_connections')::bigint
+                             FROM pg_stat_activity WHERE backend_type = 'client backend'";
+        let row = session.query_one(connections, &[]).await?;
+        let open = "SELECT controller_id FROM lethe.controllers WHERE any_amqp_user ORDER BY 1 LIMIT 10";
+        let open = session.query(open, &[]).await?;
+        let open: Vec<String> = open.iter().map(|row| row.get(0)).collect();
+        Ok::<_, DbError>((row.get::<_, i64>(0), row.get::<_, i64>(1), open))
+    };
+    match asked.await {
+        Err(error) => findings.add("connections", Verdict::Look, error, ""),
+        Ok((used, limit, open)) => {
+            let (verdict, advice) = match used * 10 >= limit * 9 {
+                false => (Verdict::Good, ""),
+                true => (Verdict::Look, "raise max_connections, or lower LETHE_DATABASE_CONNECTIONS of the workers"),
+            };
+            findings.add("connections", verdict, format!("{used} of {limit} are open"), advice);
+            if !open.is_empty() {
+                let what = format!("any user of the broker may publish in the name of {}", open.join(", "));
+                findings.add("AMQP users", Verdict::Look, what, "add the controller with --amqp-user instead");
+            }
+        }
     }
 }
 
@@ -224,7 +264,7 @@ fn tell(findings: &mut Findings, found: &Obstacles) {
     }
 }
 
-async fn state(findings: &mut Findings, db: &lethe::db::Db) {
+async fn state(findings: &mut Findings, db: &Db) {
     let loaded = async {
         let session = db.session().await?;
         Ok::<_, lethe::db::DbError>((
