@@ -1,10 +1,10 @@
-//! Identities: their types, the formats they come in, and the values that name nobody (contract 4).
-
-use std::collections::HashSet;
+//! Identities: their types and the formats they come in (contract 4).
 
 use md5::{Digest, Md5};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
+use super::nobody::DeniedValues;
 use crate::crypto;
 use crate::request::status::names;
 
@@ -70,14 +70,48 @@ names!(
 );
 
 impl IdentityType {
-    /// The type of that name, aliases included (`roku_publishing_id`, and `other1` of published examples).
+    /// The type of that name, aliases included: `roku_publishing_id`, `other1` of published examples, and the names that
+    /// mParticle itself gives to these types. One rule for requests and import.
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
-        match name {
-            "roku_publishing_id" => Some(Self::RokuPublisherId),
-            "other1" => Some(Self::Other),
-            _ => name.parse().ok(),
-        }
+        Some(match name {
+            "customer_id" | "customerid" => Self::ControllerCustomerId,
+            "android_aaid" | "google_aaid" => Self::AndroidAdvertisingId,
+            "android_uuid" => Self::AndroidId,
+            "fire_aid" => Self::FireAdvertisingId,
+            "ios_idfa" => Self::IosAdvertisingId,
+            "ios_idfv" => Self::IosVendorId,
+            "microsoft_aid" => Self::MicrosoftAdvertisingId,
+            "roku_aid" => Self::RokuAdvertisingId,
+            "roku_publishing_id" => Self::RokuPublisherId,
+            "other1" => Self::Other,
+            _ => return name.parse().ok(),
+        })
+    }
+
+    /// Whether mParticle has identities of that name that no request can name: profiles bring them along.
+    #[must_use]
+    pub fn is_foreign(name: &str) -> bool {
+        const FOREIGN: [&str; 9] = [
+            "alias",
+            "device_application_stamp",
+            "facebook",
+            "facebook_custom_audience_id",
+            "google",
+            "microsoft",
+            "push_token",
+            "twitter",
+            "yahoo",
+        ];
+        FOREIGN.contains(&name)
+    }
+
+    /// The names of all types, for messages; only those of OpenDSR itself where `standard`.
+    #[must_use]
+    pub fn names(standard: bool) -> String {
+        let names: Vec<&str> =
+            Self::ALL.iter().filter(|kind| !standard || kind.is_standard()).map(|kind| kind.as_str()).collect();
+        names.join(", ")
     }
 
     /// Whether the type may stand in `subject_identities` itself, or in the extension only.
@@ -148,15 +182,39 @@ pub struct Identity {
 /// An identity that is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidIdentity {
-    /// Empty, `null`, an all-zero id, or on the deny list: it would match strangers.
-    #[error("names nobody (empty, null, all zeros, or on the deny list)")]
+    /// Empty, a placeholder such as `null` or `unknown`, an all-zero id, or on the deny list: it would match strangers.
+    #[error("names nobody (empty, a placeholder such as null, all zeros, or on the deny list)")]
     NamesNobody,
     /// The digest has the wrong length or other characters than hexadecimal digits.
-    #[error("is no hexadecimal digest of the stated format")]
+    #[error("is not a hexadecimal digest of the stated format")]
     NoDigest,
-    /// A NUL character, which no store can hold.
-    #[error("must not contain the character NUL")]
+    /// A NUL character, which no store can hold. The reader of JSON puts one in the place of half a surrogate pair.
+    #[error("must not contain the character NUL or half of a surrogate pair")]
     Nul,
+    /// A raw e-mail address with characters inside that none has; it would be matched with nobody, and nobody would know.
+    #[error("must not contain white space, control or format characters inside an e-mail address")]
+    NoAddress,
+}
+
+/// The text of an identity's value: customer ids are often numbers, and there is one way to write an integer.
+pub(crate) fn text_of(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) if !number.is_f64() => Some(number.to_string()),
+        _ => None,
+    }
+}
+
+/// Characters that are not seen, or separate: Unicode's categories Cc, Cf, Z. Those of Cf are spelled out, since the
+/// standard library does not know them.
+fn is_invisible(character: char) -> bool {
+    character.is_control()
+        || character.is_whitespace()
+        || matches!(character,
+            '\u{ad}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{890}'..='\u{891}' | '\u{8e2}'
+            | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
+            | '\u{fff9}'..='\u{fffb}' | '\u{110bd}' | '\u{110cd}' | '\u{13430}'..='\u{1343f}'
+            | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0001}' | '\u{e0020}'..='\u{e007f}')
 }
 
 impl Identity {
@@ -183,8 +241,12 @@ impl Identity {
         if value.contains('\0') {
             return Err(InvalidIdentity::Nul);
         }
-        if denied.contains(format, &value) {
+        if denied.contains(identity_type, format, &value) {
             return Err(InvalidIdentity::NamesNobody);
+        }
+        let is_address = identity_type == IdentityType::Email && format == IdentityFormat::Raw;
+        if is_address && value.chars().any(is_invisible) {
+            return Err(InvalidIdentity::NoAddress);
         }
         Ok(Self { identity_type, format, value })
     }
@@ -199,52 +261,6 @@ impl Identity {
         }
         let digits = self.value.as_bytes().chunks(2);
         digits.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect()
-    }
-}
-
-/// Values that name nobody, as they are and as digests.
-#[derive(Clone, Debug)]
-pub struct DeniedValues {
-    values: HashSet<String>,
-}
-
-/// What is denied everywhere: written by software that had no value.
-const NOBODY: [&str; 8] = [
-    "",
-    "null",
-    "nil",
-    "none",
-    "undefined",
-    "nan",
-    "00000000-0000-0000-0000-000000000000",
-    "00000000000000000000000000000000",
-];
-
-impl DeniedValues {
-    /// The values that are denied everywhere, and `configured` ones beside them (`LETHE_DENIED_IDENTITIES`).
-    pub fn new<'a>(configured: impl IntoIterator<Item = &'a str>) -> Self {
-        let mut values = HashSet::new();
-        let trimmed = configured.into_iter().map(str::trim).filter(|value| !value.is_empty());
-        for value in NOBODY.into_iter().chain(trimmed) {
-            for spelling in [value.to_owned(), value.to_ascii_lowercase(), value.to_ascii_uppercase()] {
-                for &format in IdentityFormat::ALL {
-                    values.insert(format.encode(&spelling));
-                }
-            }
-        }
-        Self { values }
-    }
-
-    fn contains(&self, format: IdentityFormat, value: &str) -> bool {
-        let blank = format == IdentityFormat::Raw
-            && (value.bytes().all(|byte| byte == b'0' || byte == b'-') || value.trim().is_empty());
-        blank || self.values.contains(value) || self.values.contains(&value.to_ascii_lowercase())
-    }
-}
-
-impl Default for DeniedValues {
-    fn default() -> Self {
-        Self::new([])
     }
 }
 
@@ -263,17 +279,29 @@ mod tests {
     }
 
     #[test]
-    fn who_names_nobody_is_refused_in_every_format() {
-        for nobody in ["", "null", "NULL", "00000000-0000-0000-0000-000000000000", "test@example.com", "0", "\u{a0}"] {
-            assert_eq!(identity(IdentityFormat::Raw, nobody), Err(InvalidIdentity::NamesNobody), "{nobody}");
+    fn an_address_with_what_cannot_be_seen_is_refused() {
+        for odd in [
+            "\u{200b}ada@example.com",
+            "ada@example.com\u{a0}",
+            "a da@example.com",
+            "ada\t@example.com",
+            "\u{feff}ada@example.com",
+            "\u{200f}ada@example.com",
+            "ada@example.com\u{2028}",
+            "ada\u{7}@example.com",
+        ] {
+            assert_eq!(identity(IdentityFormat::Raw, odd), Err(InvalidIdentity::NoAddress), "{odd:?}");
         }
-        for nobody in ["", "null", "00000000-0000-0000-0000-000000000000", "test@example.com"] {
-            for &format in &IdentityFormat::ALL[1..] {
-                let digest = format.encode(nobody);
-                assert_eq!(identity(format, &digest), Err(InvalidIdentity::NamesNobody), "{nobody} {format}");
-                assert_eq!(identity(format, &digest.to_uppercase()), Err(InvalidIdentity::NamesNobody));
-            }
+        for fine in ["josé@example.com", "jose\u{301}@example.com", " ada@example.com\r\n", "ada@bücher.example"] {
+            assert!(identity(IdentityFormat::Raw, fine).is_ok(), "{fine:?}");
         }
+        let customer = Identity::new(
+            IdentityType::ControllerCustomerId,
+            IdentityFormat::Raw,
+            "Ada\u{a0}L",
+            &DeniedValues::default(),
+        );
+        assert!(customer.is_ok(), "other types are the controller's own");
     }
 
     #[test]
@@ -294,6 +322,9 @@ mod tests {
     fn names_and_aliases() {
         assert_eq!(IdentityType::named("roku_publishing_id"), Some(IdentityType::RokuPublisherId));
         assert_eq!(IdentityType::named("phone_number_2"), Some(IdentityType::PhoneNumber2));
+        assert_eq!(IdentityType::named("customer_id"), Some(IdentityType::ControllerCustomerId));
+        assert_eq!(IdentityType::named("ios_idfv"), Some(IdentityType::IosVendorId));
+        assert!(IdentityType::named("google").is_none() && IdentityType::is_foreign("google"));
         assert_eq!(IdentityType::named("Email"), None);
         assert!(IdentityType::RokuPublisherId.is_standard() && !IdentityType::Other.is_standard());
         for &kind in IdentityType::ALL {

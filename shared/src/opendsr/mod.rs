@@ -4,11 +4,15 @@ pub mod answer;
 pub mod error;
 pub mod identity;
 pub mod json;
+mod named;
+pub mod nobody;
 mod parse;
+pub(crate) mod read;
 pub mod request;
 mod wire;
 
 pub use error::{ApiError, FieldError};
-pub use identity::{DeniedValues, Identity, IdentityFormat, IdentityType};
+pub use identity::{Identity, IdentityFormat, IdentityType, InvalidIdentity};
+pub use nobody::DeniedValues;
 pub use parse::{MAX_BODY, Parser};
 pub use request::{ApiVersion, Regulation, SubjectRequest};

@@ -3,17 +3,16 @@
 //! Liberal where the meaning is clear (numbers as strings, booleans as strings, unpadded dates, upper-case UUIDs),
 //! strict where a guess could name the wrong person. Every problem is collected, so that one answer tells all.
 
-use jiff::Timestamp;
-use jiff::civil::Date;
-use jiff::tz::TimeZone;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::error::{ApiError, FieldError};
-use super::identity::{DeniedValues, Identity, IdentityFormat, IdentityType};
+use super::error::ApiError;
 use super::json;
+use super::named::Named;
+use super::nobody::DeniedValues;
+use super::read::{Object, Problems, object_or_absent, present, read_skip, read_time, version_of};
 use super::request::{ApiVersion, Regulation, SubjectRequest};
 use crate::callback::address::AddressPolicy;
-use crate::request::{Mpid, RequestType, SubjectRequestId};
+use crate::request::{RequestType, SubjectRequestId};
 
 /// The largest body that is read, in bytes.
 pub const MAX_BODY: usize = 1 << 20;
@@ -34,8 +33,6 @@ pub struct Parser {
     /// Where callbacks may go.
     pub addresses: AddressPolicy,
 }
-
-type Object = Map<String, Value>;
 
 impl Parser {
     /// Parses and validates a request. `path_version` is the version that the path states, where there is a path.
@@ -70,8 +67,12 @@ impl Parser {
         let kind = "one of erasure, access, portability";
         let subject_request_type = problems
             .required(object, "subject_request_type", kind, |value| value.as_str()?.parse::<RequestType>().ok());
-        let submitted_time = problems
-            .required(object, "submitted_time", "an RFC 3339 time or an ISO date", |value| read_time(value.as_str()?));
+        let submitted_time = problems.required(
+            object,
+            "submitted_time",
+            "an RFC 3339 time or an ISO date, of the years 1 to 9999",
+            |value| read_time(value.as_str()?),
+        );
         let regulation = match version {
             ApiVersion::V1 => None,
             ApiVersion::V2 | ApiVersion::V3 => problems.required(object, "regulation", "one of gdpr, ccpa", |value| {
@@ -129,6 +130,10 @@ impl Parser {
         let mut urls: Vec<String> = Vec::with_capacity(list.len());
         for (index, entry) in list.iter().enumerate() {
             match entry.as_str().map(|text| self.addresses.check(text)) {
+                // No URL has one; the reader of JSON puts it in the place of what it cannot read.
+                Some(_) if entry.as_str().is_some_and(|text| text.contains('\0')) => {
+                    problems.add(format!("{FIELD}[{index}]"), "callback_url", "must not contain the character NUL");
+                }
                 Some(Ok(_)) => {
                     let url = entry.as_str().unwrap_or_default().to_owned();
                     // The same URL twice would only get everything twice.
@@ -145,29 +150,16 @@ impl Parser {
         urls
     }
 
-    /// Reads our extension into `named`; returns `skip_waiting_period`.
+    /// Reads our extension into `named`; returns `skip_waiting_period`, which clients of version 3 also put beside it.
     fn extension(&self, object: &Object, version: ApiVersion, named: &mut Named<'_>) -> bool {
-        let extensions = match object.get("extensions") {
-            None | Some(Value::Null) => return false,
-            Some(Value::Object(extensions)) => extensions,
-            Some(_) => {
-                named.problems.add("extensions", "invalid", "must be an object");
-                return false;
-            }
+        let mut skip = version == ApiVersion::V3 && read_skip(object, "", named.problems);
+        let Some(extensions) = object_or_absent(object, "extensions", "extensions", named.problems) else {
+            return skip;
         };
-        let mut skip = false;
         for domain in self.extension_domains.iter().filter(|domain| extensions.contains_key(*domain)) {
             let field = format!("extensions.{domain}");
-            let Some(Value::Object(ours)) = extensions.get(domain) else {
-                named.problems.add(field, "invalid", "must be an object");
-                continue;
-            };
-            if let Some(value) = present(ours, "skip_waiting_period") {
-                match read_bool(value) {
-                    Some(flag) => skip |= flag,
-                    None => named.problems.add(format!("{field}.skip_waiting_period"), "invalid", "must be a boolean"),
-                }
-            }
+            let Some(ours) = object_or_absent(extensions, domain, &field, named.problems) else { continue };
+            skip |= read_skip(ours, &format!("{field}."), named.problems);
             if version == ApiVersion::V3 {
                 if let Some(value) = present(ours, "subject_identities") {
                     named.map(&format!("{field}.subject_identities"), value, false);
@@ -222,231 +214,6 @@ fn parse_object(body: &[u8]) -> Result<Object, ApiError> {
         Ok(Value::Object(object)) => Ok(object),
         Ok(_) => Err(ApiError::new(400, "the body must be a JSON object")),
         Err(error) => Err(ApiError::new(400, error.to_string())),
-    }
-}
-
-/// The version by `api_version`, and where that is absent by the path or the shape.
-fn version_of(object: &Object, path: Option<ApiVersion>, problems: &mut Problems) -> ApiVersion {
-    let stated = problems.optional(object, "api_version", "1.0, 2.0 or 3.0", |value| match value {
-        Value::String(text) => text.parse::<ApiVersion>().ok(),
-        Value::Number(number) => number.to_string().parse().ok(),
-        _ => None,
-    });
-    if let (Some(stated), Some(path)) = (stated, path)
-        && stated != path
-    {
-        problems.add("api_version", "contradiction", "contradicts the version in the path");
-    }
-    path.or(stated).unwrap_or_else(|| match object.get("subject_identities") {
-        Some(Value::Object(_)) => ApiVersion::V3,
-        _ if object.contains_key("regulation") => ApiVersion::V2,
-        _ => ApiVersion::V1,
-    })
-}
-
-fn present<'a>(object: &'a Object, field: &str) -> Option<&'a Value> {
-    object.get(field).filter(|value| !value.is_null())
-}
-
-fn read_bool(value: &Value) -> Option<bool> {
-    match value {
-        Value::Bool(flag) => Some(*flag),
-        Value::String(text) if text.eq_ignore_ascii_case("true") => Some(true),
-        Value::String(text) if text.eq_ignore_ascii_case("false") => Some(false),
-        _ => None,
-    }
-}
-
-fn read_mpid(value: &Value) -> Option<Mpid> {
-    match value {
-        Value::Number(number) => number.as_i64().map(Mpid),
-        Value::String(text) => text.trim().parse().ok(),
-        _ => None,
-    }
-}
-
-/// RFC 3339, or a date, whose month and day may lack the leading zero, as midnight UTC. To the microsecond.
-fn read_time(text: &str) -> Option<Timestamp> {
-    let text = text.trim();
-    let instant = text.parse::<Timestamp>().ok().or_else(|| {
-        let mut parts = text.split('-');
-        let (year, month, day) = (parts.next()?, parts.next()?, parts.next()?);
-        let two_digits = |part: &str| (1..=2).contains(&part.len()).then(|| part.parse().ok()).flatten();
-        if parts.next().is_some() || year.len() != 4 {
-            return None;
-        }
-        let date = Date::new(year.parse().ok()?, two_digits(month)?, two_digits(day)?).ok()?;
-        date.to_zoned(TimeZone::UTC).ok().map(|midnight| midnight.timestamp())
-    })?;
-    Timestamp::from_microsecond(instant.as_microsecond()).ok()
-}
-
-#[derive(Default)]
-struct Problems {
-    errors: Vec<FieldError>,
-    too_many: bool,
-}
-
-/// More errors than these tell nobody more.
-const MAX_ERRORS: usize = 20;
-
-impl Problems {
-    fn add(&mut self, field: impl Into<String>, reason: &'static str, rule: &str) {
-        if self.errors.len() < MAX_ERRORS {
-            self.errors.push(FieldError::new(field, reason, rule));
-        }
-    }
-
-    fn required<T>(
-        &mut self,
-        object: &Object,
-        field: &'static str,
-        rule: &str,
-        read: impl Fn(&Value) -> Option<T>,
-    ) -> Option<T> {
-        if present(object, field).is_none() {
-            self.add(field, "required", &format!("is required: {rule}"));
-            return None;
-        }
-        self.optional(object, field, rule, read)
-    }
-
-    fn optional<T>(
-        &mut self,
-        object: &Object,
-        field: &'static str,
-        rule: &str,
-        read: impl Fn(&Value) -> Option<T>,
-    ) -> Option<T> {
-        let value = present(object, field)?;
-        let read = read(value);
-        if read.is_none() {
-            self.add(field, "invalid", &format!("must be {rule}"));
-        }
-        read
-    }
-}
-
-/// Collects whom a request names.
-struct Named<'a> {
-    parser: &'a Parser,
-    identities: Vec<Identity>,
-    mpids: Vec<Mpid>,
-    problems: &'a mut Problems,
-}
-
-impl Named<'_> {
-    /// Whether one more fits; too many is an error of its own (413).
-    fn has_room(&mut self) -> bool {
-        let room = self.identities.len() + self.mpids.len() < MAX_IDENTITIES;
-        self.problems.too_many |= !room;
-        room
-    }
-
-    /// The shape of v1 and v2: a list of `identity_type`, `identity_value`, `identity_format`.
-    fn list(&mut self, field: &str, value: &Value, standard: bool) {
-        let Some(list) = value.as_array() else {
-            return self.problems.add(field, "invalid", "must be a list of identities");
-        };
-        for (index, entry) in list.iter().enumerate() {
-            if !self.has_room() {
-                return;
-            }
-            let field = format!("{field}[{index}]");
-            let Some(entry) = entry.as_object() else {
-                self.problems.add(field, "invalid", "must be an object");
-                continue;
-            };
-            let Some(name) = entry.get("identity_type").and_then(Value::as_str) else {
-                self.problems.add(
-                    format!("{field}.identity_type"),
-                    "required",
-                    "is required: the name of an identity type",
-                );
-                continue;
-            };
-            let format = present(entry, "identity_format");
-            self.identity(&field, "identity_value", name, entry.get("identity_value"), format, standard);
-        }
-    }
-
-    /// The shape of v3: an object from identity type to `value` and `encoding`.
-    fn map(&mut self, field: &str, value: &Value, standard: bool) {
-        let Some(map) = value.as_object() else {
-            return self.problems.add(field, "invalid", "must be an object from identity type to value and encoding");
-        };
-        for (name, entry) in map {
-            if !self.has_room() {
-                return;
-            }
-            // The key is the controller's text; only names that we know are repeated in an error.
-            let known = IdentityType::named(name).is_some() || name == "mpid";
-            let field = if known { format!("{field}.{name}") } else { field.to_owned() };
-            let Some(entry) = entry.as_object() else {
-                self.problems.add(field, "invalid", "must map an identity type to an object with value and encoding");
-                continue;
-            };
-            let format = present(entry, "encoding");
-            self.identity(&field, "value", name, entry.get("value"), format, standard);
-        }
-    }
-
-    fn mpid_list(&mut self, field: &str, value: &Value) {
-        let Some(list) = value.as_array() else {
-            return self.problems.add(field, "invalid", "must be a list of 64-bit integers");
-        };
-        for (index, entry) in list.iter().enumerate() {
-            if !self.has_room() {
-                return;
-            }
-            match read_mpid(entry) {
-                Some(mpid) => self.mpids.push(mpid),
-                None => self.problems.add(format!("{field}[{index}]"), "invalid", "must be a 64-bit signed integer"),
-            }
-        }
-    }
-
-    fn identity(
-        &mut self,
-        field: &str,
-        value_field: &str,
-        name: &str,
-        value: Option<&Value>,
-        format: Option<&Value>,
-        standard: bool,
-    ) {
-        let format = match format.map(|format| format.as_str().and_then(|text| text.parse::<IdentityFormat>().ok())) {
-            None => IdentityFormat::Raw,
-            Some(Some(format)) => format,
-            Some(None) => {
-                return self.problems.add(field, "format", "has an encoding other than raw, sha256, sha1, md5");
-            }
-        };
-        if name == "mpid" && !standard {
-            match value.and_then(read_mpid) {
-                Some(mpid) if format == IdentityFormat::Raw => self.mpids.push(mpid),
-                _ => self.problems.add(field, "invalid", "must be a 64-bit signed integer in the encoding raw"),
-            }
-            return;
-        }
-        let Some(identity_type) = IdentityType::named(name).filter(|kind| !standard || kind.is_standard()) else {
-            let rule = if standard {
-                "names an identity type that OpenDSR does not know (others belong into the extension)"
-            } else {
-                "names an unknown identity type"
-            };
-            return self.problems.add(field, "identity_type", rule);
-        };
-        let text = match value {
-            Some(Value::String(text)) => text.clone(),
-            // Customer ids are often numbers; there is one way to write an integer.
-            Some(Value::Number(number)) if !number.is_f64() => number.to_string(),
-            _ => return self.problems.add(format!("{field}.{value_field}"), "required", "is required: a string"),
-        };
-        match Identity::new(identity_type, format, &text, &self.parser.denied) {
-            Ok(identity) => self.identities.push(identity),
-            Err(refusal) => self.problems.add(format!("{field}.{value_field}"), "identity_value", &refusal.to_string()),
-        }
     }
 }
 

@@ -1,7 +1,10 @@
+use jiff::Timestamp;
 use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
+use crate::opendsr::{Identity, IdentityFormat, IdentityType};
+use crate::request::Mpid;
 
 const ID: &str = "a7551968-d5d6-44b2-9831-815ac9017798";
 
@@ -111,6 +114,158 @@ fn unknown_types_and_people_who_are_nobody_are_refused_without_their_value() {
         let body = with(v3(), "subject_identities", json!({"ios_advertising_id": {"value": nobody}}));
         assert_eq!(reasons(&body)[0].1, "identity_value", "{nobody}");
     }
+}
+
+#[test]
+fn unknown_types_are_answered_with_the_known_ones() {
+    let standard = parse(&with(v3(), "subject_identities", json!({"shoe_size": {"value": "44"}}))).unwrap_err();
+    assert!(standard.message.contains("controller_customer_id") && !standard.message.contains("mobile_number"));
+    let extended = json!({"lethe.example": {"identities": [{"identity_type": "shoe_size", "identity_value": "44"}]}});
+    let extended = parse(&with(v2(), "extensions", extended)).unwrap_err();
+    assert!(extended.message.contains("mobile_number") && !extended.message.contains("44"), "{}", extended.message);
+    let own = parse(&with(v3(), "subject_identities", json!({"customer_id": {"value": 7}}))).unwrap();
+    assert_eq!(own.identities[0].identity_type, IdentityType::ControllerCustomerId);
+}
+
+#[test]
+fn nothing_is_nothing_in_whatever_form() {
+    let with_mpid = json!({"lethe.example": {"subject_identities": {"mpid": {"value": "123"}}}});
+    let by_mpid = with(with(v3(), "subject_identities", json!([])), "extensions", with_mpid);
+    assert_eq!(parse(&by_mpid).unwrap().mpids, [Mpid(123)]);
+    for nothing in [json!(null), json!([])] {
+        for base in [v2(), v3()] {
+            let plain = parse(&base).unwrap();
+            assert_eq!(parse(&with(base.clone(), "extensions", nothing.clone())).unwrap(), plain);
+            let ours = json!({"lethe.example": nothing, "opendsr.mparticle.com": nothing});
+            assert_eq!(parse(&with(base.clone(), "extensions", ours)).unwrap(), plain);
+            let members = json!({"lethe.example": {"subject_identities": nothing, "identities": nothing, "mpids": nothing,
+                "skip_waiting_period": null}});
+            assert_eq!(parse(&with(base.clone(), "extensions", members)).unwrap(), plain);
+        }
+    }
+    for something in [json!([1]), json!("x"), json!(false)] {
+        assert_eq!(reasons(&with(v3(), "extensions", something.clone()))[0], ("extensions".to_owned(), "invalid"));
+        let ours = json!({ "lethe.example": something });
+        assert_eq!(reasons(&with(v3(), "extensions", ours))[0], ("extensions.lethe.example".to_owned(), "invalid"));
+    }
+}
+
+#[test]
+fn a_version_may_be_left_blank_and_an_error_names_the_right_one() {
+    let under = |value: &Value, path| parser().request(value.to_string().as_bytes(), Some(path));
+    let v1 = without(v2(), "regulation");
+    for blank in [json!(null), json!(""), json!(" ")] {
+        assert_eq!(
+            under(&with(v3(), "api_version", blank.clone()), ApiVersion::V3).unwrap().api_version,
+            ApiVersion::V3
+        );
+        assert_eq!(parse(&with(v2(), "api_version", blank.clone())).unwrap().api_version, ApiVersion::V2);
+        assert_eq!(under(&with(v1.clone(), "api_version", blank), ApiVersion::V1).unwrap().api_version, ApiVersion::V1);
+    }
+    for draft in [json!("0.1"), json!(0.1)] {
+        assert_eq!(
+            under(&with(v1.clone(), "api_version", draft.clone()), ApiVersion::V1).unwrap().api_version,
+            ApiVersion::V1
+        );
+        assert_eq!(under(&with(v3(), "api_version", draft), ApiVersion::V3).unwrap_err().code, 400);
+    }
+    let wrong = |path| under(&with(v1.clone(), "api_version", json!("9.0")), path).unwrap_err();
+    assert!(!wrong(ApiVersion::V1).message.contains("2.0") && wrong(ApiVersion::V1).message.contains("1.0"));
+    assert!(wrong(ApiVersion::V3).errors.iter().any(|error| error.message.contains("must be 3.0")));
+}
+
+#[test]
+fn submitted_times_that_occur() {
+    let of = |text: &str| {
+        parse(&with(v2(), "submitted_time", json!(text))).map(|request| request.submitted_time.to_string())
+    };
+    for (text, expected) in [
+        ("2026-11-22T09:00:00", "2026-11-22T09:00:00Z"),
+        ("2026-11-22 09:00:00.5", "2026-11-22T09:00:00.5Z"),
+        ("2026-11-22T09:00", "2026-11-22T09:00:00Z"),
+        ("2026-11-22 09:00:00+0100", "2026-11-22T08:00:00Z"),
+        ("2026-11-22t09:00:00z", "2026-11-22T09:00:00Z"),
+        ("2016-12-31T23:59:60Z", "2016-12-31T23:59:59Z"),
+        ("0001-01-01T00:00:00Z", "0001-01-01T00:00:00Z"),
+        ("9999-12-30T00:00:00Z", "9999-12-30T00:00:00Z"),
+    ] {
+        assert_eq!(of(text).as_deref(), Ok(expected), "{text}");
+    }
+    for refused in [
+        "-005000-06-01T00:00:00Z",
+        "-009999-06-01T00:00:00Z",
+        "0000-01-01T00:00:00Z",
+        "0001-01-01T00:00:00+05:00",
+        "0000-06-01",
+        "9999-12-31T23:59:59.9999999Z",
+        "2026-12-0",
+        "2026-0-7",
+        "2026-2-30",
+        "2026-11-22T09:00:00+00:00Z",
+        "2026-11-22T09:00:00.1234567891Z",
+        "2026-11-22T24:00:00Z",
+        "2026-11-22T24:00:00",
+        "1795338000",
+        "2026-11-22T09:00:00+25:00",
+        "Sun, 22 Nov 2026 09:00:00 GMT",
+        "11/22/2026",
+        "2026-11-22T09:00:00[Nowhere/None]",
+    ] {
+        assert_eq!(of(refused).unwrap_err().errors[0].field, "submitted_time", "{refused}");
+    }
+}
+
+#[test]
+fn the_waiting_period_is_skipped_where_version_3_says_so() {
+    assert!(parse(&with(v3(), "skip_waiting_period", json!("true"))).unwrap().skip_waiting_period);
+    assert!(!parse(&with(v3(), "skip_waiting_period", json!(null))).unwrap().skip_waiting_period);
+    assert_eq!(reasons(&with(v3(), "skip_waiting_period", json!(7))), [("skip_waiting_period".to_owned(), "invalid")]);
+    assert!(
+        !parse(&with(v2(), "skip_waiting_period", json!(true))).unwrap().skip_waiting_period,
+        "v2 has the extension"
+    );
+}
+
+#[test]
+fn what_nobody_reads_decides_nothing() {
+    let put = |body: &Value, field: &str, raw: &str| {
+        let text = body.to_string().replacen('{', &format!("{{\"{field}\":{raw},"), 1);
+        parser().request(text.as_bytes(), None)
+    };
+    let plain = parse(&v2()).unwrap();
+    for odd in ["1e400", r#"{"else.example":{"score":-1e999}}"#, r#""cut \ud83d""#] {
+        let field = if odd.starts_with('{') { "extensions" } else { "note" };
+        assert_eq!(put(&v2(), field, odd).unwrap(), plain, "{odd}");
+    }
+    // In what is read they are refused.
+    for (field, raw) in [
+        ("group_id", "1e400"),
+        ("group_id", r#""a\ud83d""#),
+        ("status_callback_urls", r#"["https://example.com/\ud83d"]"#),
+    ] {
+        let error = put(&v2(), field, raw).unwrap_err();
+        assert!(error.errors[0].field.starts_with(field), "{raw}: {error}");
+    }
+    let body = without(v2(), "subject_identities");
+    let named = r#"[{"identity_type":"email","identity_value":"ada\ud83d@example.com"}]"#;
+    assert_eq!(put(&body, "subject_identities", named).unwrap_err().errors[0].reason, "identity_value");
+}
+
+#[test]
+fn a_byte_order_mark_changes_nothing() {
+    let body = [b"\xef\xbb\xbf", v3().to_string().as_bytes()].concat();
+    assert_eq!(parser().request(&body, None).unwrap(), parse(&v3()).unwrap());
+}
+
+#[test]
+fn an_identity_without_a_format_is_raw() {
+    for format in [json!(null), json!("raw")] {
+        let identity =
+            json!([{"identity_type": "email", "identity_value": "Ada@Example.com", "identity_format": format}]);
+        assert_eq!(parse(&with(v2(), "subject_identities", identity)).unwrap(), parse(&v2()).unwrap());
+    }
+    let identity = json!([{"identity_type": "email", "identity_value": "Ada@Example.com"}]);
+    assert_eq!(parse(&with(v2(), "subject_identities", identity)).unwrap(), parse(&v2()).unwrap());
 }
 
 #[test]

@@ -37,7 +37,7 @@ async fn every_format_alias_and_spelling_finds_the_same_people_and_no_others() {
         (Request::new("erasure").identity("roku_publisher_id", "r-1"), vec![]),
         (Request::new("erasure").identity("controller_customer_id", "ada@example.com"), vec![]),
         (
-            Request::new("erasure").identity("email", "grace@example.com").identity("android_id", "unknown"),
+            Request::new("erasure").identity("email", "grace@example.com").identity("android_id", "unheard-of"),
             vec!["3 receipt".to_owned()],
         ),
         (Request::new("erasure").mpid(4).with("subject_identities", json!(null)), vec!["4 named".to_owned()]),
