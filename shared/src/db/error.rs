@@ -1,8 +1,8 @@
 //! Errors of the database, and what they mean for the work at hand.
 
-use deadpool_postgres::{HookError, PoolError};
 use tokio_postgres::error::SqlState;
 
+use super::server_error::{MigrationFailure, PoolRefusal, ServerError};
 use crate::crypto::CryptoError;
 use crate::disposition::Disposition;
 use crate::request::calendar::{CalendarExhausted, InvalidSchedule};
@@ -11,18 +11,16 @@ use crate::request::calendar::{CalendarExhausted, InvalidSchedule};
 #[derive(Debug, thiserror::Error)]
 pub enum DbError {
     /// No connection could be had from the pool.
-    #[error("no connection to PostgreSQL: {}", describe_pool(source))]
+    #[error("no connection to PostgreSQL: {source}")]
     Pool {
         /// What the pool said.
-        #[from]
-        source: PoolError,
+        source: PoolRefusal,
     },
     /// The server refused or the connection broke.
-    #[error("{}", describe(source))]
+    #[error("{source}")]
     Postgres {
         /// What the driver said.
-        #[from]
-        source: tokio_postgres::Error,
+        source: ServerError,
     },
     /// The server answers, and takes no writes: a standby, or one that was made read-only.
     #[error("PostgreSQL takes no writes: it is a standby, or was made read-only")]
@@ -68,31 +66,28 @@ pub enum DbError {
     #[error("migration failed: {source}")]
     Migration {
         /// What refinery said.
-        #[from]
-        source: refinery::Error,
+        source: MigrationFailure,
     },
     /// `DATABASE_URL` cannot be used.
     #[error("{0}")]
     Url(String),
 }
 
-/// What the check of a new session says.
-pub(super) const SWALLOWED: &str = "the settings of the session did not take effect: a connection pooler stands between \
-     that drops them; connect to PostgreSQL itself (docs/runbook.md, \"A pooler in between\")";
-
-/// Server errors by code and message only: the detail of a violated constraint quotes values.
-fn describe(error: &tokio_postgres::Error) -> String {
-    match error.as_db_error() {
-        Some(error) => format!("PostgreSQL said {}: {}", error.code().code(), error.message()),
-        None => format!("PostgreSQL: {error}"),
+impl From<tokio_postgres::Error> for DbError {
+    fn from(source: tokio_postgres::Error) -> Self {
+        Self::Postgres { source: source.into() }
     }
 }
 
-fn describe_pool(error: &PoolError) -> String {
-    match error {
-        PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)) => describe(error),
-        PoolError::PostCreateHook(HookError::Message(message)) => message.to_string(),
-        error => error.to_string(),
+impl From<deadpool_postgres::PoolError> for DbError {
+    fn from(source: deadpool_postgres::PoolError) -> Self {
+        Self::Pool { source: source.into() }
+    }
+}
+
+impl From<refinery::Error> for DbError {
+    fn from(source: refinery::Error) -> Self {
+        Self::Migration { source: source.into() }
     }
 }
 
@@ -123,7 +118,10 @@ impl DbError {
     /// The process is not configured as it must be, and waiting does not change that.
     #[must_use]
     pub const fn is_misconfiguration(&self) -> bool {
-        matches!(self, Self::OtherMasterKey | Self::Pool { source: PoolError::PostCreateHook(HookError::Message(_)) })
+        match self {
+            Self::Pool { source } => source.is_swallowed(),
+            _ => matches!(self, Self::OtherMasterKey),
+        }
     }
 
     /// Two transactions were in each other's way; the same one can be run again at once.

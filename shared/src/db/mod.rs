@@ -2,6 +2,7 @@
 
 mod error;
 mod pool;
+mod server_error;
 mod tls;
 
 pub mod audit;
@@ -28,6 +29,7 @@ pub mod slices;
 
 pub use error::DbError;
 pub use pool::{Db, Tx, retrying};
+pub use server_error::ServerError;
 
 /// Declares the statements of a module, each by a name, and lists them for the test that prepares them all.
 macro_rules! statements {

@@ -13,7 +13,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Row, RowStream, SimpleQueryMessage, Statement};
 
-use super::error::SWALLOWED;
+use super::server_error::SWALLOWED;
 use super::{DbError, tls};
 use crate::request::ControllerId;
 
