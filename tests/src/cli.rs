@@ -1,6 +1,9 @@
 //! The operator's command line as a process.
 
+use std::process::Stdio;
+
 use serde_json::Value;
+use tokio::process::Child;
 
 use crate::worker::{bare, environment};
 use crate::world::World;
@@ -40,4 +43,11 @@ pub fn write(world: &World, name: &str, content: impl AsRef<[u8]>) -> String {
     let path = world.folder.join(name);
     std::fs::write(&path, content).unwrap();
     path.display().to_string()
+}
+
+/// Starts `lethe` in the environment of a world. It is killed when it is dropped.
+pub fn start(world: &World, arguments: &[&str]) -> Child {
+    let mut command = bare("lethe");
+    command.envs(environment(world)).args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().unwrap()
 }

@@ -68,6 +68,7 @@ pub fn all_statements() -> Vec<(&'static str, &'static str)> {
         slices::STATEMENTS,
         crate::stores::postgres::STATEMENTS,
         crate::stores::import::STATEMENTS,
+        crate::stores::import::PROGRESS_STATEMENTS,
     ]
     .concat()
 }

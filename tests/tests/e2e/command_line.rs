@@ -32,7 +32,7 @@ async fn an_operator_adds_imports_submits_looks_and_cancels() {
     let bad = write(&world, "bad.jsonl", "{\"mpid\":1,\"n\":1}\n{\"n\":2}\n");
     let bad = lethe(&world, &["import", "event-batches", &bad, "--controller", "acme"]).await;
     assert_eq!(bad.code, Some(1));
-    assert!(bad.err.contains("line 2") && bad.err.contains("from line 1"), "{}", bad.err);
+    assert!(bad.err.contains("line 2") && bad.err.contains("--from-line 2"), "{}", bad.err);
 
     // The calendar is the scheduler's; the weekly batch stays open while we look at it.
     let scheduler = Worker::start(&world, "scheduler", &[]).await;
@@ -46,13 +46,13 @@ async fn an_operator_adds_imports_submits_looks_and_cancels() {
     let shown = json(&world, &["batch", "show", &batch]).await;
     let planned = &shown["planned"];
     assert_eq!((&planned["requests"], &planned["mpids"]), (&1.into(), &1.into()));
-    assert_eq!(planned["rows_by_store"]["postgres"], 4, "profile, identity, two event batches: {shown}");
+    assert_eq!(planned["rows_by_store"]["postgres"], 5, "profile, identity, three event batches: {shown}");
     let status = json(&world, &["request", "status", &request.id, "--controller", "acme"]).await;
     assert_eq!((&status["status"], &status["mpids"][0][0]), (&"pending".into(), &"receipt".into()));
     json(&world, &["request", "cancel", &request.id, "--controller", "acme"]).await;
     let cancelled = json(&world, &["request", "list", "--status", "cancelled"]).await;
     assert_eq!(cancelled[0]["subject_request_id"], request.id.as_str());
-    assert_eq!(world.rows_of(&"acme".parse().unwrap(), 1).await, (1, 1, 2));
+    assert_eq!(world.rows_of(&"acme".parse().unwrap(), 1).await, (1, 1, 3));
     let top = lethe(&world, &["top", "--once"]).await;
     assert!(top.code == Some(0) && top.out.contains("cancelled"), "{}{}", top.out, top.err);
     scheduler.stop().await;

@@ -7,25 +7,20 @@ use clap::{Args, Subcommand};
 use lethe::db::Db;
 use lethe::opendsr::DeniedValues;
 use lethe::request::ControllerId;
-use lethe::stores::import::{self, EventBatchLine, InvalidLine, ProfileLine};
+use lethe::stores::import::{self, EventBatchLine, LineEnd, ProfileLine, Progress, Reading, SourceError};
 use serde::Serialize;
-use tokio::fs::File;
-use tokio::io::{AsyncBufReadExt, BufReader};
 
+use super::import_run::{Content, Run};
 use crate::context::database;
 use crate::output::Output;
 
-/// Lines and bytes of one transaction at most.
-const LINES: usize = 2_000;
-const BYTES: usize = 8 << 20;
-
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Profiles: {"mpid":1,"identities":{"email":"…"},"attributes":{…},"audiences":[…]}
+    /// Profiles: {"mpid":1,"identities":{"email":"…"},"attributes":{…},"audiences":[…]}; each line is the whole profile
     Profiles {
         #[command(flatten)]
         source: Source,
-        /// Identity values that name nobody, beside empty, null and all zeros; they are not indexed
+        /// Identity values that name nobody, beside empty, null, all zeros and their like; they are not indexed
         #[arg(long, env = "LETHE_DENIED_IDENTITIES", value_delimiter = ',', value_name = "VALUES")]
         denied_identities: Vec<String>,
     },
@@ -33,22 +28,50 @@ pub(crate) enum Command {
     EventBatches {
         #[command(flatten)]
         source: Source,
+        /// Go on where an earlier run of this file ended, whatever ended it
+        #[arg(long, conflicts_with = "from_line")]
+        resume: bool,
     },
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Source {
-    /// A file of JSON Lines
-    file: PathBuf,
+    /// A file of JSON Lines, packed with gzip or not
+    pub(super) file: PathBuf,
     /// Whose data it is
     #[arg(long, value_name = "ID")]
-    controller: ControllerId,
+    pub(super) controller: ControllerId,
+    /// Begin at this line
+    #[arg(long, value_name = "LINE", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) from_line: u64,
+    /// Leave lines out that cannot be taken, and list them in the report
+    #[arg(long)]
+    pub(super) skip_invalid: bool,
+    /// Where lines that are left out are listed by number, field and rule [default: FILE.refused.jsonl]
+    #[arg(long, value_name = "FILE", requires = "skip_invalid")]
+    pub(super) report: Option<PathBuf>,
+    /// Lines of one transaction at most
+    #[arg(long, value_name = "LINES", default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(super) group: u32,
 }
 
-#[derive(Default, Serialize)]
-struct Summary {
-    lines: u64,
-    identities_left_out: usize,
+/// What an import came to.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Summary {
+    /// Lines that are stored.
+    pub(super) lines: u64,
+    /// The last line of the file that was read.
+    pub(super) last_line: u64,
+    /// Lines that cannot be taken.
+    pub(super) lines_refused: u64,
+    /// The line after which an earlier run was gone on with.
+    pub(super) resumed_after_line: u64,
+    pub(super) identities_left_out: u64,
+    pub(super) addresses_left_out: u64,
+    pub(super) identities_of_other_types: u64,
+    pub(super) batches_without_profile: u64,
+    /// Where refused lines are listed.
+    pub(super) report: Option<PathBuf>,
 }
 
 impl Command {
@@ -57,83 +80,93 @@ impl Command {
         let summary = match self {
             Self::Profiles { source, denied_identities } => {
                 let denied = DeniedValues::new(denied_identities.iter().map(String::as_str));
-                let mut left_out = 0;
-                let parse = |line: &str| {
-                    let parsed = ProfileLine::parse(line, &denied)?;
-                    left_out += parsed.skipped;
-                    Ok(parsed)
-                };
-                let lines = each_group(&db, &source, output, parse, async |db, id, group: &[ProfileLine]| {
-                    import::profiles(db, id, group).await
-                })
-                .await?;
-                Summary { lines, identities_left_out: left_out }
+                profiles(&db, &source, denied, output).await?
             }
-            Self::EventBatches { source } => {
-                let lines = each_group(
-                    &db,
-                    &source,
-                    output,
-                    EventBatchLine::parse,
-                    async |db, id, group: &[EventBatchLine]| import::event_batches(db, id, group).await,
-                )
-                .await?;
-                Summary { lines, identities_left_out: 0 }
-            }
+            Self::EventBatches { source, resume } => event_batches(&db, &source, resume, output).await?,
         };
-        output.one(
-            &summary,
-            vec![
-                ("lines imported", summary.lines.to_string()),
-                ("identities left out (they name nobody)", summary.identities_left_out.to_string()),
-            ],
-        )
+        show(&summary, output)
     }
 }
 
-/// Reads lines and stores them in groups. A bad line ends the import; what stood before its group is stored, and the
-/// message says at which line to go on.
-async fn each_group<T>(
-    db: &Db,
-    source: &Source,
-    output: Output,
-    mut parse: impl FnMut(&str) -> Result<T, InvalidLine>,
-    store: impl AsyncFn(&Db, &ControllerId, &[T]) -> Result<(), lethe::stores::StoreError>,
-) -> anyhow::Result<u64> {
+fn show(summary: &Summary, output: Output) -> anyhow::Result<()> {
+    let counts = [
+        ("lines refused", summary.lines_refused),
+        ("lines that an earlier run had stored", summary.resumed_after_line),
+        ("identities left out (they name nobody)", summary.identities_left_out),
+        ("e-mail addresses left out (white space, control or format characters inside)", summary.addresses_left_out),
+        ("identities left out (of types that no request can name)", summary.identities_of_other_types),
+        (
+            "event batches without a profile (only a request that names their mpid finds them)",
+            summary.batches_without_profile,
+        ),
+    ];
+    let mut rows = vec![("lines imported", summary.lines.to_string())];
+    rows.extend(counts.iter().filter(|(_, count)| *count > 0).map(|(name, count)| (*name, count.to_string())));
+    if let Some(report) = summary.report.as_ref().filter(|_| summary.lines_refused > 0) {
+        rows.push(("refused lines are listed in", report.display().to_string()));
+    }
+    output.one(summary, rows)
+}
+
+async fn check_controller(db: &Db, source: &Source) -> anyhow::Result<()> {
     if !import::controller_exists(db, &source.controller).await? {
         bail!("there is no controller {}; add it with `lethe controller add`", source.controller);
     }
-    let shown = source.file.display();
-    let file = File::open(&source.file).await.with_context(|| format!("cannot open {shown}"))?;
-    let bar = output.progress(file.metadata().await?.len(), "bytes");
-    let mut reader = BufReader::with_capacity(1 << 20, file);
-    let (mut group, mut bytes, mut number, mut stored) = (Vec::new(), 0, 0_u64, 0_u64);
-    let mut line = String::new();
-    loop {
-        line.clear();
-        let read =
-            reader.read_line(&mut line).await.with_context(|| format!("cannot read line {} of {shown}", number + 1))?;
-        number += u64::from(read > 0);
-        let text = line.trim_end_matches(['\r', '\n']);
-        if !text.trim().is_empty() {
-            let parsed = parse(text).with_context(|| {
-                format!("line {number} of {shown} cannot be imported; the lines up to {stored} are stored: mend it and import the rest from line {}", stored + 1)
-            })?;
-            group.push(parsed);
-            bytes += text.len();
-        }
-        if group.len() >= LINES || bytes >= BYTES || (read == 0 && !group.is_empty()) {
-            store(db, &source.controller, &group)
-                .await
-                .with_context(|| format!("the lines after {stored} of {shown} are not stored"))?;
-            stored = number;
-            bar.set_position(bar.position() + bytes as u64);
-            group.clear();
-            bytes = 0;
-        }
-        if read == 0 {
-            bar.finish_and_clear();
-            return Ok(number);
-        }
-    }
+    Ok(())
+}
+
+async fn profiles(db: &Db, source: &Source, denied: DeniedValues, output: Output) -> anyhow::Result<Summary> {
+    check_controller(db, source).await?;
+    let content = open(source, Vec::new()).await?.1;
+    let mut run = Run::new(source, output, "", 0)?;
+    let mut left_out = import::LeftOut::default();
+    let parse = move |line: &str| ProfileLine::parse(line, &denied);
+    run.store_all(content, parse, async |lines: &[ProfileLine], _: &LineEnd| {
+        import::profiles(db, &source.controller, lines).await?;
+        lines.iter().for_each(|line| left_out += line.left_out);
+        Ok(())
+    })
+    .await?;
+    Ok(Summary {
+        identities_left_out: left_out.nobody,
+        addresses_left_out: left_out.addresses,
+        identities_of_other_types: left_out.foreign,
+        ..run.finish()
+    })
+}
+
+async fn event_batches(db: &Db, source: &Source, resume: bool, output: Output) -> anyhow::Result<Summary> {
+    check_controller(db, source).await?;
+    let known = import::known(db, &source.controller).await?;
+    let (mut progress, content) = open(source, if resume { known } else { Vec::new() }).await?;
+    let resumed_after_line = progress.line();
+    let mut run = Run::new(source, output, " (or --resume)", resumed_after_line)?;
+    let mut without_profile = 0;
+    run.store_all(content, EventBatchLine::parse, async |lines: &[EventBatchLine], end: &LineEnd| {
+        let controller = &source.controller;
+        without_profile += import::event_batches_of_file(db, controller, lines, end, &mut progress).await?;
+        Ok(())
+    })
+    .await?;
+    Ok(Summary { resumed_after_line, batches_without_profile: without_profile, ..run.finish() })
+}
+
+/// Opens the file behind what is stored of it.
+async fn open(source: &Source, known: Vec<Progress>) -> anyhow::Result<(Progress, Content)> {
+    let path = source.file.clone();
+    let open = move || -> Result<(Progress, Content), SourceError> {
+        let unreadable = |source| SourceError::Read { line: 1, source };
+        let found = if known.is_empty() {
+            None
+        } else {
+            import::recognise(import::Source::open(&path)?.into_reader(), known).map_err(unreadable)?
+        };
+        let file = import::Source::open(&path)?;
+        let (size, taken, mut reader) = (file.size(), file.taken(), file.into_reader());
+        let (progress, reading) = found.unwrap_or_default();
+        import::pass(&mut reader, &mut Reading::default(), progress.bytes()).map_err(unreadable)?;
+        Ok((progress, Content { reader, reading, size, taken }))
+    };
+    let opened = tokio::task::spawn_blocking(open).await.context("the thread that opens the file has ended")?;
+    opened.with_context(|| format!("{} cannot be imported", source.file.display()))
 }

@@ -9,6 +9,7 @@ mod dead_letter;
 mod dead_letter_replay;
 mod doctor;
 mod import;
+mod import_run;
 mod request;
 mod top;
 

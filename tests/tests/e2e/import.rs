@@ -1,0 +1,439 @@
+//! The import: what is taken, what becomes of the rest, and how it is gone on with (contract 8).
+
+use lethe::opendsr::DeniedValues;
+use lethe::request::ControllerId;
+use lethe::stores::import::ProfileLine;
+use lethe_tests::cli::{json, lethe, start, write};
+use lethe_tests::wait::{eventually, seconds};
+use lethe_tests::{Publisher, Request, Worker, World};
+use serde_json::{Value, json};
+
+/// Imports lines and returns the summary.
+async fn import(world: &World, what: &str, lines: &str, more: &[&str]) -> Value {
+    let file = write(world, "lines.jsonl", lines);
+    json(world, &[&["import", what, file.as_str(), "--controller", "acme"], more].concat()).await
+}
+
+/// Rows of profiles and identities with the transaction that wrote each.
+async fn rows(world: &World) -> Vec<String> {
+    world
+        .all(
+            "SELECT concat_ws(' ', 'profile', mpid, attributes, updated_at, xmin) FROM subject_data.profiles
+              UNION ALL
+             SELECT concat_ws(' ', identity_type, identity_value, mpid, xmin) FROM subject_data.profile_identities ORDER BY 1",
+            &[],
+        )
+        .await
+}
+
+async fn identities(world: &World) -> Vec<String> {
+    let sql =
+        "SELECT concat_ws(' ', mpid, identity_type, identity_value) FROM subject_data.profile_identities ORDER BY 1";
+    world.all(sql, &[]).await
+}
+
+async fn profiles(world: &World) -> i64 {
+    world.one("SELECT count(*) FROM subject_data.profiles", &[]).await
+}
+
+#[tokio::test]
+async fn a_line_is_the_whole_profile_and_the_same_line_changes_nothing() {
+    let world = World::new().await;
+    world.controller("acme").await;
+    let before = r#"{"mpid":1301,"identities":{"email":"shared@example.com","controller_customer_id":"c-1301"},"attributes":{"v":1}}"#;
+    import(&world, "profiles", before, &[]).await;
+    let stored = rows(&world).await;
+    import(&world, "profiles", before, &[]).await;
+    assert_eq!(rows(&world).await, stored, "nothing is written");
+
+    let after = r#"{"mpid":1301,"identities":{"email":"moved-on@example.com","controller_customer_id":"c-1301"},"attributes":{"v":1}}
+{"mpid":1302,"identities":{"email":"shared@example.com"},"attributes":{"v":1}}"#;
+    import(&world, "profiles", after, &[]).await;
+    let expected =
+        ["1301 controller_customer_id c-1301", "1301 email moved-on@example.com", "1302 email shared@example.com"];
+    assert_eq!(identities(&world).await, expected);
+    let now = rows(&world).await;
+    assert!(now.contains(&stored[0]) && stored[0].starts_with("controller_customer_id"), "what stays is not touched");
+    assert!(!now.contains(&stored[2]) && stored[2].starts_with("profile 1301"), "it counts from now on");
+
+    // Who asks to be forgotten by the address takes no stranger along.
+    let _workers = Worker::several(&world, &["scheduler", "identity-matcher"], &[]).await;
+    let publisher = Publisher::connect(&world).await;
+    let request = Request::erasure("shared@example.com");
+    publisher.request("acme", &request).await;
+    let matched: Vec<i64> = world.all("SELECT mpid FROM lethe.request_mpids", &[]).await;
+    assert_eq!(matched, [1302]);
+    import(&world, "profiles", r#"{"mpid":1301,"identities":[]}"#, &[]).await;
+    assert_eq!(identities(&world).await, ["1302 email shared@example.com"]);
+}
+
+#[tokio::test]
+async fn profiles_are_taken_as_real_systems_export_them() {
+    let world = World::new().await;
+    world.controller("acme").await;
+    let lines = r#"{"mpid":"-3718039598335680576","identities":{"email":["text-mpid@example.com","second@example.com"]}}
+{"mpid":1102,"identities":{"controller_customer_id":48151623,"email":"number-id@example.com"}}
+{"mpid":1103,"identities":null,"attributes":null,"audiences":null}
+{"mpid":1104,"identities":[],"attributes":{}}
+{"mpid":1105,"identities":{"customer_id":"c-1105","ios_idfv":"7D1C0A5E","android_uuid":"a1b2c3d4e5f60718"}}
+{"mpid":1106,"identities":{"email":"google-login@example.com","google":"108176814619778619437"}}
+{"mpid":1.107E3,"identities":{"email":"spark@example.com"}}
+{"mpid":14728704475373871040,"identities":{"email":"unsigned@example.com"}}
+{"mpid":1109,"identities":{"email":"earlier@example.com","email":"later@example.com"}}
+{"mpid":1110,"identities":{"shoe_size":"44"}}
+"#;
+    let summary = import(&world, "profiles", lines, &["--skip-invalid"]).await;
+    let counted =
+        ["lines", "lines_refused", "last_line", "identities_of_other_types"].map(|name| summary[name].clone());
+    assert_eq!(counted, [json!(6), json!(4), json!(10), json!(1)]);
+    let report = std::fs::read_to_string(summary["report"].as_str().unwrap()).unwrap();
+    let report: Vec<Value> = report.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let refused: Vec<_> = report.iter().map(|entry| (entry["line"].clone(), entry["field"].clone())).collect();
+    let expected = [(7, "mpid"), (8, "mpid"), (9, "identities"), (10, "identities")];
+    assert_eq!(refused, expected.map(|(line, field)| (json!(line), json!(field))));
+    assert!(report[3]["rule"].as_str().unwrap().contains("controller_customer_id"), "the known ones are listed");
+    assert_eq!(
+        identities(&world).await,
+        [
+            "-3718039598335680576 email second@example.com",
+            "-3718039598335680576 email text-mpid@example.com",
+            "1102 controller_customer_id 48151623",
+            "1102 email number-id@example.com",
+            "1105 android_id a1b2c3d4e5f60718",
+            "1105 controller_customer_id c-1105",
+            "1105 ios_vendor_id 7D1C0A5E",
+            "1106 email google-login@example.com",
+        ]
+    );
+    assert_eq!(profiles(&world).await, 6);
+}
+
+#[tokio::test]
+async fn what_names_nobody_and_what_is_not_an_address_is_not_indexed() {
+    let world = World::new().await;
+    world.controller("acme").await;
+    let nobody = [
+        "(null)",
+        "<null>",
+        "[object Object]",
+        "\"null\"",
+        "'null'",
+        "undefined",
+        "N/A",
+        "n/a",
+        "unknown",
+        "anonymous",
+        "guest",
+        "true",
+        "false",
+        "not_authenticated",
+        "distinct_id",
+        "email",
+        "9774d56d682e549c",
+        "00000000-0000-0000-0000-000000000001",
+        "ffffffff-ffff-ffff-ffff-ffffffffffff",
+        "-1",
+        "000000",
+        "02:00:00:00:00:00",
+        "test@test.com",
+        "noemail@example.com",
+        "%s",
+        "{{user.email}}",
+        "NULL@NULL",
+        "Denied",
+    ];
+    let line = |(mpid, value): (usize, &&str)| {
+        let of = json!({"email": value, "android_id": value, "controller_customer_id": value});
+        json!({"mpid": mpid, "identities": of}).to_string()
+    };
+    let mut lines: Vec<String> = nobody.iter().enumerate().map(line).collect();
+    for odd in ["\u{200b}ada@example.com", "ada@example.com\u{a0}", "ada @example.com"] {
+        lines.push(json!({"mpid": 100, "identities": {"email": odd}}).to_string());
+    }
+    let summary = import(&world, "profiles", &lines.join("\n"), &["--denied-identities", "denied"]).await;
+    assert_eq!(summary["identities_left_out"], nobody.len() * 3);
+    assert_eq!((&summary["addresses_left_out"], &summary["lines"]), (&json!(3), &json!(nobody.len() + 3)));
+    assert_eq!(identities(&world).await, [""; 0]);
+
+    // One list for the import and for requests.
+    let _workers = Worker::several(&world, &["scheduler", "identity-matcher"], &[]).await;
+    let publisher = Publisher::connect(&world).await;
+    for value in nobody[..27].iter().chain(&["\u{200b}ada@example.com"]) {
+        let answer = publisher.ask(&publisher.sending("acme", "request", Request::erasure(value).bytes())).await;
+        let error = answer.json();
+        assert_eq!((answer.status, &error["error"]["errors"][0]["reason"]), (400, &json!("identity_value")), "{value}");
+    }
+}
+
+#[tokio::test]
+async fn a_line_that_cannot_be_taken_is_named_and_the_lines_before_it_are_stored() {
+    let world = World::new().await;
+    let acme = world.controller("acme").await;
+    for (bad, rule) in [
+        (r#"{"mpid":12,"attributes":{"bio":"canary\u0000after"}}"#, "attributes holds the character U+0000"),
+        (r#"{"mpid":12,"attributes":{"nickname":"canary \ud83d"}}"#, "attributes holds half of a surrogate pair"),
+        (r#"{"mpid":12,"attributes":{"canary":1e200000}}"#, "attributes holds a number that is out of range"),
+        (r#"{"mpid":12,"audiences":{"canary":1,"canary":2}}"#, "audiences holds a key twice"),
+        (r#"{"mpid":12,"identities":{"canary":"x"}}"#, "identities holds an unknown identity type"),
+        (r#"{"mpid":12,"canary"}"#, "the line is not well-formed JSON (column "),
+        ("[{\"mpid\":12}]", "the line is a JSON array"),
+        ("{\"mpid\":12,\r\"canary\":1}", "the line has a carriage return inside"),
+    ] {
+        world.run("TRUNCATE subject_data.profiles, subject_data.profile_identities").await;
+        let mut lines: Vec<String> = (1..=40).map(|n| json!({"mpid": n, "attributes": {"n": n}}).to_string()).collect();
+        bad.clone_into(&mut lines[11]);
+        let file = write(&world, "bad.jsonl", lines.join("\n"));
+        let ran = lethe(&world, &["import", "profiles", &file, "--controller", "acme"]).await;
+        assert_eq!((ran.code, ran.out.as_str()), (Some(1), ""), "{rule}");
+        for part in ["line 12 of", rule, "the lines up to 11 are stored", "--from-line 12"] {
+            assert!(ran.err.contains(part), "{part}: {}", ran.err);
+        }
+        assert!(!ran.err.contains("canary"), "{}", ran.err);
+        assert_eq!(profiles(&world).await, 11);
+        let rest = json(&world, &["import", "profiles", &file, "--controller", "acme", "--from-line", "13"]).await;
+        assert_eq!((&rest["lines"], profiles(&world).await), (&json!(28), 39));
+    }
+    // In an event batch the same is kept, to the byte.
+    let kept = [
+        r#"{"mpid":1,"events":[{"a":"x\u0000y","b":"\ud83d","n":1e9999999}]}"#,
+        r#"{"mpid":1,"a":1,"a":2,"note":"a key twice stays twice"}"#,
+        r#"{"mpid":"1","empty":{},"list":[],"nothing":null,"mixed":[null,{"x":null}]}"#,
+    ];
+    let summary = import(&world, "event-batches", &format!("{}\r\n\r\n   \r\n", kept.join("\r\n")), &[]).await;
+    assert_eq!(summary["lines"], 3, "blank lines are none");
+    let bodies: Vec<String> = world.all("SELECT body::text FROM subject_data.event_batches ORDER BY id", &[]).await;
+    assert_eq!(bodies, kept);
+    assert_eq!(world.rows_of(&acme, 1).await.2, 3);
+}
+
+/// A check and a trigger that refuse one profile and one event batch, and say more of it than anybody should read.
+async fn refuse_sevens(world: &World) {
+    world
+        .run(
+            "ALTER TABLE subject_data.profiles_p1 ADD CONSTRAINT no_seven CHECK (attributes ->> 'n' IS DISTINCT FROM '7');
+             CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                 IF NEW.body ->> 'n' = '7' THEN
+                     RAISE EXCEPTION 'not %', NEW.body USING DETAIL = 'row ' || NEW.body::text;
+                 END IF;
+                 RETURN NEW;
+             END $$;
+             CREATE TRIGGER refuse BEFORE INSERT ON subject_data.event_batches_p1 FOR EACH ROW EXECUTE FUNCTION public.refuse()",
+        )
+        .await;
+}
+
+#[tokio::test]
+async fn a_line_that_postgresql_refuses_stands_alone_and_is_not_quoted() {
+    let world = World::new().await;
+    world.controller("acme").await;
+    refuse_sevens(&world).await;
+    for (what, table, rule) in [
+        ("profiles", "profiles", "a check of the table fails (SQLSTATE 23514)"),
+        ("event-batches", "event_batches", "SQLSTATE P0001"),
+    ] {
+        let line = |n: i64| json!({"mpid": n, "n": n.to_string(), "attributes": {"n": n, "x": "canary"}}).to_string();
+        let lines: Vec<String> = (1..=20).map(line).collect();
+        let file = write(&world, "refused.jsonl", lines.join("\n"));
+        let import = ["import", what, file.as_str(), "--controller", "acme"];
+        let ran = lethe(&world, &import).await;
+        assert_eq!(ran.code, Some(1), "{}", ran.out);
+        for part in ["line 7 of", rule, "the lines up to 6 are stored", "--from-line 7"] {
+            assert!(ran.err.contains(part), "{part}: {}", ran.err);
+        }
+        assert!(!ran.err.contains("canary") && !ran.err.contains("DETAIL"), "{}", ran.err);
+        let count = format!("SELECT count(*) FROM subject_data.{table}");
+        assert_eq!(world.one::<i64>(&count, &[]).await, 6);
+        world.run(&format!("TRUNCATE subject_data.{table}")).await;
+        let report = world.folder.join("report.jsonl").display().to_string();
+        let summary = json(&world, &[&import[..], &["--skip-invalid", "--report", &report]].concat()).await;
+        assert_eq!((&summary["lines"], &summary["lines_refused"]), (&json!(19), &json!(1)));
+        assert_eq!(world.one::<i64>(&count, &[]).await, 19);
+        let report = std::fs::read_to_string(report).unwrap();
+        assert!(report.contains(r#""line":7"#) && report.contains(rule) && !report.contains("canary"), "{report}");
+    }
+}
+
+#[tokio::test]
+async fn marks_packing_and_other_encodings() {
+    let world = World::new().await;
+    world.controller("acme").await;
+    let marked = "\u{feff}{\"mpid\": 1, \"identities\": {\"email\": \"ada@example.com\"}}\r\n{\"mpid\": 2}\r\n";
+    assert_eq!(import(&world, "profiles", marked, &[]).await["lines"], 2);
+    let plain = write(&world, "packed.jsonl", "{\"mpid\":3}\n{\"mpid\":4}\n");
+    let packed = std::process::Command::new("gzip").args(["-k", "-f", &plain]).status().unwrap();
+    assert!(packed.success());
+    let packed = format!("{plain}.gz");
+    assert_eq!(json(&world, &["import", "profiles", &packed, "--controller", "acme"]).await["lines"], 2);
+    assert_eq!(profiles(&world).await, 4);
+
+    let mut cut = std::fs::read(&packed).unwrap();
+    cut.truncate(cut.len() - 9);
+    let utf16: Vec<u8> = marked.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let array = format!("[{}{{\"mpid\":2}}]", "{\"mpid\":1},".repeat(200_000));
+    for (content, rule) in [
+        (cut, "cannot be read"),
+        (utf16, "the file is UTF-16; turn it into UTF-8"),
+        (array.into_bytes(), "is a JSON array; each line holds one JSON object"),
+        (b"{\"mpid\":7,\"n\":1}\r{\"mpid\":7,\"n\":2}\r".to_vec(), "has a carriage return inside"),
+    ] {
+        let file = write(&world, "odd", content);
+        let ran = lethe(&world, &["import", "event-batches", &file, "--controller", "acme"]).await;
+        assert!(ran.code == Some(1) && ran.err.contains(rule), "{rule}: {}", ran.err);
+    }
+}
+
+/// The statement that stores this line of event batches waits while the advisory lock 42 is held elsewhere.
+async fn gate_at(world: &World, n: i64) {
+    world
+        .run(&format!(
+            "CREATE FUNCTION public.gate() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                 IF (NEW.body ->> 'n')::bigint = {n} THEN PERFORM pg_advisory_xact_lock(42); END IF;
+                 RETURN NEW;
+             END $$;
+             CREATE TRIGGER gate BEFORE INSERT ON subject_data.event_batches_p1 FOR EACH ROW EXECUTE FUNCTION public.gate()"
+        ))
+        .await;
+}
+
+/// Closes it, until the end of the transaction.
+async fn gate(world: &World) -> lethe::db::Tx {
+    let gate = world.db.begin("gate").await.unwrap();
+    gate.batch_execute("SELECT pg_advisory_xact_lock(42)").await.unwrap();
+    gate
+}
+
+async fn waits_at_the_gate(world: &World) {
+    let waiting = "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = 42 AND NOT granted)";
+    eventually("the import stands at the gate", seconds(15), async || world.one(waiting, &[]).await).await;
+}
+
+fn batches(numbers: std::ops::RangeInclusive<i64>) -> String {
+    numbers.map(|n| format!("{{\"mpid\":7,\"n\":{n}}}\n")).collect()
+}
+
+/// How many event batches there are, and how many different ones.
+async fn counted(world: &World) -> (i64, i64) {
+    let count = |what: &str| format!("SELECT count({what}) FROM subject_data.event_batches");
+    (world.one(&count("*"), &[]).await, world.one(&count("DISTINCT body ->> 'n'"), &[]).await)
+}
+
+const SMALL_GROUPS: [&str; 2] = ["--group", "100"];
+
+#[tokio::test]
+async fn an_import_that_is_killed_or_interrupted_is_gone_on_with_and_doubles_nothing() {
+    let world = World::new().await;
+    world.controller("acme").await;
+    gate_at(&world, 450).await;
+    let file = write(&world, "batches.jsonl", batches(1..=1_000));
+    let import = [&["import", "event-batches", file.as_str(), "--controller", "acme"][..], &SMALL_GROUPS].concat();
+
+    let gate = gate(&world).await;
+    let mut killed = start(&world, &import);
+    waits_at_the_gate(&world).await;
+    killed.start_kill().unwrap();
+    killed.wait().await.unwrap();
+    gate.rollback().await;
+    let sessions = "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'lethe')";
+    eventually("PostgreSQL sees that it is gone", seconds(10), async || world.one(sessions, &[]).await).await;
+    assert_eq!(counted(&world).await, (400, 400), "the group that was under way is not there");
+    let gate = self::gate(&world).await;
+
+    // A second run, by Ctrl-C: the group under way is finished and the last line named.
+    let interrupted = start(&world, &[&import[..], &["--resume"]].concat());
+    waits_at_the_gate(&world).await;
+    let pid = interrupted.id().unwrap().to_string();
+    assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    gate.rollback().await;
+    let output = interrupted.wait_with_output().await.unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    let (stored, different) = counted(&world).await;
+    assert!((500..1_000).contains(&stored) && stored == different, "{stored} {different}");
+    assert_eq!(output.status.code(), Some(1));
+    for part in ["interrupted", &format!("the lines up to {stored} are stored"), &format!("--from-line {}", stored + 1)]
+    {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+
+    let summary = json(&world, &[&import[..], &["--resume"]].concat()).await;
+    assert_eq!((&summary["resumed_after_line"], &summary["lines"]), (&json!(stored), &json!(1_000 - stored)));
+    assert_eq!(counted(&world).await, (1_000, 1_000));
+    let summary = json(&world, &[&import[..], &["--resume"]].concat()).await;
+    assert_eq!((&summary["lines"], counted(&world).await), (&json!(0), (1_000, 1_000)));
+    // Packed it is the same file, and one that has grown goes on as well.
+    write(&world, "batches.jsonl", batches(1..=1_100));
+    assert!(std::process::Command::new("gzip").args(["-f", &file]).status().unwrap().success());
+    let packed = format!("{file}.gz");
+    let grown = json(&world, &["import", "event-batches", &packed, "--controller", "acme", "--resume"]).await;
+    assert_eq!((&grown["lines"], counted(&world).await), (&json!(100), (1_100, 1_100)));
+}
+
+#[tokio::test]
+async fn a_file_that_was_mended_is_gone_on_with_at_the_line() {
+    let world = World::new().await;
+    let acme: ControllerId = world.controller("acme").await;
+    world.controller("other").await;
+    let good = batches(1..=300);
+    let bad = good.replace("{\"mpid\":7,\"n\":250}", "{\"n\":250}");
+    let file = write(&world, "batches.jsonl", bad);
+    let import = [&["import", "event-batches", file.as_str(), "--controller", "acme"][..], &SMALL_GROUPS].concat();
+    let ran = lethe(&world, &import).await;
+    assert!(ran.err.contains("line 250 of") && ran.err.contains("mpid is required"), "{}", ran.err);
+    assert_eq!(world.rows_of(&acme, 7).await.2, 249);
+    std::fs::write(&file, &good).unwrap();
+    let resumed = [&import[..], &["--resume"]].concat();
+    assert_eq!(json(&world, &resumed).await["resumed_after_line"], 249);
+    assert_eq!(counted(&world).await, (300, 300));
+    // Another controller's import of the same file is another import.
+    let theirs = json(&world, &["import", "event-batches", &file, "--controller", "other", "--resume"]).await;
+    assert_eq!((&theirs["lines"], &theirs["batches_without_profile"]), (&json!(300), &json!(300)));
+    let both = lethe(&world, &[&resumed[..], &["--from-line", "3"]].concat()).await;
+    assert_eq!(both.code, Some(64), "one or the other: {}", both.err);
+}
+
+#[tokio::test]
+async fn what_is_refused_beforehand_is_what_postgresql_refuses() {
+    let world = World::new().await;
+    let session = world.db.session().await.unwrap();
+    let numbers = [
+        "1e131071",
+        "1e131072",
+        "-1e131071",
+        "9.9e131071",
+        "10e131071",
+        "0.1e131072",
+        "0.01e131073",
+        "0.01e131074",
+        "1e-16383",
+        "1e-16384",
+        "1.5e-16382",
+        "1.5e-16383",
+        "0e131072",
+        "0e200000",
+        "0.0e-16382",
+        "0e-16384",
+        "1E+400",
+        "1e400",
+        "-0",
+        "1e999999999999",
+    ];
+    let texts = [
+        r#""\u0000""#,
+        r#""\\u0000""#,
+        r#""\ud83d""#,
+        r#""\ud83d\ude00""#,
+        r#""\ude00""#,
+        r#""\ud83d\ud83d\ude00""#,
+        r#""\ud83dx""#,
+        r#""\ud83d\\ude00""#,
+        r#"{"\u0000":1}"#,
+        r#"{"a\ud83d":1}"#,
+        r#""\uD83D\uDE00""#,
+        r#""é😀\"""#,
+    ];
+    for sample in numbers.into_iter().chain(texts) {
+        let stored = session.raw().query_one("SELECT $1::text::jsonb IS NOT NULL", &[&sample]).await;
+        let line = format!(r#"{{"mpid":1,"attributes":[{sample}]}}"#);
+        let read = ProfileLine::parse(&line, &DeniedValues::default());
+        assert_eq!(read.is_ok(), stored.is_ok(), "{sample}: {:?}", read.err());
+    }
+}

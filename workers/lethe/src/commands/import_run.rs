@@ -1,0 +1,231 @@
+//! One run over the file of an import: a thread reads and parses, groups are stored as they come, and whatever ends the
+//! run says which line was stored last.
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, Write};
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::{Context as _, anyhow, bail};
+use lethe::stores::import::{self, End, Group, ImportError, InvalidLine, Limits, LineEnd, Lines, MAX_LINE, Reading};
+use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+
+use super::import::{Source, Summary};
+use crate::output::Output;
+
+/// Bytes of one transaction at most, and one line.
+const BYTES: usize = 8 << 20;
+
+/// What is read: behind what an earlier run stored.
+pub(super) struct Content {
+    pub(super) reader: Box<dyn BufRead + Send>,
+    pub(super) reading: Reading,
+    /// Bytes of the file, packed as it is, and how many of them are taken.
+    pub(super) size: u64,
+    pub(super) taken: Arc<AtomicU64>,
+}
+
+/// A run and what it came to so far.
+pub(super) struct Run<'a> {
+    source: &'a Source,
+    output: Output,
+    /// What else than `--from-line` goes on behind the last line that is stored.
+    other_way: &'static str,
+    stop: watch::Receiver<bool>,
+    report: Option<Report>,
+    /// The last line that is stored.
+    stored_line: u64,
+    summary: Summary,
+}
+
+impl<'a> Run<'a> {
+    /// `after` is the line that an earlier run stored last.
+    pub(super) fn new(source: &'a Source, output: Output, other_way: &'static str, after: u64) -> anyhow::Result<Self> {
+        let goes_on = after > 0 || source.from_line > 1;
+        let report = if source.skip_invalid { Some(Report::open(source, goes_on)?) } else { None };
+        let stop = listen().context("the signals cannot be listened to")?;
+        let summary = Summary { report: report.as_ref().map(|report| report.path.clone()), ..Summary::default() };
+        Ok(Self { source, output, other_way, stop, report, stored_line: after, summary })
+    }
+
+    pub(super) fn finish(self) -> Summary {
+        self.summary
+    }
+
+    /// Reads lines and stores them in groups. What stands before a line that cannot be taken is stored.
+    pub(super) async fn store_all<T: Send + 'static>(
+        &mut self,
+        content: Content,
+        parse: impl Fn(&str) -> Result<T, InvalidLine> + Send + 'static,
+        mut store: impl AsyncFnMut(&[T], &LineEnd) -> Result<(), ImportError>,
+    ) -> anyhow::Result<()> {
+        let bar = self.output.progress(content.size, "bytes");
+        let taken = Arc::clone(&content.taken);
+        let mut groups = read(content, self.limits(), parse);
+        loop {
+            let group = tokio::select! {
+                biased;
+                () = requested(&mut self.stop) => bail!("interrupted: {}", self.go_on()),
+                group = groups.recv() => group.context("the thread that reads the file has ended")?,
+            };
+            self.store_group(&group, &mut store).await?;
+            bar.set_position(taken.load(Ordering::Relaxed));
+            match group.end {
+                None => {}
+                Some(End::File) => break,
+                Some(End::Invalid) => match group.invalid.last() {
+                    Some((number, invalid)) => return Err(self.refusal(*number, invalid)),
+                    None => break,
+                },
+                Some(End::Unreadable(error)) => {
+                    return Err(anyhow!(error).context(format!("{}: {}", self.source.file.display(), self.go_on())));
+                }
+            }
+        }
+        bar.finish_and_clear();
+        Ok(())
+    }
+
+    fn limits(&self) -> Limits {
+        let Source { from_line, skip_invalid, group, .. } = *self.source;
+        Limits { lines: group as usize, bytes: BYTES, from_line, skips_invalid: skip_invalid }
+    }
+
+    async fn store_group<T>(
+        &mut self,
+        group: &Group<T>,
+        store: &mut impl AsyncFnMut(&[T], &LineEnd) -> Result<(), ImportError>,
+    ) -> anyhow::Result<()> {
+        let mut stored_line = self.stored_line;
+        let outcome = import::store(group.lines.len(), self.source.skip_invalid, async |range: Range<usize>| {
+            let Some(end) = group.ends[range.clone()].last() else { return Ok(()) };
+            store(&group.lines[range], end).await?;
+            stored_line = end.number;
+            Ok(())
+        })
+        .await;
+        self.stored_line = stored_line;
+        let outcome = outcome.map_err(|error| anyhow!(error).context(self.go_on()))?;
+        self.summary.lines += outcome.stored as u64;
+        let refused = outcome.refused.iter().map(|(index, invalid)| (group.ends[*index].number, invalid));
+        if !self.source.skip_invalid {
+            if let Some((number, invalid)) = refused.into_iter().next() {
+                return Err(self.refusal(number, invalid));
+            }
+            self.summary.last_line = group.ends.last().map_or(self.summary.last_line, |end| end.number);
+            return Ok(());
+        }
+        let mut left_out: Vec<(u64, &InvalidLine)> =
+            refused.chain(group.invalid.iter().map(|(number, invalid)| (*number, invalid))).collect();
+        left_out.sort_by_key(|(number, _)| *number);
+        if let Some(report) = &mut self.report {
+            report.write(&left_out)?;
+        }
+        self.summary.lines_refused += left_out.len() as u64;
+        let last = [group.ends.last().map(|end| end.number), left_out.last().map(|(number, _)| *number)];
+        self.summary.last_line = last.into_iter().flatten().max().unwrap_or(self.summary.last_line);
+        // What is left out is done with as well.
+        self.stored_line = self.stored_line.max(self.summary.last_line);
+        Ok(())
+    }
+
+    fn refusal(&self, number: u64, invalid: &InvalidLine) -> anyhow::Error {
+        let file = self.source.file.display();
+        anyhow!(
+            "line {number} of {file} cannot be imported: {invalid}. Mend it and go on with --from-line {number}{}, or leave such lines out with --skip-invalid; {}",
+            self.other_way,
+            self.stored(),
+        )
+    }
+
+    fn stored(&self) -> String {
+        match self.stored_line {
+            0 => "nothing is stored".to_owned(),
+            line => format!("the lines up to {line} are stored"),
+        }
+    }
+
+    fn go_on(&self) -> String {
+        let next = self.source.from_line.max(self.stored_line + 1);
+        format!("{}; go on with --from-line {next}{}", self.stored(), self.other_way)
+    }
+}
+
+/// Reads and parses on a thread of its own, a little ahead.
+fn read<T: Send + 'static>(
+    content: Content,
+    limits: Limits,
+    parse: impl Fn(&str) -> Result<T, InvalidLine> + Send + 'static,
+) -> mpsc::Receiver<Group<T>> {
+    let (sender, groups) = mpsc::channel(1);
+    tokio::task::spawn_blocking(move || {
+        let mut lines = Lines::new(content.reader, MAX_LINE, content.reading);
+        let mut is_over = false;
+        while !is_over {
+            let group = import::gather(&mut lines, limits, &parse);
+            is_over = group.end.is_some();
+            // A send fails when nobody stores any more.
+            is_over |= sender.blocking_send(group).is_err();
+        }
+    });
+    groups
+}
+
+/// Becomes true on Ctrl-C and SIGTERM: the group that is under way is finished first.
+fn listen() -> std::io::Result<watch::Receiver<bool>> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let (sender, receiver) = watch::channel(false);
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        let _ = sender.send(true);
+    });
+    Ok(receiver)
+}
+
+async fn requested(stop: &mut watch::Receiver<bool>) {
+    if stop.wait_for(|is_requested| *is_requested).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// The list of lines that were left out, as JSON Lines: number, field and rule, never a value.
+struct Report {
+    path: PathBuf,
+    file: File,
+}
+
+impl Report {
+    /// A new list, or an earlier one that goes on.
+    fn open(source: &Source, goes_on: bool) -> anyhow::Result<Self> {
+        let path = source.report.clone().unwrap_or_else(|| {
+            let mut name = source.file.clone().into_os_string();
+            name.push(".refused.jsonl");
+            name.into()
+        });
+        let file = OpenOptions::new().create(true).write(true).append(goes_on).truncate(!goes_on).open(&path);
+        let file = file.with_context(|| {
+            format!("the report {} cannot be written; name another one with --report", path.display())
+        })?;
+        Ok(Self { path, file })
+    }
+
+    fn write(&mut self, lines: &[(u64, &InvalidLine)]) -> anyhow::Result<()> {
+        let mut text = String::new();
+        for (number, invalid) in lines {
+            let entry = json!({
+                "line": number, "field": invalid.field, "rule": invalid.rule.to_string(), "column": invalid.column,
+            });
+            text.push_str(&format!("{entry}\n"));
+        }
+        self.file
+            .write_all(text.as_bytes())
+            .with_context(|| format!("the report {} cannot be written", self.path.display()))
+    }
+}
