@@ -16,11 +16,11 @@ use crate::db::{Db, DbError, Tx, slices, statements};
 use crate::request::{ControllerId, Mpid, RequestKey};
 
 statements! {
-    /// A profile that was created after the start of the execution is a new one and stays.
+    /// A profile that was created or replaced after the start of the execution is a new one and stays (ADR 0037).
     DELETE_PROFILES = "
         WITH gone AS (
             DELETE FROM subject_data.profiles
-             WHERE controller_id = $1 AND mpid = ANY ($2) AND created_at <= $3 RETURNING mpid)
+             WHERE controller_id = $1 AND mpid = ANY ($2) AND updated_at <= $3 RETURNING mpid)
         SELECT mpid, count(*) FROM gone GROUP BY mpid";
     /// Identities have no time of receipt of their own: they go with their profile, and stay with a new one. The profiles
     /// are named once more, here and in `COUNT`: the planner, which expects few new ones, would look for these in the
@@ -31,7 +31,7 @@ statements! {
              WHERE i.controller_id = $1 AND i.mpid = ANY ($2)
                AND NOT EXISTS (SELECT FROM subject_data.profiles p
                                 WHERE p.controller_id = $1 AND p.mpid = i.mpid AND p.mpid = ANY ($2)
-                                  AND p.created_at > $3) RETURNING mpid)
+                                  AND p.updated_at > $3) RETURNING mpid)
         SELECT mpid, count(*) FROM gone GROUP BY mpid";
     /// A step is bounded in rows and in bytes, as stored, and deletes one row at least. It goes on behind the last row of the
     /// step before, so that what is dead and not yet forgotten is not walked over again; rows are found by the key and
@@ -64,31 +64,38 @@ statements! {
                     THEN set_config('statement_timeout', '10s', true) END";
     COUNT = "
         SELECT mpid, sum(before)::bigint, sum(later)::bigint FROM (
-            SELECT mpid, count(*) FILTER (WHERE created_at <= $3) AS before, count(*) FILTER (WHERE created_at > $3) AS later
+            SELECT mpid, count(*) FILTER (WHERE updated_at <= $3) AS before, count(*) FILTER (WHERE updated_at > $3) AS later
               FROM subject_data.profiles WHERE controller_id = $1 AND mpid = ANY ($2) GROUP BY mpid
             UNION ALL
             SELECT i.mpid, count(*) FILTER (WHERE p.mpid IS NULL), count(*) FILTER (WHERE p.mpid IS NOT NULL)
               FROM subject_data.profile_identities i
               LEFT JOIN subject_data.profiles p
-                ON p.controller_id = $1 AND p.mpid = i.mpid AND p.mpid = ANY ($2) AND p.created_at > $3
+                ON p.controller_id = $1 AND p.mpid = i.mpid AND p.mpid = ANY ($2) AND p.updated_at > $3
              WHERE i.controller_id = $1 AND i.mpid = ANY ($2) GROUP BY i.mpid
             UNION ALL
             SELECT mpid, count(*) FILTER (WHERE received_at <= $3), count(*) FILTER (WHERE received_at > $3)
               FROM subject_data.event_batches WHERE controller_id = $1 AND mpid = ANY ($2) GROUP BY mpid) held
          GROUP BY mpid";
-    /// Audience memberships are inferred data and left out (contract 7).
+    /// The same rows that an erasure deletes: profiles, and identities without one. Several values of a type are a list, so
+    /// that no key stands twice. Audience memberships are inferred data and left out (contract 7).
     EXPORT_PROFILES = "
         SELECT json_build_object(
-                   'mpid', p.mpid,
-                   'identities', coalesce((SELECT json_object_agg(i.identity_type, i.identity_value ORDER BY i.identity_type)
-                                             FROM subject_data.profile_identities i
-                                            WHERE i.controller_id = $1 AND i.mpid = p.mpid), '{}'::json),
+                   'mpid', m.mpid,
+                   'identities', coalesce(i.identities, '{}'::json),
                    'attributes', p.attributes,
                    'created_at', p.created_at,
                    'updated_at', p.updated_at)::text
-          FROM subject_data.profiles p
-         WHERE p.controller_id = $1 AND p.mpid = ANY ($2) AND p.created_at <= $3
-         ORDER BY p.mpid";
+          FROM unnest($2::bigint[]) AS m (mpid)
+          LEFT JOIN subject_data.profiles p ON p.controller_id = $1 AND p.mpid = m.mpid AND p.mpid = ANY ($2)
+         CROSS JOIN LATERAL (
+            SELECT json_object_agg(t.identity_type, t.value ORDER BY t.identity_type) AS identities
+              FROM (SELECT identity_type,
+                           CASE count(*) WHEN 1 THEN to_json(min(identity_value))
+                                         ELSE json_agg(identity_value ORDER BY identity_value) END AS value
+                      FROM subject_data.profile_identities
+                     WHERE controller_id = $1 AND mpid = m.mpid GROUP BY identity_type) t) i
+         WHERE p.updated_at <= $3 OR (p.mpid IS NULL AND i.identities IS NOT NULL)
+         ORDER BY m.mpid";
     /// A page of the event batches of one profile, in the order of arrival; pages go on behind the last id.
     EXPORT_EVENT_BATCHES = "
         SELECT id, body::text FROM subject_data.event_batches

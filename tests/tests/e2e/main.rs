@@ -13,6 +13,7 @@ mod command_line;
 mod dead_letter;
 mod erasure;
 mod fuzz;
+mod exported;
 mod gateway;
 mod gateway_connections;
 mod gateway_doors;
