@@ -125,13 +125,13 @@ async fn handing_in_a_request_repeats_nothing_of_it() {
 /// Everything that prints an error prints one of these.
 fn forms(error: &DbError) -> String {
     use std::error::Error;
-    let mut text = format!("{error} {error:#} {error:?} {error:#?}");
+    let mut all = vec![format!("{error} {error:#} {error:?} {error:#?}")];
     let mut source = error.source();
     while let Some(inner) = source {
-        text.push_str(&format!(" {inner} {inner:?}"));
+        all.push(format!("{inner} {inner:?}"));
         source = inner.source();
     }
-    text
+    all.join(" ")
 }
 
 #[tokio::test]

@@ -308,7 +308,8 @@ async fn waits_at_the_gate(world: &World) {
 }
 
 fn batches(numbers: std::ops::RangeInclusive<i64>) -> String {
-    numbers.map(|n| format!("{{\"mpid\":7,\"n\":{n}}}\n")).collect()
+    let lines: Vec<String> = numbers.map(|n| format!("{{\"mpid\":7,\"n\":{n}}}\n")).collect();
+    lines.concat()
 }
 
 /// How many event batches there are, and how many different ones.

@@ -105,16 +105,15 @@ pub async fn store(
     mut store: impl AsyncFnMut(Range<usize>) -> Result<(), ImportError>,
 ) -> Result<Outcome, ImportError> {
     let mut outcome = Outcome::default();
-    let mut left: Vec<Range<usize>> = vec![0..count];
-    while let Some(range) = left.pop() {
-        if range.is_empty() {
-            continue;
-        }
+    let mut left = Vec::new();
+    let mut next = (count > 0).then_some(0..count);
+    while let Some(range) = next.take().or_else(|| left.pop()) {
         match store(range.clone()).await {
             Ok(()) => outcome.stored += range.len(),
             Err(error) if range.len() > 1 && (is_refusal(&error) || is_too_much(&error)) => {
                 let middle = range.start + range.len() / 2;
-                left.extend([middle..range.end, range.start..middle]);
+                left.push(middle..range.end);
+                next = Some(range.start..middle);
             }
             Err(error) if is_refusal(&error) => {
                 let sqlstate = error.sqlstate().unwrap_or_default();

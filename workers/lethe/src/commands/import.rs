@@ -123,7 +123,9 @@ async fn profiles(db: &Db, source: &Source, denied: DeniedValues, output: Output
     let parse = move |line: &str| ProfileLine::parse(line, &denied);
     run.store_all(content, parse, async |lines: &[ProfileLine], _: &LineEnd| {
         import::profiles(db, &source.controller, lines).await?;
-        lines.iter().for_each(|line| left_out += line.left_out);
+        for line in lines {
+            left_out += line.left_out;
+        }
         Ok(())
     })
     .await?;

@@ -217,15 +217,13 @@ impl Report {
     }
 
     fn write(&mut self, lines: &[(u64, &InvalidLine)]) -> anyhow::Result<()> {
-        let mut text = String::new();
+        let mut text = Vec::new();
         for (number, invalid) in lines {
             let entry = json!({
                 "line": number, "field": invalid.field, "rule": invalid.rule.to_string(), "column": invalid.column,
             });
-            text.push_str(&format!("{entry}\n"));
+            writeln!(text, "{entry}")?;
         }
-        self.file
-            .write_all(text.as_bytes())
-            .with_context(|| format!("the report {} cannot be written", self.path.display()))
+        self.file.write_all(&text).with_context(|| format!("the report {} cannot be written", self.path.display()))
     }
 }
