@@ -12,4 +12,5 @@ CREATE TABLE lethe.import_progress (
     stored_at     timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 CREATE INDEX import_progress_by_controller ON lethe.import_progress (controller_id, stored_at);
+CREATE INDEX import_progress_by_age ON lethe.import_progress (stored_at);
 COMMENT ON TABLE lethe.import_progress IS 'How far files of event batches were imported; kept for 90 days.';

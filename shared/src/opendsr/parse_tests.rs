@@ -172,6 +172,7 @@ fn a_version_may_be_left_blank_and_an_error_names_the_right_one() {
     let wrong = |path| under(&with(v1.clone(), "api_version", json!("9.0")), path).unwrap_err();
     assert!(!wrong(ApiVersion::V1).message.contains("2.0") && wrong(ApiVersion::V1).message.contains("1.0"));
     assert!(wrong(ApiVersion::V3).errors.iter().any(|error| error.message.contains("must be 3.0")));
+    assert_eq!(parse(&with(v2(), "api_version", json!("9.0"))).unwrap_err().message, "api_version must be 2.0");
 }
 
 #[test]

@@ -13,8 +13,13 @@ pub(crate) type Object = Map<String, Value>;
 
 /// The version by `api_version`, and where that is absent by the path or the shape.
 pub(crate) fn version_of(object: &Object, path: Option<ApiVersion>, problems: &mut Problems) -> ApiVersion {
-    // Under a path only its own version is right; to name the others would lead astray.
-    let rule = path.map_or("1.0, 2.0 or 3.0", ApiVersion::as_str);
+    let by_shape = match object.get("subject_identities") {
+        Some(Value::Object(_)) => ApiVersion::V3,
+        _ if object.contains_key("regulation") => ApiVersion::V2,
+        _ => ApiVersion::V1,
+    };
+    // Only one version is right here; to name the others would lead astray.
+    let rule = path.unwrap_or(by_shape).as_str();
     let is_blank = |value: &Value| value.as_str().is_some_and(|text| text.trim().is_empty());
     let given = object.get("api_version").filter(|value| !is_blank(value));
     let stated = problems.read(given, "api_version", rule, |value| {
@@ -32,11 +37,7 @@ pub(crate) fn version_of(object: &Object, path: Option<ApiVersion>, problems: &m
     {
         problems.add("api_version", "contradiction", "contradicts the version in the path");
     }
-    path.or(stated).unwrap_or_else(|| match object.get("subject_identities") {
-        Some(Value::Object(_)) => ApiVersion::V3,
-        _ if object.contains_key("regulation") => ApiVersion::V2,
-        _ => ApiVersion::V1,
-    })
+    path.or(stated).unwrap_or(by_shape)
 }
 
 pub(crate) fn present<'a>(object: &'a Object, field: &str) -> Option<&'a Value> {

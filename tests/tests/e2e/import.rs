@@ -1,5 +1,6 @@
 //! The import: what is taken, what becomes of the rest, and how it is gone on with (contract 8).
 
+use lethe::db::all_statements;
 use lethe::opendsr::DeniedValues;
 use lethe::request::ControllerId;
 use lethe::stores::import::ProfileLine;
@@ -378,7 +379,13 @@ async fn a_file_that_was_mended_is_gone_on_with_at_the_line() {
     let file = write(&world, "batches.jsonl", bad);
     let import = [&["import", "event-batches", file.as_str(), "--controller", "acme"][..], &SMALL_GROUPS].concat();
     let ran = lethe(&world, &import).await;
-    assert!(ran.err.contains("line 250 of") && ran.err.contains("mpid is required"), "{}", ran.err);
+    assert!(
+        ran.err.contains("line 250 of")
+            && ran.err.contains("mpid is required")
+            && ran.err.contains("--from-line 250 (or --resume)"),
+        "{}",
+        ran.err
+    );
     assert_eq!(world.rows_of(&acme, 7).await.2, 249);
     std::fs::write(&file, &good).unwrap();
     let resumed = [&import[..], &["--resume"]].concat();
@@ -436,5 +443,41 @@ async fn what_is_refused_beforehand_is_what_postgresql_refuses() {
         let line = format!(r#"{{"mpid":1,"attributes":[{sample}]}}"#);
         let read = ProfileLine::parse(&line, &DeniedValues::default());
         assert_eq!(read.is_ok(), stored.is_ok(), "{sample}: {:?}", read.err());
+    }
+}
+
+#[tokio::test]
+async fn import_and_export_ask_indexes_however_much_there_is() {
+    let world = World::new().await;
+    for id in ["acme", "other"] {
+        world.controller(id).await;
+        let fill =
+            "INSERT INTO subject_data.profiles (controller_id, mpid) SELECT 'ID', n FROM generate_series(1, 10000) n;
+                    INSERT INTO subject_data.profile_identities (controller_id, identity_type, identity_value, mpid)
+                    SELECT 'ID', 'email', 'p' || n || '@example.com', n FROM generate_series(1, 10000) n";
+        world.run(&fill.replace("ID", id)).await;
+    }
+    world.run("ANALYZE subject_data.profiles, subject_data.profile_identities").await;
+    let session = world.db.session().await.unwrap();
+    let list: Vec<String> = (1..=50).map(|n| n.to_string()).collect();
+    let (mpids, texts) = (format!("'{{{}}}'", list.join(",")), "array_fill('{}'::text, ARRAY[50])".to_owned());
+    let (mpids, texts) = (mpids.as_str(), texts.as_str());
+    for (name, types, values) in [
+        (
+            "CHANGED_PROFILES",
+            "bigint[], text[], text[], bigint[], text[], text[]",
+            vec![mpids, texts, texts, mpids, texts, texts],
+        ),
+        ("DELETE_GONE_IDENTITIES", "bigint[], bigint[], text[], text[]", vec![mpids, mpids, texts, texts]),
+        ("COUNT_WITHOUT_PROFILE", "bigint[]", vec![mpids]),
+        ("EXPORT_PROFILES", "bigint[], timestamptz", vec![mpids, "now()"]),
+    ] {
+        let (_, statement) = all_statements().into_iter().find(|(one, _)| *one == name).unwrap();
+        session.batch_execute(&format!("PREPARE {name} (text, {types}) AS {statement}")).await.unwrap();
+        let explain = format!("EXPLAIN EXECUTE {name}('acme', {})", values.join(", "));
+        let rows = session.raw().query(&explain, &[]).await.unwrap();
+        let plan: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+        let plan = plan.join("\n");
+        assert!(plan.contains("Index") && !plan.contains("Seq Scan") && !plan.contains("_p2"), "{name}: {plan}");
     }
 }

@@ -227,6 +227,8 @@ const fn rule_of(error: &InvalidJson) -> Rule {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn profile(line: &str) -> Result<ProfileLine, InvalidLine> {
@@ -326,6 +328,17 @@ mod tests {
             (&deep, Rule::TooDeep),
         ] {
             assert_eq!(EventBatchLine::parse(bad).unwrap_err().rule, rule, "{bad:.40}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_line_panics(text in r#"[\\{}\\[\\]",:0-9eE+.a-f\\\\u é-]{0,60}"#, field in 0..4_usize) {
+            let field = ["mpid", "identities", "attributes", "audiences"][field];
+            for line in [format!(r#"{{"mpid":1,"{field}":{text}}}"#), format!(r#"{{"mpid":1,"{field}":["{text}"]}}"#), text] {
+                let _ = profile(&line);
+                let _ = EventBatchLine::parse(&line);
+            }
         }
     }
 }

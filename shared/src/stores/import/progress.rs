@@ -16,8 +16,7 @@ statements! {
          WHERE controller_id = $1 ORDER BY stored_at DESC LIMIT 10000";
     /// An import that is over for long is not gone on with.
     FORGET_PROGRESS = "
-        DELETE FROM lethe.import_progress
-         WHERE controller_id = $1 AND stored_at < clock_timestamp() - interval '90 days'";
+        DELETE FROM lethe.import_progress WHERE stored_at < clock_timestamp() - interval '90 days'";
     BEGIN_PROGRESS = "
         INSERT INTO lethe.import_progress (import_id, controller_id, bytes, lines, sha256) VALUES ($1, $2, $3, $4, $5)";
     /// The condition keeps two runs of one import from storing the same lines.
@@ -77,13 +76,13 @@ fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-/// The imports of a controller that could be gone on with, and forgets those that are long over.
+/// The imports of a controller that could be gone on with. Forgets those of all controllers that are long over.
 ///
 /// # Errors
 /// [`DbError`].
 pub async fn known(db: &Db, controller_id: &ControllerId) -> Result<Vec<Progress>, DbError> {
     let session = db.session().await?;
-    session.execute(FORGET_PROGRESS, &[controller_id]).await?;
+    session.execute(FORGET_PROGRESS, &[]).await?;
     let rows = session.query(KNOWN_PROGRESS, &[controller_id]).await?;
     let unsigned = |number: i64| u64::try_from(number).unwrap_or(0);
     let progress = rows.iter().map(|row| {

@@ -118,7 +118,7 @@ async fn check_controller(db: &Db, source: &Source) -> anyhow::Result<()> {
 async fn profiles(db: &Db, source: &Source, denied: DeniedValues, output: Output) -> anyhow::Result<Summary> {
     check_controller(db, source).await?;
     let content = open(source, Vec::new()).await?.1;
-    let mut run = Run::new(source, output, "", 0)?;
+    let mut run = Run::new(source, output, false, 0)?;
     let mut left_out = import::LeftOut::default();
     let parse = move |line: &str| ProfileLine::parse(line, &denied);
     run.store_all(content, parse, async |lines: &[ProfileLine], _: &LineEnd| {
@@ -142,7 +142,7 @@ async fn event_batches(db: &Db, source: &Source, resume: bool, output: Output) -
     let known = import::known(db, &source.controller).await?;
     let (mut progress, content) = open(source, if resume { known } else { Vec::new() }).await?;
     let resumed_after_line = progress.line();
-    let mut run = Run::new(source, output, " (or --resume)", resumed_after_line)?;
+    let mut run = Run::new(source, output, true, resumed_after_line)?;
     let mut without_profile = 0;
     run.store_all(content, EventBatchLine::parse, async |lines: &[EventBatchLine], end: &LineEnd| {
         let controller = &source.controller;

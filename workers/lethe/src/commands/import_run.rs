@@ -33,8 +33,8 @@ pub(super) struct Content {
 pub(super) struct Run<'a> {
     source: &'a Source,
     output: Output,
-    /// What else than `--from-line` goes on behind the last line that is stored.
-    other_way: &'static str,
+    /// Whether `--resume` knows the last line that is stored.
+    resumes: bool,
     stop: watch::Receiver<bool>,
     report: Option<Report>,
     /// The last line that is stored.
@@ -44,12 +44,12 @@ pub(super) struct Run<'a> {
 
 impl<'a> Run<'a> {
     /// `after` is the line that an earlier run stored last.
-    pub(super) fn new(source: &'a Source, output: Output, other_way: &'static str, after: u64) -> anyhow::Result<Self> {
+    pub(super) fn new(source: &'a Source, output: Output, resumes: bool, after: u64) -> anyhow::Result<Self> {
         let goes_on = after > 0 || source.from_line > 1;
         let report = if source.skip_invalid { Some(Report::open(source, goes_on)?) } else { None };
         let stop = listen().context("the signals cannot be listened to")?;
         let summary = Summary { report: report.as_ref().map(|report| report.path.clone()), ..Summary::default() };
-        Ok(Self { source, output, other_way, stop, report, stored_line: after, summary })
+        Ok(Self { source, output, resumes, stop, report, stored_line: after, summary })
     }
 
     pub(super) fn finish(self) -> Summary {
@@ -109,7 +109,7 @@ impl<'a> Run<'a> {
         })
         .await;
         self.stored_line = stored_line;
-        let outcome = outcome.map_err(|error| anyhow!(error).context(self.go_on()))?;
+        let outcome = outcome.map_err(|error| anyhow!(error).context(self.go_on_after_failure()))?;
         self.summary.lines += outcome.stored as u64;
         let refused = outcome.refused.iter().map(|(index, invalid)| (group.ends[*index].number, invalid));
         if !self.source.skip_invalid {
@@ -135,23 +135,31 @@ impl<'a> Run<'a> {
 
     fn refusal(&self, number: u64, invalid: &InvalidLine) -> anyhow::Error {
         let file = self.source.file.display();
+        let (way, stored) = (self.way_from(number), self.stored());
         anyhow!(
-            "line {number} of {file} cannot be imported: {invalid}. Mend it and go on with --from-line {number}{}, or leave such lines out with --skip-invalid; {}",
-            self.other_way,
-            self.stored(),
+            "line {number} of {file} cannot be imported: {invalid}. Mend it and go on with {way}, or leave such lines out with --skip-invalid; {stored}"
         )
     }
 
     fn stored(&self) -> String {
         match self.stored_line {
-            0 => "nothing is stored".to_owned(),
+            0 => "this run has stored nothing".to_owned(),
             line => format!("the lines up to {line} are stored"),
         }
     }
 
+    fn way_from(&self, line: u64) -> String {
+        format!("--from-line {line}{}", if self.resumes { " (or --resume)" } else { "" })
+    }
+
     fn go_on(&self) -> String {
         let next = self.source.from_line.max(self.stored_line + 1);
-        format!("{}; go on with --from-line {next}{}", self.stored(), self.other_way)
+        format!("{}; go on with {}", self.stored(), self.way_from(next))
+    }
+
+    /// After a commit that failed nobody here knows whether it took place: only the record in the database does.
+    fn go_on_after_failure(&self) -> String {
+        if self.resumes { format!("{} at least; go on with --resume", self.stored()) } else { self.go_on() }
     }
 }
 
