@@ -4,7 +4,7 @@ use lethe::db::all_statements;
 use lethe::opendsr::DeniedValues;
 use lethe::request::ControllerId;
 use lethe::stores::import::ProfileLine;
-use lethe_tests::cli::{json, lethe, start, write};
+use lethe_tests::cli::{json, lethe, write};
 use lethe_tests::wait::{eventually, seconds};
 use lethe_tests::{Publisher, Request, Worker, World};
 use serde_json::{Value, json};
@@ -66,6 +66,45 @@ async fn a_line_is_the_whole_profile_and_the_same_line_changes_nothing() {
     assert_eq!(matched, [1302]);
     import(&world, "profiles", r#"{"mpid":1301,"identities":[]}"#, &[]).await;
     assert_eq!(identities(&world).await, ["1302 email shared@example.com"]);
+}
+
+/// Sessions that wait for a lock.
+async fn waiting(world: &World, count: i64) {
+    let sql =
+        "SELECT count(*) = $1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    eventually("sessions wait for a lock", seconds(10), async || world.one(sql, &[&count]).await).await;
+}
+
+#[tokio::test]
+async fn two_imports_of_one_profile_do_not_mix_its_identities() {
+    let world = World::new().await;
+    let acme = world.controller("acme").await;
+    world
+        .run("CREATE FUNCTION public.gate() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                  IF NEW.identity_value = 'first' THEN PERFORM pg_advisory_xact_lock(42); END IF; RETURN NEW; END $$;
+              CREATE TRIGGER gate BEFORE INSERT ON subject_data.profile_identities_p1 FOR EACH ROW EXECUTE FUNCTION public.gate()")
+        .await;
+    let gate = world.db.begin("gate").await.unwrap();
+    gate.batch_execute("SELECT pg_advisory_xact_lock(42)").await.unwrap();
+    let line = |value: &str| {
+        let line = json!({"mpid": 1, "identities": {"other": value, "other2": value}}).to_string();
+        ProfileLine::parse(&line, &DeniedValues::default()).unwrap()
+    };
+    let (first, second) = ([line("first")], [line("second")]);
+    let open_the_gate = async {
+        waiting(&world, 2).await;
+        gate.rollback().await;
+    };
+    let second = async {
+        waiting(&world, 1).await;
+        profiles_of_lines(&world, &acme, &second).await;
+    };
+    futures_util::join!(profiles_of_lines(&world, &acme, &first), second, open_the_gate);
+    assert_eq!(identities(&world).await, ["1 other second", "1 other2 second"]);
+}
+
+async fn profiles_of_lines(world: &World, controller: &ControllerId, lines: &[ProfileLine]) {
+    lethe::stores::import::profiles(&world.db, controller, lines).await.unwrap();
 }
 
 #[tokio::test]
@@ -281,121 +320,6 @@ async fn marks_packing_and_other_encodings() {
         let ran = lethe(&world, &["import", "event-batches", &file, "--controller", "acme"]).await;
         assert!(ran.code == Some(1) && ran.err.contains(rule), "{rule}: {}", ran.err);
     }
-}
-
-/// The statement that stores this line of event batches waits while the advisory lock 42 is held elsewhere.
-async fn gate_at(world: &World, n: i64) {
-    world
-        .run(&format!(
-            "CREATE FUNCTION public.gate() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-                 IF (NEW.body ->> 'n')::bigint = {n} THEN PERFORM pg_advisory_xact_lock(42); END IF;
-                 RETURN NEW;
-             END $$;
-             CREATE TRIGGER gate BEFORE INSERT ON subject_data.event_batches_p1 FOR EACH ROW EXECUTE FUNCTION public.gate()"
-        ))
-        .await;
-}
-
-/// Closes it, until the end of the transaction.
-async fn gate(world: &World) -> lethe::db::Tx {
-    let gate = world.db.begin("gate").await.unwrap();
-    gate.batch_execute("SELECT pg_advisory_xact_lock(42)").await.unwrap();
-    gate
-}
-
-async fn waits_at_the_gate(world: &World) {
-    let waiting = "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = 42 AND NOT granted)";
-    eventually("the import stands at the gate", seconds(15), async || world.one(waiting, &[]).await).await;
-}
-
-fn batches(numbers: std::ops::RangeInclusive<i64>) -> String {
-    let lines: Vec<String> = numbers.map(|n| format!("{{\"mpid\":7,\"n\":{n}}}\n")).collect();
-    lines.concat()
-}
-
-/// How many event batches there are, and how many different ones.
-async fn counted(world: &World) -> (i64, i64) {
-    let count = |what: &str| format!("SELECT count({what}) FROM subject_data.event_batches");
-    (world.one(&count("*"), &[]).await, world.one(&count("DISTINCT body ->> 'n'"), &[]).await)
-}
-
-const SMALL_GROUPS: [&str; 2] = ["--group", "100"];
-
-#[tokio::test]
-async fn an_import_that_is_killed_or_interrupted_is_gone_on_with_and_doubles_nothing() {
-    let world = World::new().await;
-    world.controller("acme").await;
-    gate_at(&world, 450).await;
-    let file = write(&world, "batches.jsonl", batches(1..=1_000));
-    let import = [&["import", "event-batches", file.as_str(), "--controller", "acme"][..], &SMALL_GROUPS].concat();
-
-    let gate = gate(&world).await;
-    let mut killed = start(&world, &import);
-    waits_at_the_gate(&world).await;
-    killed.start_kill().unwrap();
-    killed.wait().await.unwrap();
-    gate.rollback().await;
-    let sessions = "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'lethe')";
-    eventually("PostgreSQL sees that it is gone", seconds(10), async || world.one(sessions, &[]).await).await;
-    assert_eq!(counted(&world).await, (400, 400), "the group that was under way is not there");
-    let gate = self::gate(&world).await;
-
-    // A second run, by Ctrl-C: the group under way is finished and the last line named.
-    let interrupted = start(&world, &[&import[..], &["--resume"]].concat());
-    waits_at_the_gate(&world).await;
-    let pid = interrupted.id().unwrap().to_string();
-    assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
-    gate.rollback().await;
-    let output = interrupted.wait_with_output().await.unwrap();
-    let error = String::from_utf8(output.stderr).unwrap();
-    let (stored, different) = counted(&world).await;
-    assert!((500..1_000).contains(&stored) && stored == different, "{stored} {different}");
-    assert_eq!(output.status.code(), Some(1));
-    for part in ["interrupted", &format!("the lines up to {stored} are stored"), &format!("--from-line {}", stored + 1)]
-    {
-        assert!(error.contains(part), "{part}: {error}");
-    }
-
-    let summary = json(&world, &[&import[..], &["--resume"]].concat()).await;
-    assert_eq!((&summary["resumed_after_line"], &summary["lines"]), (&json!(stored), &json!(1_000 - stored)));
-    assert_eq!(counted(&world).await, (1_000, 1_000));
-    let summary = json(&world, &[&import[..], &["--resume"]].concat()).await;
-    assert_eq!((&summary["lines"], counted(&world).await), (&json!(0), (1_000, 1_000)));
-    // Packed it is the same file, and one that has grown goes on as well.
-    write(&world, "batches.jsonl", batches(1..=1_100));
-    assert!(std::process::Command::new("gzip").args(["-f", &file]).status().unwrap().success());
-    let packed = format!("{file}.gz");
-    let grown = json(&world, &["import", "event-batches", &packed, "--controller", "acme", "--resume"]).await;
-    assert_eq!((&grown["lines"], counted(&world).await), (&json!(100), (1_100, 1_100)));
-}
-
-#[tokio::test]
-async fn a_file_that_was_mended_is_gone_on_with_at_the_line() {
-    let world = World::new().await;
-    let acme: ControllerId = world.controller("acme").await;
-    world.controller("other").await;
-    let good = batches(1..=300);
-    let bad = good.replace("{\"mpid\":7,\"n\":250}", "{\"n\":250}");
-    let file = write(&world, "batches.jsonl", bad);
-    let import = [&["import", "event-batches", file.as_str(), "--controller", "acme"][..], &SMALL_GROUPS].concat();
-    let ran = lethe(&world, &import).await;
-    assert!(
-        ran.err.contains("line 250 of")
-            && ran.err.contains("mpid is required")
-            && ran.err.contains("--from-line 250 (or --resume)"),
-        "{}",
-        ran.err
-    );
-    assert_eq!(world.rows_of(&acme, 7).await.2, 249);
-    std::fs::write(&file, &good).unwrap();
-    let resumed = [&import[..], &["--resume"]].concat();
-    assert_eq!(json(&world, &resumed).await["resumed_after_line"], 249);
-    assert_eq!(counted(&world).await, (300, 300));
-    // Another controller's import of the same file is another import.
-    let theirs = json(&world, &["import", "event-batches", &file, "--controller", "other", "--resume"]).await;
-    assert_eq!((&theirs["lines"], &theirs["batches_without_profile"]), (&json!(300), &json!(300)));
-    let both = lethe(&world, &[&resumed[..], &["--from-line", "3"]].concat()).await;
-    assert_eq!(both.code, Some(64), "one or the other: {}", both.err);
 }
 
 #[tokio::test]

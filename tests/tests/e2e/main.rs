@@ -26,6 +26,7 @@ mod hostile;
 mod intake;
 mod large_subjects;
 mod import;
+mod import_resume;
 mod intake;
 mod liberal;
 mod matching;
