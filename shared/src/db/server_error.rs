@@ -91,14 +91,15 @@ impl From<refinery::Error> for MigrationFailure {
 
 impl fmt::Display for MigrationFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut source = self.0.source();
-        while let Some(error) = source {
-            if let Some(error) = error.downcast_ref::<tokio_postgres::Error>() {
-                return f.write_str(&describe(error));
+        let refinery::error::Kind::Connection(step, source) = self.0.kind() else { return write!(f, "{}", self.0) };
+        match source.downcast_ref::<tokio_postgres::Error>() {
+            // What a migration raises are our own words.
+            Some(error) if error.code().is_some_and(|code| code.code() == "P0001") => {
+                write!(f, "{step}: {}", error.as_db_error().map_or("", |error| error.message()))
             }
-            source = error.source();
+            Some(error) => write!(f, "{step}: {}", describe(error)),
+            None => f.write_str(step),
         }
-        write!(f, "{}", self.0)
     }
 }
 

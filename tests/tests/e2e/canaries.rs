@@ -1,8 +1,8 @@
 //! The command line repeats no value of a person: not on its outputs, not in its reports (guarantee 6).
 
-use lethe::db::DbError;
+use lethe::db::{Db, DbError};
 use lethe_tests::cli::{Ran, json, lethe, write};
-use lethe_tests::{Request, Worker, World};
+use lethe_tests::{Request, Worker, World, servers};
 use serde_json::json;
 
 const CANARY: &str = "canary";
@@ -162,4 +162,17 @@ async fn an_error_of_the_database_has_no_form_that_quotes_a_row() {
     }
     let error = session.batch_execute("SELECT 1 FROM public.nowhere").await.unwrap_err();
     assert!(error.to_string().contains("nowhere"), "what names things of ours is shown: {error}");
+}
+
+#[tokio::test]
+async fn a_migration_that_fails_is_named_with_what_the_server_said() {
+    let name = servers::unique_name();
+    let url = servers::create_empty_database(&name).await;
+    let db = Db::new(&url, 2, "lethe-tests").unwrap();
+    db.session().await.unwrap().batch_execute("CREATE SCHEMA subject_data").await.unwrap();
+    let error = lethe::db::migrate::migrate(&db).await.unwrap_err();
+    let text = forms(&error);
+    assert!(text.contains("V4__subject_data") && text.contains("42P06") && text.contains("already exists"), "{text}");
+    drop(db);
+    servers::drop_database(&name).await;
 }

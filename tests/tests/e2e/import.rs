@@ -240,7 +240,7 @@ async fn a_line_that_cannot_be_taken_is_named_and_the_lines_before_it_are_stored
         r#"{"mpid":"1","empty":{},"list":[],"nothing":null,"mixed":[null,{"x":null}]}"#,
     ];
     let summary = import(&world, "event-batches", &format!("{}\r\n\r\n   \r\n", kept.join("\r\n")), &[]).await;
-    assert_eq!(summary["lines"], 3, "blank lines are none");
+    assert_eq!(summary["lines"], 3, "blank lines do not count");
     let bodies: Vec<String> = world.all("SELECT body::text FROM subject_data.event_batches ORDER BY id", &[]).await;
     assert_eq!(bodies, kept);
     assert_eq!(world.rows_of(&acme, 1).await.2, 3);
@@ -306,6 +306,8 @@ async fn marks_packing_and_other_encodings() {
     assert_eq!(json(&world, &["import", "profiles", &packed, "--controller", "acme"]).await["lines"], 2);
     assert_eq!(profiles(&world).await, 4);
 
+    let absent = lethe(&world, &["import", "profiles", "/nowhere.jsonl", "--controller", "acme"]).await;
+    assert!(absent.err.contains("/nowhere.jsonl cannot be imported: it cannot be opened"), "{}", absent.err);
     let mut cut = std::fs::read(&packed).unwrap();
     cut.truncate(cut.len() - 9);
     let utf16: Vec<u8> = marked.encode_utf16().flat_map(u16::to_le_bytes).collect();

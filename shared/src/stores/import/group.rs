@@ -32,7 +32,7 @@ pub struct Group<T> {
     pub ends: Vec<LineEnd>,
     /// Lines between them that cannot be taken, by number.
     pub invalid: Vec<(u64, InvalidLine)>,
-    /// Why there is no group behind this one; `None` if there is.
+    /// Why this group is the last one; `None` if another one follows.
     pub end: Option<End>,
 }
 

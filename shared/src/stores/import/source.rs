@@ -22,6 +22,12 @@ const HEAD: u64 = 4;
 /// A file that cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
+    /// There is no such file, or it is not to be read.
+    #[error("it cannot be opened: {source}")]
+    Open {
+        /// What the system said.
+        source: io::Error,
+    },
     /// The system failed, or a packed file is damaged or cut off.
     #[error("line {line} cannot be read: {source}")]
     Read {
@@ -69,7 +75,7 @@ impl Source {
     /// [`SourceError`].
     pub fn open(path: &Path) -> Result<Self, SourceError> {
         let unreadable = |source| SourceError::Read { line: 1, source };
-        let file = File::open(path).map_err(unreadable)?;
+        let file = File::open(path).map_err(|source| SourceError::Open { source })?;
         let size = file.metadata().map_err(unreadable)?.len();
         let taken = Arc::new(AtomicU64::new(0));
         let counting = Counting { file, taken: Arc::clone(&taken) };
@@ -187,7 +193,7 @@ impl<R: BufRead> Lines<R> {
         Self { reader, limit, reading, buffer: Vec::new(), is_inside: false }
     }
 
-    /// The next line that is not blank: its text, without the line end, or why it is none. `None` at the end.
+    /// The next line that is not blank: its text, without the line end, or why it cannot be taken. `None` at the end.
     ///
     /// # Errors
     /// [`SourceError::Read`].
