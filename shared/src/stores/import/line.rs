@@ -70,7 +70,7 @@ impl ProfileLine {
             }
             let is_empty = matches!(raw.get(), "null") || is_empty_list(raw.get());
             match name.as_str() {
-                "mpid" => mpid = Some(mpid_of(raw)?),
+                "mpid" => mpid = Some(mpid_of(line, raw)?),
                 _ if is_empty => {}
                 "identities" => identities.read(stored(line, "identities", raw)?)?,
                 "attributes" => stored(line, "attributes", raw)?.clone_into(&mut attributes),
@@ -92,7 +92,7 @@ impl EventBatchLine {
     pub fn parse(line: &str) -> Result<Self, InvalidLine> {
         let mut mpid = None;
         for (name, raw) in fields(line)? {
-            if name == "mpid" && mpid.replace(mpid_of(raw)?).is_some() {
+            if name == "mpid" && mpid.replace(mpid_of(line, raw)?).is_some() {
                 return Err(InvalidLine::field("mpid", Rule::DuplicateKey));
             }
         }
@@ -116,19 +116,22 @@ fn is_empty_list(raw: &str) -> bool {
     raw.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).is_some_and(|within| within.trim().is_empty())
 }
 
-fn mpid_of(raw: &RawValue) -> Result<Mpid, InvalidLine> {
+fn mpid_of(line: &str, raw: &RawValue) -> Result<Mpid, InvalidLine> {
     let value = serde_json::from_str::<Value>(raw.get()).ok();
-    value.as_ref().and_then(read_mpid).ok_or_else(|| InvalidLine::field("mpid", Rule::Mpid))
+    let invalid = || InvalidLine { column: Some(place(line, raw) + 1), ..InvalidLine::field("mpid", Rule::Mpid) };
+    value.as_ref().and_then(read_mpid).ok_or_else(invalid)
+}
+
+/// The index at which the text of a field begins: it is a part of the line, so the difference of their addresses tells.
+fn place(line: &str, raw: &RawValue) -> usize {
+    (raw.get().as_ptr() as usize).saturating_sub(line.as_ptr() as usize)
 }
 
 /// The text of a field that is stored as jsonb.
 fn stored<'a>(line: &str, field: &'static str, raw: &'a RawValue) -> Result<&'a str, InvalidLine> {
-    // The field's text is a part of the line, so that the difference of their addresses is its place.
-    let place = (raw.get().as_ptr() as usize).saturating_sub(line.as_ptr() as usize);
     storable::as_jsonb(raw.get()).map(|()| raw.get()).map_err(|(rule, index)| InvalidLine {
-        field: field.into(),
-        rule,
-        column: Some(place + index + 1),
+        column: Some(place(line, raw) + index + 1),
+        ..InvalidLine::field(field, rule)
     })
 }
 
@@ -304,6 +307,7 @@ mod tests {
         ] {
             assert_eq!(refusal(line), (field.to_owned(), rule), "{line}");
         }
+        assert_eq!(profile(r#"{"mpid":1.107E3}"#).unwrap_err().column, Some(9));
         let invalid = profile(r#"{"mpid":1012,"attributes":{"bio":"before\u0000after"}}"#).unwrap_err();
         assert_eq!(
             invalid.to_string(),
