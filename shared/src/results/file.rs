@@ -8,14 +8,15 @@ use std::io::{self, Write};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
+use object_store::ObjectStoreExt;
 use object_store::path::Path;
-use object_store::{ObjectStoreExt, WriteMultipart};
 use tokio::sync::mpsc;
 use zip::write::{SimpleFileOptions, StreamWriter};
 use zip::{CompressionMethod, ZipWriter};
 
 use super::cipher::Encryptor;
 use super::store::Store;
+use super::upload::{PartSizes, Upload};
 use crate::crypto::KEY_LEN;
 use crate::stores::{ExportLine, StoreError};
 
@@ -46,8 +47,6 @@ impl Format {
 pub const MAX_PART: u64 = 64 * 1024 * 1024;
 /// Lines are handed over in bundles of about so many bytes.
 const BUNDLE: usize = 128 * 1024;
-/// Parts of an upload; cloud stores want 5 MiB at least.
-const UPLOAD_PART: usize = 5 * 1024 * 1024;
 
 /// What was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,7 +104,7 @@ pub async fn write(
     lines: impl Stream<Item = Result<ExportLine, StoreError>>,
 ) -> Result<Written, FileError> {
     let upload = store.put_multipart(&Path::from(path)).await?;
-    let mut upload = WriteMultipart::new_with_chunk_size(upload, UPLOAD_PART);
+    let mut upload = Upload::new(upload, PartSizes::CLOUD);
     let (bundles, packer_input) = mpsc::channel::<Vec<ExportLine>>(2);
     let (packer_output, mut encrypted) = mpsc::channel::<Bytes>(16);
     let key = *key;
@@ -137,10 +136,9 @@ pub async fn write(
     }
 }
 
-async fn upload_all(upload: &mut WriteMultipart, encrypted: &mut mpsc::Receiver<Bytes>) -> Result<(), FileError> {
+async fn upload_all(upload: &mut Upload, encrypted: &mut mpsc::Receiver<Bytes>) -> Result<(), FileError> {
     while let Some(bytes) = encrypted.recv().await {
-        upload.wait_for_capacity(1).await?;
-        upload.put(bytes);
+        upload.put(bytes).await?;
     }
     Ok(())
 }

@@ -6,3 +6,4 @@ pub mod day_keys;
 pub mod file;
 pub mod link;
 pub mod store;
+mod upload;
