@@ -28,7 +28,14 @@ impl Ran {
 
 /// Runs `lethe` in the environment of a world.
 pub async fn lethe(world: &World, arguments: &[&str]) -> Ran {
-    let output = bare("lethe").envs(environment(world)).args(arguments).output().await.unwrap();
+    lethe_with(world, arguments, &[]).await
+}
+
+/// Runs `lethe` in the environment of a world, with further settings.
+pub async fn lethe_with(world: &World, arguments: &[&str], settings: &[(&str, &str)]) -> Ran {
+    let mut command = bare("lethe");
+    command.envs(environment(world)).envs(settings.iter().copied());
+    let output = command.args(arguments).output().await.unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     Ran { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
 }

@@ -3,8 +3,9 @@
 use jiff::Timestamp;
 use tokio_postgres::Row;
 
+use super::leader::{self, Term};
 use super::pool::Session;
-use super::{Db, DbError, leader, statements};
+use super::{Db, DbError, statements};
 use crate::request::{BatchId, Lane};
 
 statements! {
@@ -35,13 +36,41 @@ statements! {
          WHERE b.state = 'released'
            AND NOT EXISTS (SELECT FROM lethe.slices s WHERE s.batch_id = b.batch_id AND s.state = 'ready')
         RETURNING batch_id";
+    /// The totals of those that are listed, and of no other.
     LIST = "
         SELECT b.batch_id, b.lane, b.tick_at, b.runs_at, b.state, b.closed_at, b.released_at, b.completed_at,
-               count(r.*), count(*) FILTER (WHERE r.status = 'pending'), count(*) FILTER (WHERE r.status = 'in_progress'),
-               count(*) FILTER (WHERE r.status = 'completed'), count(*) FILTER (WHERE r.status = 'cancelled')
-          FROM lethe.batches b LEFT JOIN lethe.requests r USING (batch_id)
-         WHERE $1::bigint IS NULL OR b.batch_id = $1
-         GROUP BY b.batch_id ORDER BY b.runs_at DESC, b.batch_id DESC LIMIT $2";
+               coalesce(t.requests, 0)::bigint, coalesce(t.pending, 0)::bigint, coalesce(t.in_progress, 0)::bigint,
+               coalesce(t.completed, 0)::bigint, coalesce(t.cancelled, 0)::bigint
+          FROM (SELECT * FROM lethe.batches WHERE $1::bigint IS NULL OR batch_id = $1
+                 ORDER BY runs_at DESC, batch_id DESC LIMIT $2) b
+          LEFT JOIN (
+            SELECT batch_id, sum(n) AS requests, sum(n) FILTER (WHERE status = 'pending') AS pending,
+                   sum(n) FILTER (WHERE status = 'in_progress') AS in_progress,
+                   sum(n) FILTER (WHERE status = 'completed') AS completed,
+                   sum(n) FILTER (WHERE status = 'cancelled') AS cancelled
+              FROM (SELECT batch_id, status, total AS n FROM lethe.batch_totals
+                     WHERE batch_id IN (SELECT batch_id FROM lethe.batches WHERE $1::bigint IS NULL OR batch_id = $1
+                                         ORDER BY runs_at DESC, batch_id DESC LIMIT $2)
+                    UNION ALL
+                    SELECT batch_id, status, delta FROM lethe.request_deltas WHERE batch_id IS NOT NULL) counted
+             GROUP BY batch_id) t USING (batch_id)
+         ORDER BY b.runs_at DESC, b.batch_id DESC";
+    /// Pending requests whose batch is not there, by the number that they name: the numbers of batches are read one by
+    /// one from the index, however many requests have each.
+    WITHOUT_BATCH = "
+        WITH RECURSIVE named AS (
+            SELECT (SELECT min(batch_id) FROM lethe.requests) AS batch_id
+            UNION ALL
+            SELECT (SELECT min(r.batch_id) FROM lethe.requests r WHERE r.batch_id > named.batch_id)
+              FROM named WHERE named.batch_id IS NOT NULL)
+        SELECT n.batch_id, p.count
+          FROM named n
+         CROSS JOIN LATERAL (
+            SELECT count(*) FROM (SELECT FROM lethe.requests r
+                                   WHERE r.batch_id = n.batch_id AND r.status = 'pending' LIMIT 10000) first) p
+         WHERE NOT EXISTS (SELECT FROM lethe.batches b WHERE b.batch_id = n.batch_id) AND n.batch_id IS NOT NULL
+           AND p.count > 0
+         ORDER BY n.batch_id";
     /// What a batch that has not run yet would be executed on.
     PENDING = "
         SELECT request_key, controller_id, subject_request_id, sealed_request, approval
@@ -105,15 +134,16 @@ fn read_due(row: &Row) -> Result<DueBatch, DbError> {
 /// Closes every batch whose tick has come. Waits for the intakes under way, so that none of them can still join.
 ///
 /// # Errors
-/// [`DbError::LeadershipLost`] where `epoch` is over.
-pub async fn close_due(db: &Db, epoch: i64) -> Result<Vec<DueBatch>, DbError> {
+/// [`DbError::LeadershipLost`] where the term is over, [`DbError::ClockAhead`].
+pub async fn close_due(db: &Db, term: &Term) -> Result<Vec<DueBatch>, DbError> {
     let tx = db.begin("close_batches").await?;
-    leader::assert(&tx, epoch).await?;
+    leader::assert_term(&tx, term).await?;
     tx.query(LOCK_OUT_INTAKE, &[]).await?;
     let closed: Vec<DueBatch> = tx.query(CLOSE, &[]).await?.iter().map(read_due).collect::<Result<_, _>>()?;
     let ids: Vec<BatchId> = closed.iter().map(|batch| batch.batch_id).collect();
     tx.execute(CLOSED_THROUGH, &[&ids]).await?;
     crate::fault::point("close.before_commit");
+    leader::assert_clock(&tx, term).await?;
     tx.commit().await?;
     Ok(closed)
 }
@@ -216,6 +246,15 @@ pub async fn list(session: &Session, only: Option<BatchId>, limit: i64) -> Resul
             cancelled: row.get(12),
         })
         .collect())
+}
+
+/// Pending requests whose batch is not there, by the number that they name, 10,000 of each at most: after a restore or a
+/// failover that lost it. Nothing closes or releases them.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn without_batch(session: &Session) -> Result<Vec<(BatchId, i64)>, DbError> {
+    Ok(session.query(WITHOUT_BATCH, &[]).await?.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
 /// What a batch was executed on.

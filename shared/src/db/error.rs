@@ -33,6 +33,14 @@ pub enum DbError {
     /// The epoch of this leader is over; another one leads.
     #[error("the leadership was lost")]
     LeadershipLost,
+    /// The database's clock is ahead of the time that has passed; what cannot be undone waits.
+    #[error(
+        "PostgreSQL's clock is {seconds} s ahead of the time that has passed: correct it, or let `lethe clock agree` take it as it is"
+    )]
+    ClockAhead {
+        /// So far.
+        seconds: i64,
+    },
     /// The lease of this holder is over; another one holds the work.
     #[error("the lease was lost")]
     LeaseLost,
@@ -108,6 +116,7 @@ impl DbError {
             (_, Some(code)) => format!("sqlstate_{}", code.code()),
             (Self::LeaseLost, _) => "lease_lost".to_owned(),
             (Self::LeadershipLost, _) => "leadership_lost".to_owned(),
+            (Self::ClockAhead { .. }, _) => "clock_ahead".to_owned(),
             (Self::Crypto(_), _) => "sealed_data".to_owned(),
             (Self::ReadOnly, _) => "read_only".to_owned(),
             (Self::Pool { .. } | Self::Postgres { .. }, None) => "connection".to_owned(),
@@ -164,7 +173,8 @@ impl DbError {
                 | Self::ReadOnly
                 | Self::NoCalendar
                 | Self::LeaseLost
-                | Self::LeadershipLost,
+                | Self::LeadershipLost
+                | Self::ClockAhead { .. },
                 None,
             ) => Disposition::Transient,
             _ => Disposition::Permanent,

@@ -36,12 +36,20 @@ statements! {
                       $8::bytea[], $9::bytea[], $10::bytea[], $11::timestamptz[], $12::timestamptz[], $14::text[])
                AS q (controller_id, subject_request_id, api_version, regulation, request_type, lane, batch_id,
                      content_digest, sealed_request, group_digest, submitted_time, expected_completion_time, approval)
+         -- Known for good, also after its records were removed.
+         WHERE NOT EXISTS (SELECT FROM lethe.past_requests p WHERE p.controller_id = q.controller_id
+                                                               AND p.subject_request_id = q.subject_request_id)
          ORDER BY controller_id, subject_request_id
         ON CONFLICT (controller_id, subject_request_id) DO NOTHING
         RETURNING request_key, controller_id, subject_request_id";
     FIND_EXISTING = "
         SELECT r.controller_id, r.subject_request_id, r.content_digest, r.received_at, r.expected_completion_time
           FROM lethe.requests r
+          JOIN unnest($1::text[], $2::uuid[]) AS q (controller_id, subject_request_id)
+         USING (controller_id, subject_request_id)
+        UNION ALL
+        SELECT p.controller_id, p.subject_request_id, p.content_digest, p.received_at, p.expected_completion_time
+          FROM lethe.past_requests p
           JOIN unnest($1::text[], $2::uuid[]) AS q (controller_id, subject_request_id)
          USING (controller_id, subject_request_id)";
     INSERT_MPIDS = "

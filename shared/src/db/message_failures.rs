@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 
+use super::leader::{self, Term};
 use super::pool::Session;
-use super::{DbError, statements};
+use super::{Db, DbError, statements};
 
 statements! {
     KNOWN = "
@@ -18,7 +19,10 @@ statements! {
     FORGET = "DELETE FROM lethe.message_failures WHERE message_digest = ANY ($1)";
     FORGET_UNSAID = "DELETE FROM lethe.message_failures WHERE message_digest = ANY ($1) AND last_cause IS NULL";
     FORGET_OLD = "
-        DELETE FROM lethe.message_failures WHERE last_failed_at <= lethe.now() - make_interval(secs => $1)";
+        DELETE FROM lethe.message_failures
+         WHERE ctid = ANY (ARRAY (SELECT ctid FROM lethe.message_failures
+                                   WHERE last_failed_at <= (SELECT lethe.now()) - make_interval(secs => $1)
+                                   ORDER BY last_failed_at LIMIT $2))";
 }
 
 /// Attempts by digest.
@@ -65,10 +69,15 @@ pub async fn forget_begun(session: &Session, digests: &[Vec<u8>]) -> Result<(), 
     Ok(())
 }
 
-/// Forgets messages that were last seen so long ago that they cannot be queued any more; returns how many.
+/// Forgets messages that were last seen so long ago that they cannot be queued any more, at most `limit`; returns how many.
 ///
 /// # Errors
-/// [`DbError`].
-pub async fn forget_old(session: &Session, age: std::time::Duration) -> Result<u64, DbError> {
-    session.execute(FORGET_OLD, &[&age.as_secs_f64()]).await
+/// [`DbError::LeadershipLost`], [`DbError::ClockAhead`].
+pub async fn forget_old(db: &Db, term: &Term, age: std::time::Duration, limit: i64) -> Result<u64, DbError> {
+    let tx = db.begin("forget_message_failures").await?;
+    leader::assert_term(&tx, term).await?;
+    let forgotten = tx.execute(FORGET_OLD, &[&age.as_secs_f64(), &limit]).await?;
+    leader::assert_clock(&tx, term).await?;
+    tx.commit().await?;
+    Ok(forgotten)
 }

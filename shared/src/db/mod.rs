@@ -22,7 +22,9 @@ pub mod migrate;
 pub mod obstacles;
 pub mod overview;
 pub mod purge;
+pub mod records;
 pub mod release;
+pub mod request_lists;
 pub mod requests;
 pub mod results;
 pub mod slices;
@@ -62,7 +64,9 @@ pub fn all_statements() -> Vec<(&'static str, &'static str)> {
         obstacles::STATEMENTS,
         overview::STATEMENTS,
         purge::STATEMENTS,
+        records::STATEMENTS,
         release::STATEMENTS,
+        request_lists::STATEMENTS,
         requests::STATEMENTS,
         results::STATEMENTS,
         slices::STATEMENTS,

@@ -1,29 +1,76 @@
-//! Figures over everything, for metrics and `lethe top`.
+//! Figures over everything, for metrics and `lethe top`: totals are kept, and what is open is found by an index. Nothing here
+//! reads all of history (DESIGN rule 18).
 
 use super::pool::Session;
-use super::{DbError, statements};
+use super::{Db, DbError, leader, statements};
 
 statements! {
-    BY_STATUS = "SELECT request_type, status, count(*) FROM lethe.requests GROUP BY 1, 2 ORDER BY 1, 2";
-    CALLBACKS_BY_STATE = "SELECT state, count(*) FROM lethe.callbacks GROUP BY 1 ORDER BY 1";
-    /// Seconds that the oldest item of each stage has been ready; 0 where none is.
+    BY_STATUS = "
+        SELECT request_type, status, sum(n)::bigint
+          FROM (SELECT request_type, status, total AS n FROM lethe.request_totals
+                UNION ALL
+                SELECT request_type, status, delta FROM lethe.request_deltas) counted
+         GROUP BY 1, 2 HAVING sum(n) <> 0 ORDER BY 1, 2";
+    CALLBACKS_BY_STATE = "
+        SELECT state, sum(n)::bigint
+          FROM (SELECT state, total AS n FROM lethe.callback_totals
+                UNION ALL
+                SELECT state, delta FROM lethe.callback_deltas) counted
+         GROUP BY 1 HAVING sum(n) <> 0 ORDER BY 1";
+    /// Differences become totals. Whatever is under way is not seen yet, and comes with the next turn.
+    FOLD_REQUESTS = "
+        WITH taken AS (
+            DELETE FROM lethe.request_deltas
+             WHERE ctid = ANY (ARRAY (SELECT ctid FROM lethe.request_deltas LIMIT $1))
+            RETURNING batch_id, request_type, status, delta),
+        totals AS (
+            INSERT INTO lethe.request_totals AS t (request_type, status, total)
+            SELECT request_type, status, sum(delta) FROM taken GROUP BY 1, 2
+            ON CONFLICT (request_type, status) DO UPDATE SET total = t.total + excluded.total),
+        batches AS (
+            INSERT INTO lethe.batch_totals AS t (batch_id, status, total)
+            SELECT batch_id, status, sum(delta) FROM taken WHERE batch_id IS NOT NULL GROUP BY 1, 2
+            ON CONFLICT (batch_id, status) DO UPDATE SET total = t.total + excluded.total)
+        SELECT count(*) FROM taken";
+    FOLD_CALLBACKS = "
+        WITH taken AS (
+            DELETE FROM lethe.callback_deltas
+             WHERE ctid = ANY (ARRAY (SELECT ctid FROM lethe.callback_deltas LIMIT $1))
+            RETURNING state, delta),
+        totals AS (
+            INSERT INTO lethe.callback_totals AS t (state, total) SELECT state, sum(delta) FROM taken GROUP BY 1
+            ON CONFLICT (state) DO UPDATE SET total = t.total + excluded.total)
+        SELECT count(*) FROM taken";
+    /// Since when the oldest item of each stage has been ready; what lies in the future is not ready.
     OLDEST = "
-        SELECT 'closing' AS stage, min(tick_at) AS since FROM lethe.batches WHERE state = 'open' AND tick_at <= lethe.now()
+        SELECT 'closing' AS stage, (SELECT min(tick_at) FROM lethe.batches WHERE state = 'open') AS since
         UNION ALL
-        SELECT 'release', min(runs_at) FROM lethe.batches WHERE state = 'closed' AND runs_at <= lethe.now()
+        SELECT 'release', (SELECT min(runs_at) FROM lethe.batches WHERE state = 'closed')
         UNION ALL
-        SELECT 'erasure', min(next_attempt_at) FROM lethe.slices
-         WHERE state = 'ready' AND stage = 'erasure' AND next_attempt_at <= lethe.now()
+        SELECT 'erasure', (SELECT min(next_attempt_at) FROM lethe.slices WHERE state = 'ready' AND stage = 'erasure')
         UNION ALL
-        SELECT 'compilation', min(next_attempt_at) FROM lethe.slices
-         WHERE state = 'ready' AND stage = 'compilation' AND next_attempt_at <= lethe.now()
+        SELECT 'compilation',
+               (SELECT min(next_attempt_at) FROM lethe.slices WHERE state = 'ready' AND stage = 'compilation')
         UNION ALL
-        SELECT 'callback', min(next_attempt_at) FROM lethe.callbacks WHERE state = 'ready' AND next_attempt_at <= lethe.now()
+        SELECT 'sealing', (SELECT recorded_at FROM lethe.audit_entries
+                            WHERE entry_id = (SELECT min(entry_id) FROM lethe.audit_unsealed))
         UNION ALL
-        SELECT 'sealing', min(recorded_at) FROM lethe.audit_entries
-         WHERE entry_id = (SELECT min(entry_id) FROM lethe.audit_unsealed)
-        UNION ALL
-        SELECT 'approval', min(received_at) FROM lethe.requests WHERE approval = 'needed' AND status = 'pending'";
+        SELECT 'approval', (SELECT received_at FROM lethe.requests
+                             WHERE approval = 'needed' AND cancelled_at IS NULL ORDER BY request_key LIMIT 1)";
+    /// The first callback of each endpoint that has one, read one by one from the index: since when the oldest is due, and
+    /// how many of these endpoints are not there.
+    OLDEST_CALLBACK = "
+        WITH RECURSIVE first AS (
+            (SELECT endpoint_id, next_attempt_at FROM lethe.callbacks
+              WHERE state = 'ready' ORDER BY endpoint_id, next_attempt_at LIMIT 1)
+            UNION ALL
+            SELECT next.endpoint_id, next.next_attempt_at
+              FROM first CROSS JOIN LATERAL (
+                SELECT c.endpoint_id, c.next_attempt_at FROM lethe.callbacks c
+                 WHERE c.state = 'ready' AND c.endpoint_id > first.endpoint_id
+                 ORDER BY c.endpoint_id, c.next_attempt_at LIMIT 1) next)
+        SELECT min(first.next_attempt_at), count(*) FILTER (WHERE e.endpoint_id IS NULL)
+          FROM first LEFT JOIN lethe.endpoints e USING (endpoint_id)";
     NOW = "SELECT lethe.now()";
     LEADER_EPOCH = "SELECT epoch FROM lethe.leaders WHERE name = 'scheduler'";
 }
@@ -37,29 +84,56 @@ pub struct Overview {
     pub callbacks: Vec<(String, i64)>,
     /// Seconds that the oldest ready item of each stage has waited; 0 where there is none.
     pub oldest_seconds: Vec<(String, f64)>,
+    /// Endpoints with callbacks that are to be delivered and no row of their own: lost with a restore.
+    pub lost_endpoints: i64,
     /// The epoch of the leading scheduler.
     pub leader_epoch: i64,
 }
 
-/// Counts everything.
+/// Reads the totals, and looks for the oldest work of each stage.
 ///
 /// # Errors
 /// [`DbError`].
 pub async fn load(session: &Session) -> Result<Overview, DbError> {
     let requests = session.query(BY_STATUS, &[]).await?;
     let callbacks = session.query(CALLBACKS_BY_STATE, &[]).await?;
+    let now: jiff::Timestamp = session.query_one(NOW, &[]).await?.get(0);
+    let age =
+        |since: Option<jiff::Timestamp>| since.map_or(0.0, |since| now.duration_since(since).as_secs_f64().max(0.0));
+    let mut oldest: Vec<(String, f64)> =
+        session.query(OLDEST, &[]).await?.iter().map(|row| (row.get(0), age(row.get(1)))).collect();
+    let callback = session.query_one(OLDEST_CALLBACK, &[]).await?;
+    oldest.push(("callback".to_owned(), age(callback.get(0))));
     Ok(Overview {
         requests: requests.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect(),
         callbacks: callbacks.iter().map(|row| (row.get(0), row.get(1))).collect(),
-        oldest_seconds: oldest(session).await?,
+        oldest_seconds: oldest,
+        lost_endpoints: callback.get(1),
         leader_epoch: session.query_one(LEADER_EPOCH, &[]).await?.get(0),
     })
 }
 
-async fn oldest(session: &Session) -> Result<Vec<(String, f64)>, DbError> {
-    let now: jiff::Timestamp = session.query_one(NOW, &[]).await?.get(0);
-    let rows = session.query(OLDEST, &[]).await?;
-    let age =
-        |since: Option<jiff::Timestamp>| since.map_or(0.0, |since| now.duration_since(since).as_secs_f64().max(0.0));
-    Ok(rows.iter().map(|row| (row.get(0), age(row.get(1)))).collect())
+/// The same, as of one instant and within a bounded time: whoever measures again and again must not fall behind.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn measure(db: &Db) -> Result<Overview, DbError> {
+    let tx = db.begin_snapshot("measure").await?;
+    tx.batch_execute("SET LOCAL statement_timeout = '10s'").await?;
+    let overview = load(&tx).await?;
+    tx.commit().await?;
+    Ok(overview)
+}
+
+/// Folds up to `limit` differences of each kind into the totals; returns how many there were.
+///
+/// # Errors
+/// [`DbError::LeadershipLost`].
+pub async fn fold(db: &Db, epoch: i64, limit: i64) -> Result<i64, DbError> {
+    let tx = db.begin("fold_totals").await?;
+    leader::assert(&tx, epoch).await?;
+    let requests: i64 = tx.query_one(FOLD_REQUESTS, &[&limit]).await?.get(0);
+    let callbacks: i64 = tx.query_one(FOLD_CALLBACKS, &[&limit]).await?.get(0);
+    tx.commit().await?;
+    Ok(requests.max(callbacks))
 }

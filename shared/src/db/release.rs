@@ -7,18 +7,20 @@ use tokio_postgres::Row;
 
 use super::batches::PENDING;
 use super::intake::{INSERT_MPIDS, open_request};
+use super::leader::{self, Term};
 use super::matching::{self, Matched, Wanted};
 use super::pool::Session;
 use super::requests::ADD_CALLBACKS;
-use super::{Db, DbError, Tx, leader, statements};
+use super::{Db, DbError, Tx, statements};
 use crate::crypto::Keys;
 use crate::opendsr::SubjectRequest;
 use crate::request::{BatchId, ControllerId, EndpointId, Lane, Mpid, RequestKey, RequestStatus, SliceId};
 
 statements! {
-    /// Where the last step ended.
+    /// Where the last step ended. Whoever found the batch due may have read a clock that was ahead.
     PLACE = "
-        SELECT released_controller, released_request FROM lethe.batches WHERE batch_id = $1";
+        SELECT released_controller, released_request FROM lethe.batches
+         WHERE batch_id = $1 AND state = 'closed' AND runs_at <= lethe.now()";
     /// Locks in the order of the key, as cancellations do.
     TAKE = "
         SELECT request_key, controller_id, subject_request_id, sealed_request, approval, chosen.place FROM (
@@ -124,17 +126,17 @@ fn read_candidate(row: &Row, keys: &Keys) -> Result<Candidate, DbError> {
     Ok(Candidate { key: row.get(0), controller_id, request, approved: row.get::<_, &str>(4) == "approved" })
 }
 
-/// The next requests of a batch, and how far we are then. Written now: whatever of them cannot be released is handled in
+/// The next requests of a batch, `None` where it is not due, and how far we are then. Written now: whatever of them cannot be released is handled in
 /// this transaction.
-async fn take(tx: &Tx, batch_id: BatchId, limits: SliceLimits) -> Result<Vec<Row>, DbError> {
-    let place = tx.query_one(PLACE, &[&batch_id]).await?;
+async fn take(tx: &Tx, batch_id: BatchId, limits: SliceLimits) -> Result<Option<Vec<Row>>, DbError> {
+    let Some(place) = tx.query_opt(PLACE, &[&batch_id]).await? else { return Ok(None) };
     let (controller, request): (&str, RequestKey) = (place.get(0), place.get(1));
     let rows = tx.query(TAKE, &[&batch_id, &i64::from(limits.step), &MAX_STEP_BYTES, &controller, &request]).await?;
     // The order is the database's: it compares texts by its own rules.
     if let Some(last) = rows.iter().max_by_key(|row| row.get::<_, i64>(5)) {
         tx.execute(ADVANCE, &[&batch_id, &last.get::<_, &str>(1), &last.get::<_, RequestKey>(0)]).await?;
     }
-    Ok(rows)
+    Ok(Some(rows))
 }
 
 async fn match_again(session: &Session, candidates: &[Candidate], cap: u32) -> Result<Vec<Matched>, DbError> {
@@ -150,22 +152,22 @@ async fn match_again(session: &Session, candidates: &[Candidate], cap: u32) -> R
     matching::find(session, &wanted).await
 }
 
-/// Releases the next requests of a batch under the leader's `epoch`.
+/// Releases the next requests of a batch under the leader's term. One that is not due counts as finished.
 ///
 /// # Errors
-/// [`DbError::LeadershipLost`]; [`DbError::Crypto`] where a request was sealed under another master key. After an
+/// [`DbError::LeadershipLost`]; [`DbError::ClockAhead`]; [`DbError::Crypto`] where a request was sealed under another master key. After an
 /// error nothing of this step took place.
 pub async fn step(
     db: &Db,
     keys: &Keys,
-    epoch: i64,
+    term: &Term,
     batch: (BatchId, Lane),
     cap: u32,
     limits: SliceLimits,
 ) -> Result<Step, DbError> {
     let mut limits = limits;
     loop {
-        match super::retrying(|| step_once(db, keys, epoch, batch, cap, limits)).await {
+        match super::retrying(|| step_once(db, keys, term, batch, cap, limits)).await {
             // Too much for one statement: less of it may do.
             Err(error) if error.is_too_much() && limits.step > 1 => limits.step /= 2,
             outcome => return outcome,
@@ -176,14 +178,17 @@ pub async fn step(
 async fn step_once(
     db: &Db,
     keys: &Keys,
-    epoch: i64,
+    term: &Term,
     (batch_id, lane): (BatchId, Lane),
     cap: u32,
     limits: SliceLimits,
 ) -> Result<Step, DbError> {
     let tx = db.begin("release_slices").await?;
-    leader::assert(&tx, epoch).await?;
-    let rows = take(&tx, batch_id, limits).await?;
+    leader::assert_term(&tx, term).await?;
+    let Some(rows) = take(&tx, batch_id, limits).await? else {
+        tx.rollback().await;
+        return Ok(Step { finished: true, ..Step::default() });
+    };
     let (mut candidates, unreadable) = read_candidates(&rows, keys)?;
     if candidates.is_empty() {
         let finished = tx.execute(FINISH, &[&batch_id]).await? == 1;
@@ -191,6 +196,7 @@ async fn step_once(
             // Something is pending that lies behind us: from the beginning, then.
             tx.execute(ADVANCE, &[&batch_id, &"", &RequestKey(0)]).await?;
         }
+        leader::assert_clock(&tx, term).await?;
         tx.commit().await?;
         return Ok(Step { finished, ..Step::default() });
     }
@@ -233,6 +239,7 @@ async fn step_once(
         step.endpoints = rows.iter().map(|row| row.get(0)).collect();
     }
     crate::fault::point("release.before_commit");
+    leader::assert_clock(&tx, term).await?;
     tx.commit().await?;
     Ok(step)
 }

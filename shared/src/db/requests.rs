@@ -7,6 +7,7 @@ use tokio_postgres::Row;
 
 use super::calendar::CalendarCache;
 use super::intake::{BEGIN_INTAKE, open_batch};
+use super::leader::{self, Term};
 use super::pool::Session;
 use super::slices::LEASE;
 use super::{Db, DbError, Tx, statements};
@@ -27,9 +28,11 @@ statements! {
         RETURNING r.request_key";
     ADD_CALLBACKS = "SELECT * FROM lethe.add_callbacks($1, $2, $3)";
     CANCELLATION_OUTCOMES = "
-        SELECT q.ord, r.status, r.api_version, r.cancellation_received_at
+        SELECT q.ord, coalesce(r.status, p.status), coalesce(r.api_version, p.api_version),
+               coalesce(r.cancellation_received_at, p.cancellation_received_at)
           FROM unnest($1::text[], $2::uuid[]) WITH ORDINALITY AS q (controller_id, subject_request_id, ord)
           LEFT JOIN lethe.requests r USING (controller_id, subject_request_id)
+          LEFT JOIN lethe.past_requests p USING (controller_id, subject_request_id)
          ORDER BY q.ord";
     /// Waits for every intake under way; those that come later see what is remembered here.
     LOCK_OUT_INTAKE = "SELECT pg_advisory_xact_lock(lethe.calendar_lock())";
@@ -45,15 +48,24 @@ statements! {
         DO UPDATE SET received_at = CASE WHEN e.expires_at > lethe.now() THEN e.received_at ELSE excluded.received_at END,
                       expires_at = greatest(e.expires_at, excluded.expires_at)
         RETURNING controller_id, subject_request_id, received_at";
-    RUN_OUT = "SELECT EXISTS (SELECT FROM lethe.early_cancellations WHERE expires_at <= lethe.now())";
+    RUN_OUT = "SELECT EXISTS (SELECT FROM lethe.early_cancellations WHERE expires_at <= (SELECT lethe.now()))";
+    /// Bounded: intake waits meanwhile.
     FORGET_CANCELLATIONS = "
-        DELETE FROM lethe.early_cancellations WHERE expires_at <= lethe.now()";
+        DELETE FROM lethe.early_cancellations
+         WHERE ctid = ANY (ARRAY (SELECT ctid FROM lethe.early_cancellations
+                                   WHERE expires_at <= (SELECT lethe.now()) ORDER BY expires_at LIMIT $1))";
     STATUS = "
         SELECT r.request_key, r.controller_id, r.subject_request_id, r.api_version, r.request_type, r.status,
                r.expected_completion_time, r.sealed_request, s.result_id, s.token_salt, s.lines, r.received_at, r.approval,
                r.batch_id, r.slice_id
           FROM lethe.requests r LEFT JOIN lethe.results s USING (request_key)
          WHERE r.controller_id = $1 AND r.subject_request_id = $2";
+    /// What is left of one whose records were removed.
+    PAST_STATUS = "
+        SELECT request_key, controller_id, subject_request_id, api_version, request_type, status,
+               expected_completion_time, NULL::bytea, NULL::uuid, NULL::bytea, NULL::bigint, received_at, 'not_needed',
+               NULL::bigint, NULL::bigint
+          FROM lethe.past_requests WHERE controller_id = $1 AND subject_request_id = $2";
     GROUP = "
         SELECT r.request_key, r.controller_id, r.subject_request_id, r.api_version, r.request_type, r.status,
                r.expected_completion_time, r.sealed_request, s.result_id, s.token_salt, s.lines, r.received_at, r.approval,
@@ -61,14 +73,6 @@ statements! {
           FROM lethe.requests r LEFT JOIN lethe.results s USING (request_key)
          WHERE r.controller_id = $1 AND r.group_digest = $2 AND r.request_key > $3
          ORDER BY r.request_key LIMIT $4";
-    LIST = "
-        SELECT r.request_key, r.controller_id, r.subject_request_id, r.api_version, r.request_type, r.status,
-               r.expected_completion_time, NULL::bytea, s.result_id, s.token_salt, s.lines, r.received_at, r.approval,
-               r.batch_id, r.slice_id
-          FROM lethe.requests r LEFT JOIN lethe.results s USING (request_key)
-         WHERE ($1::text IS NULL OR r.controller_id = $1) AND ($2::text IS NULL OR r.status = $2)
-           AND (NOT $3 OR (r.approval = 'needed' AND r.status = 'pending'))
-         ORDER BY r.received_at DESC, r.request_key DESC LIMIT $4";
     FIND_UNAPPROVED = "
         SELECT request_key, request_type FROM lethe.requests
          WHERE controller_id = $1 AND subject_request_id = $2 AND status = 'pending' AND approval = 'needed'
@@ -222,18 +226,20 @@ async fn remember(db: &Db, targets: &[Target]) -> Result<(Vec<Cancellation>, Vec
     Ok((outcomes, endpoints))
 }
 
-/// Forgets cancellations whose request never came within the waiting period; returns how many. Waits for every intake
-/// under way: what counts is when a request was received, not when its transaction gets to look.
+/// Forgets cancellations whose request never came within the waiting period, at most `limit`; returns how many. Waits for
+/// every intake under way: what counts is when a request was received, not when its transaction gets to look.
 ///
 /// # Errors
-/// [`DbError`].
-pub async fn forget_cancellations(db: &Db) -> Result<u64, DbError> {
+/// [`DbError::LeadershipLost`], [`DbError::ClockAhead`].
+pub async fn forget_cancellations(db: &Db, term: &Term, limit: i64) -> Result<u64, DbError> {
     if !db.session().await?.query_one(RUN_OUT, &[]).await?.get::<_, bool>(0) {
         return Ok(0);
     }
     let tx = db.begin("forget_cancellations").await?;
+    leader::assert_term(&tx, term).await?;
     tx.query(LOCK_OUT_INTAKE, &[]).await?;
-    let forgotten = tx.execute(FORGET_CANCELLATIONS, &[]).await?;
+    let forgotten = tx.execute(FORGET_CANCELLATIONS, &[&limit]).await?;
+    leader::assert_clock(&tx, term).await?;
     tx.commit().await?;
     Ok(forgotten)
 }
@@ -269,7 +275,7 @@ pub struct RequestRow {
     pub slice_id: Option<i64>,
 }
 
-fn read_request(row: &Row) -> Result<RequestRow, DbError> {
+pub(super) fn read_request(row: &Row) -> Result<RequestRow, DbError> {
     let unexpected = || DbError::Unexpected { place: "requests" };
     let text = |index| row.get::<_, &str>(index);
     let result = row.get::<_, Option<uuid::Uuid>>(8).map(|id| (id, row.get::<_, Vec<u8>>(9), row.get::<_, i64>(10)));
@@ -295,7 +301,11 @@ fn read_request(row: &Row) -> Result<RequestRow, DbError> {
 /// # Errors
 /// [`DbError`].
 pub async fn find(session: &Session, target: &Target) -> Result<Option<RequestRow>, DbError> {
-    session.query_opt(STATUS, &[&target.0, &target.1]).await?.as_ref().map(read_request).transpose()
+    let row = match session.query_opt(STATUS, &[&target.0, &target.1]).await? {
+        None => session.query_opt(PAST_STATUS, &[&target.0, &target.1]).await?,
+        row => row,
+    };
+    row.as_ref().map(read_request).transpose()
 }
 
 /// The requests of a group after the one with the key `after`, in the order of receipt.
@@ -310,27 +320,6 @@ pub async fn of_group(
     limit: i64,
 ) -> Result<Vec<RequestRow>, DbError> {
     session.query(GROUP, &[controller_id, &group_digest, &after, &limit]).await?.iter().map(read_request).collect()
-}
-
-/// What a list is narrowed to.
-#[derive(Clone, Debug, Default)]
-pub struct Filter {
-    /// Only this controller's.
-    pub controller_id: Option<ControllerId>,
-    /// Only in this status.
-    pub status: Option<RequestStatus>,
-    /// Only those that wait for an approval.
-    pub awaiting_approval: bool,
-}
-
-/// The latest requests, latest first.
-///
-/// # Errors
-/// [`DbError`].
-pub async fn list(session: &Session, filter: &Filter, limit: i64) -> Result<Vec<RequestRow>, DbError> {
-    let status = filter.status.map(RequestStatus::as_str);
-    let rows = session.query(LIST, &[&filter.controller_id, &status, &filter.awaiting_approval, &limit]).await?;
-    rows.iter().map(read_request).collect()
 }
 
 /// Approves a request that waits for it; what is promised to it now, or `None` where no such request waits.

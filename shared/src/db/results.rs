@@ -2,13 +2,13 @@
 
 use jiff::Timestamp;
 use jiff::civil::Date;
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use tokio_postgres::types::ToSql;
-
+use super::leader::{self, Term};
 use super::pool::Session;
 use super::slices::{self, Claimed, Finished};
-use super::{Db, DbError, leader, statements};
+use super::{Db, DbError, statements};
 use crate::request::{ControllerId, RequestKey, RequestType, SubjectRequestId};
 
 statements! {
@@ -20,20 +20,29 @@ statements! {
     EXPIRE = "
         UPDATE lethe.results SET expired_at = lethe.now(), wrapped_key = NULL
          WHERE result_id IN (
-            SELECT result_id FROM lethe.results WHERE expired_at IS NULL AND expires_at <= lethe.now()
+            SELECT result_id FROM lethe.results WHERE expired_at IS NULL AND expires_at <= (SELECT lethe.now())
              ORDER BY expires_at LIMIT $1)
         RETURNING result_id";
-    /// Expired results whose bytes are still to be deleted.
+    /// Expired results whose bytes are still to be deleted, and were not tried in vain just now.
     EXPIRED_OBJECTS = "
         SELECT result_id, object_path FROM lethe.results
-         WHERE expired_at IS NOT NULL AND object_path IS NOT NULL ORDER BY expired_at LIMIT $1";
-    FORGET_OBJECT = "UPDATE lethe.results SET object_path = NULL WHERE result_id = $1 AND expired_at IS NOT NULL";
+         WHERE expired_at IS NOT NULL AND object_path IS NOT NULL AND delete_after <= (SELECT lethe.now())
+         ORDER BY delete_after LIMIT $1";
+    FORGET_OBJECTS = "
+        UPDATE lethe.results SET object_path = NULL WHERE result_id = ANY ($1) AND expired_at IS NOT NULL";
+    /// From half a minute to six hours.
+    TRY_AGAIN = "
+        UPDATE lethe.results
+           SET delete_tries = delete_tries + 1,
+               delete_after = lethe.now() + least(interval '30 s' * power(2, least(delete_tries, 10)), interval '6 h')
+         WHERE result_id = ANY ($1)";
     FIND_RESULT = "
         SELECT result_id, controller_id, subject_request_id, request_type, object_path, media_type, size_bytes,
                wrapped_key, expiry_day, expired
           FROM lethe.find_result($1)";
     RECORD_DOWNLOAD = "SELECT lethe.record_download($1, $2, $3, $4)";
-    TODAY = "SELECT (lethe.now() AT TIME ZONE 'UTC')::date";
+    /// With the clock that it was read from.
+    TODAY = "SELECT (lethe.now() AT TIME ZONE 'UTC')::date, lethe.wall_clock()";
 }
 
 /// The record of a result file.
@@ -99,16 +108,17 @@ pub async fn complete(db: &Db, claimed: &Claimed, result: &NewResult) -> Result<
 /// Ends the links whose lifetime is over, at most `limit`; returns how many.
 ///
 /// # Errors
-/// [`DbError::LeadershipLost`].
-pub async fn expire(db: &Db, epoch: i64, limit: i64) -> Result<usize, DbError> {
+/// [`DbError::LeadershipLost`], [`DbError::ClockAhead`].
+pub async fn expire(db: &Db, term: &Term, limit: i64) -> Result<usize, DbError> {
     let tx = db.begin("expire_results").await?;
-    leader::assert(&tx, epoch).await?;
+    leader::assert_term(&tx, term).await?;
     let expired = tx.query(EXPIRE, &[&limit]).await?.len();
+    leader::assert_clock(&tx, term).await?;
     tx.commit().await?;
     Ok(expired)
 }
 
-/// Expired results whose bytes are still there.
+/// Expired results whose bytes are still there, and whose turn it is.
 ///
 /// # Errors
 /// [`DbError`].
@@ -116,21 +126,24 @@ pub async fn expired_objects(session: &Session, limit: i64) -> Result<Vec<(Uuid,
     Ok(session.query(EXPIRED_OBJECTS, &[&limit]).await?.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
-/// Records that the bytes of an expired result are gone.
+/// Records of which expired results the bytes are gone, and which are to be tried again later.
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn forget_object(session: &Session, result_id: Uuid) -> Result<(), DbError> {
-    session.execute(FORGET_OBJECT, &[&result_id]).await?;
+pub async fn record_deletions(session: &Session, gone: &[Uuid], failed: &[Uuid]) -> Result<(), DbError> {
+    session.execute(FORGET_OBJECTS, &[&gone]).await?;
+    session.execute(TRY_AGAIN, &[&failed]).await?;
     Ok(())
 }
 
-/// The day, UTC, by the database's clock.
+/// The day, UTC, by the database's clock, where that is believed: the keys of the days before it are to be destroyed.
 ///
 /// # Errors
-/// [`DbError`].
-pub async fn today(session: &Session) -> Result<Date, DbError> {
-    Ok(session.query_one(TODAY, &[]).await?.get(0))
+/// [`DbError::ClockAhead`].
+pub async fn today(session: &Session, term: &Term) -> Result<Date, DbError> {
+    let row = session.query_one(TODAY, &[]).await?;
+    term.check(row.get(1))?;
+    Ok(row.get(0))
 }
 
 /// A result as a download finds it by the digest of its token.

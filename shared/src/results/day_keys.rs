@@ -20,6 +20,9 @@ pub enum DayKeyError {
         #[from]
         source: object_store::Error,
     },
+    /// The key store accepts calls and does not answer them.
+    #[error("the key store does not answer")]
+    Silent,
     /// The key was sealed under another master key, or changed.
     #[error(transparent)]
     Crypto(#[from] CryptoError),
@@ -83,20 +86,36 @@ impl DayKeys {
         Ok(SealingKey::new(&self.keys.days().open(&context(day), sealed)?)?)
     }
 
-    /// Destroys the keys of all days before `today`; returns how many.
+    /// Destroys the keys of all days before `today`, several at once; one that cannot be destroyed keeps no other.
     ///
     /// # Errors
-    /// [`DayKeyError`].
-    pub async fn destroy_before(&self, today: Date) -> Result<usize, DayKeyError> {
-        let objects: Vec<_> = self.store.list(None).try_collect().await?;
-        let mut destroyed = 0;
-        for object in objects {
-            let day = object.location.filename().and_then(|name| name.strip_suffix(".key")?.parse::<Date>().ok());
-            if day.is_some_and(|day| day < today) {
-                store::delete(&self.store, object.location.as_ref()).await?;
-                destroyed += 1;
+    /// [`DayKeyError`] where the store cannot be listed.
+    pub async fn destroy_before(&self, today: Date) -> Result<Destroyed, DayKeyError> {
+        let listed = tokio::time::timeout(store::CALL_LIMIT, self.store.list(None).try_collect::<Vec<_>>()).await;
+        let objects = listed.map_err(|_| DayKeyError::Silent)??;
+        let over = objects.into_iter().filter_map(|object| {
+            let day = object.location.filename()?.strip_suffix(".key")?.parse::<Date>().ok()?;
+            (day < today).then(|| (day, object.location.to_string()))
+        });
+        let mut destroyed = Destroyed::default();
+        for (day, outcome) in store::delete_all(&self.store, over.collect::<Vec<_>>()).await {
+            match outcome {
+                Ok(()) => destroyed.days += 1,
+                Err(error) => {
+                    tracing::warn!(%day, %error, "the key of a day of expiry could not be destroyed; trying again");
+                    destroyed.failed += 1;
+                }
             }
         }
         Ok(destroyed)
     }
+}
+
+/// What became of the keys of days that are over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Destroyed {
+    /// So many are gone.
+    pub days: usize,
+    /// So many could not be destroyed.
+    pub failed: usize,
 }

@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures_util::StreamExt;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::prefix::PrefixStore;
@@ -73,6 +75,113 @@ pub async fn delete(store: &Store, path: &str) -> Result<(), object_store::Error
     }
 }
 
+/// How long one call of an object store may take, tries included. A store may accept a connection and never answer.
+pub const CALL_LIMIT: Duration = Duration::from_secs(30);
+/// Objects that are deleted at once.
+const DELETED_AT_ONCE: usize = 16;
+
+/// An object could not be deleted.
+#[derive(Debug, thiserror::Error)]
+pub enum DeleteError {
+    /// The store said so.
+    #[error(transparent)]
+    Store(#[from] object_store::Error),
+    /// The store said nothing.
+    #[error("no answer within {limit:?}")]
+    Silent {
+        /// How long it was waited for.
+        limit: Duration,
+    },
+}
+
+/// Deletes objects, several at once, each within [`CALL_LIMIT`]; the outcome of each by its name. One that cannot be deleted
+/// keeps no other.
+pub async fn delete_all<N: Send>(
+    store: &Store,
+    objects: impl IntoIterator<Item = (N, String)> + Send,
+) -> Vec<(N, Result<(), DeleteError>)> {
+    let deletions = objects.into_iter().map(|(name, path)| async move {
+        let outcome = match tokio::time::timeout(CALL_LIMIT, delete(store, &path)).await {
+            Ok(outcome) => outcome.map_err(DeleteError::from),
+            Err(_) => Err(DeleteError::Silent { limit: CALL_LIMIT }),
+        };
+        (name, outcome)
+    });
+    // Made before they are awaited: the iterator does not live across an await.
+    let deletions: Vec<_> = deletions.collect();
+    futures_util::stream::iter(deletions).buffer_unordered(DELETED_AT_ONCE).collect().await
+}
+
+/// Whether a store can keep keys that are destroyed one day.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fitness {
+    /// It refuses to write a key twice, and keeps no versions.
+    Fit,
+    /// It refuses to write a key twice; whether it keeps versions cannot be seen from here.
+    Unknown,
+    /// It writes over a key that is there, or knows no conditional writes: of two processes that make the key of a day, one
+    /// would lose what it has encrypted.
+    NoConditionalWrites,
+    /// It keeps what is deleted as an older version: a destroyed key would still be there.
+    Versioned,
+}
+
+impl Fitness {
+    /// Keys may be kept there.
+    #[must_use]
+    pub const fn is_fit(self) -> bool {
+        matches!(self, Self::Fit | Self::Unknown)
+    }
+
+    /// What was found, for people.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Fit => "refuses to write a key twice, and keeps no versions",
+            Self::Unknown => "refuses to write a key twice; whether it keeps versions cannot be seen from here",
+            Self::NoConditionalWrites => "does not refuse to write a key that is there already",
+            Self::Versioned => "keeps versions of what is deleted",
+        }
+    }
+}
+
+/// Tries out whether the store at `url` can keep keys: writes an object twice, and removes it.
+///
+/// # Errors
+/// Where the store cannot be asked.
+pub async fn probe(store: &Store, url: &Url) -> Result<Fitness, DeleteError> {
+    let limit = CALL_LIMIT;
+    let asked = tokio::time::timeout(limit, probe_unbounded(store, url)).await;
+    Ok(asked.map_err(|_| DeleteError::Silent { limit })??)
+}
+
+async fn probe_unbounded(store: &Store, url: &Url) -> Result<Fitness, object_store::Error> {
+    let path = Path::from(format!("probe-{}", uuid::Uuid::new_v4()));
+    let create = || store.put_opts(&path, PutPayload::from_static(b"probe"), object_store::PutMode::Create.into());
+    let fitness = match create().await {
+        Ok(written) => match create().await {
+            Err(object_store::Error::AlreadyExists { .. }) => versions(url, written.version.as_deref()),
+            _ => Fitness::NoConditionalWrites,
+        },
+        // It may be away, or know no conditional writes at all: then it takes the others.
+        Err(error) => match store.put(&path, PutPayload::from_static(b"probe")).await {
+            Ok(_) => Fitness::NoConditionalWrites,
+            Err(_) => return Err(error),
+        },
+    };
+    let _ = store.delete(&path).await;
+    Ok(fitness)
+}
+
+/// S3 and Azure name a version where versions are kept. Google Cloud Storage numbers every object.
+fn versions(url: &Url, version: Option<&str>) -> Fitness {
+    match (url.scheme(), version) {
+        ("gs", _) => Fitness::Unknown,
+        (_, None | Some("null" | "")) => Fitness::Fit,
+        (_, Some(_)) => Fitness::Versioned,
+    }
+}
+
 /// Deletes what a process left that died while it wrote the object at `path` into the folder of `url`: a file beside it,
 /// under a name that no object can have. Cloud stores need a rule of their own for uploads that were never completed.
 ///
@@ -126,6 +235,28 @@ pub async fn create(store: &Store, path: &str, content: Vec<u8>) -> Result<bool,
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_version_tells_that_versions_are_kept_but_for_google() {
+        let at = |url: &str, version| versions(&url.parse().unwrap(), version);
+        assert_eq!(at("s3://keys", None), Fitness::Fit);
+        assert_eq!(at("s3://keys", Some("null")), Fitness::Fit);
+        assert_eq!(at("s3://keys", Some("3/L4kqtJl")), Fitness::Versioned);
+        assert_eq!(at("az://keys", Some("2026-11-26T02:00:00Z")), Fitness::Versioned);
+        assert_eq!(at("gs://keys", Some("1732586400")), Fitness::Unknown);
+    }
+
+    #[tokio::test]
+    async fn a_folder_and_memory_are_fit() {
+        let memory: Store = Arc::new(object_store::memory::InMemory::new());
+        assert_eq!(probe(&memory, &"memory:///".parse().unwrap()).await.unwrap(), Fitness::Fit);
+        let folder = std::env::temp_dir().join(format!("lethe-fit-{}", std::process::id()));
+        let url = Url::from_directory_path(&folder).unwrap();
+        let store = open("LETHE_KEY_STORE", &url).unwrap();
+        assert_eq!(probe(&store, &url).await.unwrap(), Fitness::Fit);
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0, "nothing is left");
+        std::fs::remove_dir_all(folder).unwrap();
+    }
 
     #[test]
     fn what_was_never_finished_goes_and_its_neighbours_stay() {

@@ -1,6 +1,7 @@
 //! Compiling a request: stream the stores into an encrypted file, record it, complete the request.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::tz::TimeZone;
 use lethe::broker::{Publisher, wake};
@@ -9,6 +10,7 @@ use lethe::db::results::{self, NewResult};
 use lethe::db::slices::{self, Claimed, Member, Stage, Trouble};
 use lethe::db::{Db, DbError, batches, controllers};
 use lethe::fault;
+use lethe::results::day_keys::DayKeyError;
 use lethe::results::file::{self, FileError, Format, Written};
 use lethe::results::link;
 use lethe::results::store;
@@ -19,13 +21,44 @@ use uuid::Uuid;
 
 use crate::options::Ready;
 
+/// A key store that cannot be used, or asked, is tried again.
+const PROBE_AGAIN: Duration = Duration::from_secs(5);
+/// Attempts whose objects are deleted before the next one: each attempt deletes what those before it left.
+const EARLIER: i32 = 100;
+
 /// Compiles until the service is told to stop.
 pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), DbError> {
+    if !await_fit_key_store(&service, &ready).await {
+        return Ok(());
+    }
     let (permits, backoff) = (ready.compilations, ready.backoff);
     let stores = Stores::built_in(&service.db);
     let compiler = Compiler { db: service.db.clone(), publisher: service.publisher.clone(), stores, ready };
     work::run(&service, Stage::Compilation, permits, backoff, Arc::new(compiler)).await;
     Ok(())
+}
+
+/// Waits until the key store was tried out and found fit: in another one two compilers could each make the key of a day, and
+/// whatever the first of them encrypts would be lost. `false`: told to stop meanwhile.
+async fn await_fit_key_store(service: &Service, ready: &Ready) -> bool {
+    let fit = service.health.component("key_store");
+    loop {
+        match store::probe(&ready.key_store, &ready.key_store_url).await {
+            Ok(fitness) if fitness.is_fit() => {
+                fit.set(true);
+                return true;
+            }
+            Ok(fitness) => tracing::error!(
+                found = fitness.as_str(),
+                "the key store cannot be used, and nothing is compiled: see \"The key store\" in the README"
+            ),
+            Err(error) => tracing::warn!(%error, "the key store cannot be tried out; trying again"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(PROBE_AGAIN) => {}
+            () = service.shutdown.cancelled() => return false,
+        }
+    }
 }
 
 struct Compiler {
@@ -62,13 +95,17 @@ fn object_path(claimed: &Claimed, attempt: i32) -> String {
 impl Compiler {
     /// An attempt that died between writing and recording left an object that nobody knows.
     async fn delete_earlier_attempts(&self, claimed: &Claimed) {
-        for attempt in 1..claimed.attempts {
-            let path = object_path(claimed, attempt);
-            if let Err(error) = store::delete(&self.ready.results, &path).await {
-                tracing::warn!(%error, "what an earlier attempt left could not be deleted");
-            }
-            if let Err(error) = store::delete_unfinished(&self.ready.results_url, &path) {
+        // What was tried a hundred times in vain has left little behind, and its objects went with the attempts in between.
+        let attempts = (claimed.attempts - EARLIER).max(1)..claimed.attempts;
+        let paths: Vec<String> = attempts.map(|attempt| object_path(claimed, attempt)).collect();
+        for path in &paths {
+            if let Err(error) = store::delete_unfinished(&self.ready.results_url, path) {
                 tracing::warn!(%error, "what an earlier attempt did not finish could not be deleted");
+            }
+        }
+        for ((), outcome) in store::delete_all(&self.ready.results, paths.into_iter().map(|path| ((), path))).await {
+            if let Err(error) = outcome {
+                tracing::warn!(%error, "what an earlier attempt left could not be deleted");
             }
         }
     }
@@ -86,7 +123,8 @@ impl Compiler {
             Format::Text
         };
         let expiry_day = expires_at.to_zoned(TimeZone::UTC).date();
-        let day_key = match self.ready.day_keys.get_or_create(expiry_day).await {
+        let day_key = tokio::time::timeout(store::CALL_LIMIT, self.ready.day_keys.get_or_create(expiry_day)).await;
+        let day_key = match day_key.unwrap_or(Err(DayKeyError::Silent)) {
             Ok(key) => key,
             Err(error) => {
                 tracing::warn!(%error, "no key for the day of expiry");

@@ -1,69 +1,66 @@
-//! What ends by itself: result files (first the keys, then the bytes, contract 7), the personal data of requests that
-//! ended a while ago, remembered cancellations, counts of failures.
+//! The end of results (contract 7): first the link and the wrapped key, in one transaction; then the bytes.
 
 use std::time::Duration;
 
-use lethe::db::{DbError, message_failures, purge, requests, results};
+use lethe::db::{DbError, results};
 use lethe::results::store;
+use uuid::Uuid;
 
+use crate::parts::{Part, Turn};
 use crate::schedule::Scheduler;
 
-const AT_ONCE: i64 = 500;
-/// Requests of a purge: each takes its profiles with it, up to the cap and beyond.
-const PURGED_AT_ONCE: i64 = 200;
-/// A message lives for 14 days (contract 3).
-const MESSAGES_LIVE: Duration = Duration::from_hours(15 * 24);
+const LINKS_AT_ONCE: i64 = 500;
+const OBJECTS_AT_ONCE: i64 = 64;
 
-/// Ends what is over.
-pub(crate) async fn due(scheduler: &Scheduler, epoch: i64) -> Result<(), DbError> {
-    results(scheduler, epoch).await?;
-    purge(scheduler, epoch).await?;
-    message_failures::forget_old(&scheduler.service.db.session().await?, MESSAGES_LIVE).await?;
-    cancellations(scheduler).await
+/// Ends links whose lifetime is over.
+pub(crate) struct Links;
+/// Deletes the bytes of results that have expired. What cannot be deleted is tried again later, and keeps no other.
+pub(crate) struct Objects;
+
+impl Part for Links {
+    const NAME: &'static str = "expiry";
+    const EVERY: Duration = Duration::from_secs(2);
+
+    async fn turn(&mut self, scheduler: &Scheduler) -> Result<Turn, DbError> {
+        let Some(term) = scheduler.lead.term() else { return Ok(Turn::Later) };
+        let expired = results::expire(&scheduler.service.db, &term, LINKS_AT_ONCE).await?;
+        if expired > 0 {
+            tracing::info!(results = expired, "results expired");
+        }
+        Ok(Turn::at_once_if(i64::try_from(expired).is_ok_and(|expired| expired == LINKS_AT_ONCE)))
+    }
 }
 
-/// Purges requests that ended longer ago than the retention.
-async fn purge(scheduler: &Scheduler, epoch: i64) -> Result<(), DbError> {
-    let purged = purge::requests(&scheduler.service.db, epoch, scheduler.ready.retention, PURGED_AT_ONCE).await?;
-    if purged > 0 {
-        tracing::info!(requests = purged, "the personal data of requests that ended was purged");
-        metrics::counter!("lethe_requests_purged_total").increment(purged as u64);
-    }
-    Ok(())
-}
+impl Part for Objects {
+    const NAME: &'static str = "objects";
+    const EVERY: Duration = Duration::from_secs(2);
 
-/// Forgets cancellations whose request never came.
-async fn cancellations(scheduler: &Scheduler) -> Result<(), DbError> {
-    let forgotten = requests::forget_cancellations(&scheduler.service.db).await?;
-    if forgotten > 0 {
-        tracing::info!(cancellations = forgotten, "remembered cancellations ran out; their requests never came");
-    }
-    Ok(())
-}
-
-/// Ends links whose lifetime is over, destroys the keys of days that are over, deletes bytes. A step that fails is
-/// taken again in the next round: each is found by what is still there.
-async fn results(scheduler: &Scheduler, epoch: i64) -> Result<(), DbError> {
-    let db = &scheduler.service.db;
-    let expired = results::expire(db, epoch, AT_ONCE).await?;
-    if expired > 0 {
-        tracing::info!(results = expired, "results expired");
-    }
-    let session = db.session().await?;
-    let today = results::today(&session).await?;
-    match scheduler.ready.day_keys.destroy_before(today).await {
-        Ok(0) => {}
-        Ok(days) => tracing::info!(days, "keys of days of expiry destroyed"),
-        Err(error) => tracing::warn!(%error, "keys of days of expiry could not be destroyed; trying again"),
-    }
-    for (result_id, path) in results::expired_objects(&session, AT_ONCE).await? {
-        match store::delete(&scheduler.ready.results, &path).await {
-            Ok(()) => results::forget_object(&session, result_id).await?,
-            Err(error) => {
-                tracing::warn!(%error, "an expired result could not be deleted; trying again");
-                break;
+    async fn turn(&mut self, scheduler: &Scheduler) -> Result<Turn, DbError> {
+        if scheduler.lead.epoch().is_none() {
+            return Ok(Turn::Later);
+        }
+        let db = &scheduler.service.db;
+        let due = results::expired_objects(&db.session().await?, OBJECTS_AT_ONCE).await?;
+        if due.is_empty() {
+            return Ok(Turn::Later);
+        }
+        let more = i64::try_from(due.len()).is_ok_and(|due| due == OBJECTS_AT_ONCE);
+        let (mut gone, mut failed): (Vec<Uuid>, Vec<Uuid>) = (Vec::new(), Vec::new());
+        let mut first = None;
+        for (result, outcome) in store::delete_all(&scheduler.ready.results, due).await {
+            match outcome {
+                Ok(()) => gone.push(result),
+                Err(error) => {
+                    failed.push(result);
+                    first.get_or_insert(error);
+                }
             }
         }
+        if let Some(error) = first {
+            tracing::warn!(results = failed.len(), %error, "expired results could not be deleted; they are tried again later");
+            metrics::counter!("lethe_result_deletions_failed_total").increment(failed.len() as u64);
+        }
+        results::record_deletions(&db.session().await?, &gone, &failed).await?;
+        Ok(Turn::at_once_if(more))
     }
-    Ok(())
 }

@@ -1,12 +1,19 @@
 //! `scheduler`: closes batches, releases them, re-drives late work, expires results, seals the audit trail.
 
+mod cancellations;
+mod clock;
 mod expiry;
-mod leadership;
+mod keys;
+mod lead;
+mod measure;
 mod options;
+mod parts;
 mod redrive;
 mod release;
+mod retention;
 mod schedule;
 mod seal;
+mod wakes;
 
 use std::process::ExitCode;
 

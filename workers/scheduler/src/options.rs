@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use lethe::audit::{Sealer, Signatory};
+use jiff::SignedDuration;
+use lethe::audit::Signatory;
 use lethe::config::{
     CalendarOptions, CapOptions, ConfigError, HumanDuration, KeyOptions, ResultOptions, SigningOptions,
 };
@@ -13,6 +14,7 @@ use lethe::crypto::Keys;
 use lethe::request::Calendar;
 use lethe::results::day_keys::DayKeys;
 use lethe::results::store::{self, Store};
+use url::Url;
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -43,6 +45,15 @@ pub(crate) struct Options {
     /// How long after its end a request keeps identities, profiles, group and callback URLs
     #[arg(long = "retention", env = "LETHE_RETENTION", default_value = "30d", value_name = "DURATION")]
     retention: HumanDuration,
+    /// How long after its end its records stay: callbacks, receipts, results; its id, digest and status stay for good
+    #[arg(long = "record-retention", env = "LETHE_RECORD_RETENTION", default_value = "1095d", value_name = "DURATION")]
+    record_retention: HumanDuration,
+    /// The same as the couriers': beyond the retention and this no callback keeps what is personal
+    #[arg(long = "callback-give-up", env = "LETHE_CALLBACK_GIVE_UP", default_value = "72h", value_name = "DURATION")]
+    give_up: HumanDuration,
+    /// How long no scheduler may have led before the first one that leads again needs `lethe clock agree`
+    #[arg(long = "clock-absence", env = "LETHE_CLOCK_ABSENCE", default_value = "24h", value_name = "DURATION")]
+    clock_absence: HumanDuration,
 }
 
 /// The options, read and checked.
@@ -52,10 +63,15 @@ pub(crate) struct Ready {
     pub(crate) keys: Arc<Keys>,
     pub(crate) results: Store,
     pub(crate) day_keys: DayKeys,
+    pub(crate) key_store: Store,
+    pub(crate) key_store_url: Url,
     pub(crate) interval: Duration,
     pub(crate) redrive_after: Duration,
     pub(crate) retention: Duration,
-    pub(crate) sealer: Sealer,
+    pub(crate) record_retention: Duration,
+    pub(crate) give_up: Duration,
+    pub(crate) clock_absence: SignedDuration,
+    pub(crate) signatory: Arc<Signatory>,
 }
 
 impl lethe::service::Ready for Ready {
@@ -75,16 +91,25 @@ impl Options {
         let key_store = store::open("LETHE_KEY_STORE", &self.results.key_store)?;
         let signatory = Signatory::new(self.signing.processor()?, &self.former_certificates)
             .map_err(|error| ConfigError::new("LETHE_AUDIT_FORMER_CERTS", error))?;
+        // The purge comes first: what is removed has nothing personal left.
+        if self.record_retention < self.retention {
+            return Err(ConfigError::new("LETHE_RECORD_RETENTION", "must not be shorter than LETHE_RETENTION"));
+        }
         Ok(Ready {
             calendar: self.calendar.calendar(),
             cap: self.cap.max_mpids_per_request,
-            day_keys: DayKeys::new(key_store, keys.clone()),
+            day_keys: DayKeys::new(key_store.clone(), keys.clone()),
+            key_store,
+            key_store_url: self.results.key_store,
             keys,
             results,
             interval: positive("LETHE_SCHEDULER_INTERVAL", self.interval)?,
             redrive_after: positive("LETHE_REDRIVE_AFTER", self.redrive_after)?,
             retention: self.retention.get(),
-            sealer: Sealer::new(Arc::new(signatory)),
+            record_retention: self.record_retention.get(),
+            give_up: self.give_up.get(),
+            clock_absence: self.clock_absence.signed(),
+            signatory: Arc::new(signatory),
         })
     }
 }

@@ -1,7 +1,7 @@
 //! Self-healing: what is due and untouched is driven again, without storms (DESIGN rule 7). A stage whose queue is deep
-//! is left alone: there, due and untouched is normal.
+//! is left alone: there, due and untouched is normal. Each stage has a turn of its own, since each asks the broker.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lethe::broker::topology::CALLBACK_DELIVERY;
 use lethe::broker::wake;
@@ -9,47 +9,69 @@ use lethe::db::slices::{self, Stage};
 use lethe::db::{DbError, endpoints};
 use lethe::fault;
 
-use crate::schedule::{Scheduler, is_time};
+use crate::parts::{Part, Turn};
+use crate::schedule::Scheduler;
 
 /// A queue with more messages than this is slow, not broken.
 const DEEP: u32 = 100;
 /// Items that are driven again at once, at most: the limit in rate.
 const AT_ONCE: i64 = 500;
-const SLICES_EVERY: Duration = Duration::from_secs(1);
-const CALLBACKS_EVERY: Duration = Duration::from_millis(500);
 /// An endpoint is not woken twice within this.
 const ENDPOINT_PAUSE_SECONDS: f64 = 2.0;
 
-/// When each kind was last looked at.
-#[derive(Default)]
-pub(crate) struct Pace {
-    slices: Option<Instant>,
-    callbacks: Option<Instant>,
+/// Drives slices of erasures again.
+pub(crate) struct Erasures;
+/// Drives compilations again.
+pub(crate) struct Compilations;
+/// Drives endpoints with due callbacks again.
+pub(crate) struct Callbacks;
+
+impl Part for Erasures {
+    const NAME: &'static str = "redrive_erasures";
+    const EVERY: Duration = Duration::from_secs(1);
+
+    async fn turn(&mut self, scheduler: &Scheduler) -> Result<Turn, DbError> {
+        drive_slices(scheduler, Stage::Erasure).await
+    }
 }
 
-/// Drives due work again.
-pub(crate) async fn due_work(scheduler: &Scheduler, pace: &mut Pace) -> Result<(), DbError> {
-    if fault::defect("publish_lost") {
-        return Ok(());
+impl Part for Compilations {
+    const NAME: &'static str = "redrive_compilations";
+    const EVERY: Duration = Duration::from_secs(1);
+
+    async fn turn(&mut self, scheduler: &Scheduler) -> Result<Turn, DbError> {
+        drive_slices(scheduler, Stage::Compilation).await
     }
-    let service = &scheduler.service;
-    let pause = scheduler.ready.redrive_after.as_secs_f64();
-    if is_time(&mut pace.slices, SLICES_EVERY) {
-        for stage in [Stage::Erasure, Stage::Compilation] {
-            if !has_room(scheduler, wake::queue_of(stage)).await {
-                continue;
-            }
-            let ids = slices::nudge(&service.db.session().await?, stage, pause, AT_ONCE).await?;
-            count(stage.as_str(), ids.len());
-            wake::slices(&service.publisher, stage, ids).await;
+}
+
+impl Part for Callbacks {
+    const NAME: &'static str = "redrive_callbacks";
+    const EVERY: Duration = Duration::from_millis(500);
+
+    async fn turn(&mut self, scheduler: &Scheduler) -> Result<Turn, DbError> {
+        let service = &scheduler.service;
+        if may_drive(scheduler) && has_room(scheduler, CALLBACK_DELIVERY.name).await {
+            let ids = endpoints::nudge(&service.db.session().await?, ENDPOINT_PAUSE_SECONDS, AT_ONCE).await?;
+            count("callback", ids.len());
+            wake::endpoints(&service.publisher, ids).await;
         }
+        Ok(Turn::Later)
     }
-    if is_time(&mut pace.callbacks, CALLBACKS_EVERY) && has_room(scheduler, CALLBACK_DELIVERY.name).await {
-        let ids = endpoints::nudge(&service.db.session().await?, ENDPOINT_PAUSE_SECONDS, AT_ONCE).await?;
-        count("callback", ids.len());
-        wake::endpoints(&service.publisher, ids).await;
+}
+
+async fn drive_slices(scheduler: &Scheduler, stage: Stage) -> Result<Turn, DbError> {
+    let service = &scheduler.service;
+    if may_drive(scheduler) && has_room(scheduler, wake::queue_of(stage)).await {
+        let pause = scheduler.ready.redrive_after.as_secs_f64();
+        let ids = slices::nudge(&service.db.session().await?, stage, pause, AT_ONCE).await?;
+        count(stage.as_str(), ids.len());
+        wake::slices(&service.publisher, stage, ids).await;
     }
-    Ok(())
+    Ok(Turn::Later)
+}
+
+fn may_drive(scheduler: &Scheduler) -> bool {
+    scheduler.lead.epoch().is_some() && !fault::defect("publish_lost")
 }
 
 /// Whether wake-ups can be published and would not pile up.

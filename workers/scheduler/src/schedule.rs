@@ -1,138 +1,117 @@
-//! The loop: look what is due, do it, wait.
+//! The loop: look what is due, do it, wait. It does database work that an index serves, and nothing else. Whatever waits for
+//! somebody else, or may take long, is a part with a task of its own.
 
-use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lethe::db::{DbError, batches, calendar, overview};
-use lethe::request::{BatchId, RequestStatus, RequestType};
+use lethe::audit::Sealer;
+use lethe::db::{DbError, batches, calendar};
 use lethe::service::Service;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
-use crate::leadership::Leadership;
+use crate::cancellations::{self, Markers};
+use crate::lead::Lead;
 use crate::options::Ready;
-use crate::{expiry, redrive, release, seal};
-
-/// How often the less urgent things are looked at.
-const METRICS_EVERY: Duration = Duration::from_secs(30);
-const EXPIRY_EVERY: Duration = Duration::from_secs(2);
-const SEALING_EVERY: Duration = Duration::from_millis(500);
+use crate::wakes::{self, Wakes};
+use crate::{expiry, keys, measure, parts, redrive, release, retention, seal};
 
 /// Everything that the parts of the scheduler share.
 pub(crate) struct Scheduler {
     pub(crate) service: Service,
     pub(crate) ready: Ready,
-    pub(crate) leadership: Leadership,
-    /// Due batches, and when a marker was last sent for each.
-    pub(crate) markers: HashMap<BatchId, Instant>,
-    /// A release goes on in the next round, which begins at once.
-    in_a_hurry: bool,
+    pub(crate) lead: Lead,
+    pub(crate) markers: Markers,
+    pub(crate) wakes: Wakes,
 }
 
 /// Schedules until the service is told to stop.
 pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), DbError> {
-    let healthy = service.health.component("schedule");
-    let leadership = Leadership::new(service.db.clone());
-    let shutdown = service.shutdown.clone();
+    let lead = Lead::new(ready.clock_absence);
+    let mut tasks = JoinSet::new();
+    let (wakes, to_wake) = wakes::channel();
     let interval = ready.interval;
-    let mut scheduler = Scheduler { service, ready, leadership, markers: HashMap::new(), in_a_hurry: false };
-    let mut rounds = Rounds::default();
+    let done = CancellationToken::new();
+    let keeping = tokio::spawn(lead.clone().keep(service.clone(), interval, done.clone()));
+    tasks.spawn(wakes::publish(service.publisher.clone(), to_wake, service.shutdown.clone()));
+    let sealer = seal::Seal(Sealer::new(ready.signatory.clone()));
+    let scheduler = Arc::new(Scheduler { service, ready, lead, markers: Markers::default(), wakes });
+    tasks.spawn(parts::run(scheduler.clone(), cancellations::Await));
+    tasks.spawn(parts::run(scheduler.clone(), redrive::Erasures));
+    tasks.spawn(parts::run(scheduler.clone(), redrive::Compilations));
+    tasks.spawn(parts::run(scheduler.clone(), redrive::Callbacks));
+    tasks.spawn(parts::run(scheduler.clone(), expiry::Links));
+    tasks.spawn(parts::run(scheduler.clone(), expiry::Objects));
+    tasks.spawn(parts::run(scheduler.clone(), keys::Days::new(&scheduler.service)));
+    tasks.spawn(parts::run(scheduler.clone(), retention::Purge::default()));
+    tasks.spawn(parts::run(scheduler.clone(), retention::Records::default()));
+    tasks.spawn(parts::run(scheduler.clone(), retention::Cancellations));
+    tasks.spawn(parts::run(scheduler.clone(), retention::MessageFailures));
+    tasks.spawn(parts::run(scheduler.clone(), sealer));
+    tasks.spawn(parts::run(scheduler.clone(), measure::Totals));
+    tasks.spawn(parts::run(scheduler.clone(), measure::Gauges));
+    tasks.spawn(parts::run(scheduler.clone(), measure::Lost));
+    rounds(&scheduler).await;
+    while tasks.join_next().await.is_some() {}
+    // The lead goes last: what was under way is done in its term.
+    done.cancel();
+    let _ = keeping.await;
+    Ok(())
+}
+
+/// One round after the other.
+async fn rounds(scheduler: &Scheduler) {
+    let healthy = scheduler.service.health.component("schedule");
+    let shutdown = &scheduler.service.shutdown;
+    let mut calendar_of = None;
     while !shutdown.is_cancelled() {
-        let outcome = scheduler.round(&mut rounds).await;
+        let started = Instant::now();
+        let outcome = round(scheduler, &mut calendar_of).await;
+        scheduler.lead.progress();
+        if let Ok(Some(_)) = outcome {
+            metrics::histogram!("lethe_schedule_round_seconds").record(started.elapsed().as_secs_f64());
+        }
         if healthy.set(outcome.is_ok()) || matches!(outcome, Err(DbError::LeadershipLost)) {
             match &outcome {
-                Ok(()) => tracing::info!("scheduling"),
+                Ok(_) => tracing::info!("scheduling"),
                 Err(error) => tracing::warn!(%error, "a round of the schedule has failed; trying again"),
             }
         }
-        if matches!(outcome, Err(DbError::LeadershipLost)) {
-            scheduler.leadership.doubt();
+        if let Err(error) = &outcome {
+            scheduler.lead.doubt(error);
         }
-        let pause = if std::mem::take(&mut scheduler.in_a_hurry) { Duration::ZERO } else { interval };
+        let pause = if matches!(outcome, Ok(Some(true))) { Duration::ZERO } else { scheduler.ready.interval };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = shutdown.cancelled() => {}
         }
     }
-    scheduler.leadership.resign().await;
+}
+
+/// A round while we lead: whether a release goes on at once. `None` while another one leads.
+async fn round(scheduler: &Scheduler, calendar_of: &mut Option<i64>) -> Result<Option<bool>, DbError> {
+    let db = &scheduler.service.db;
+    let Some(epoch) = scheduler.lead.epoch() else { return Ok(None) };
+    if *calendar_of != Some(epoch) {
+        let (version, is_new) = calendar::store(db, epoch, &scheduler.ready.calendar).await?;
+        tracing::info!(version, is_new, "calendar in force");
+        *calendar_of = Some(epoch);
+    }
+    let due = batches::due(&db.session().await?).await?;
+    // Each part is tried, whatever came of the others; the first failure is the one that is told.
+    let closed = if due.closing { close(scheduler).await } else { Ok(()) };
+    let released = if due.release || due.closing { release::due_batches(scheduler).await } else { Ok(false) };
+    let completed = if due.completion { batches::complete(db, epoch).await.map(drop) } else { Ok(()) };
+    closed?;
+    let in_a_hurry = released?;
+    completed?;
+    Ok(Some(in_a_hurry))
+}
+
+async fn close(scheduler: &Scheduler) -> Result<(), DbError> {
+    let Some(term) = scheduler.lead.term() else { return Ok(()) };
+    for batch in batches::close_due(&scheduler.service.db, &term).await? {
+        tracing::info!(batch = %batch.batch_id, lane = %batch.lane, tick = %batch.tick_at, runs = %batch.runs_at, "batch closed");
+    }
     Ok(())
-}
-
-/// When the less frequent parts were last done.
-#[derive(Default)]
-struct Rounds {
-    calendar_of: Option<i64>,
-    metrics: Option<Instant>,
-    expiry: Option<Instant>,
-    sealing: Option<Instant>,
-    redrive: redrive::Pace,
-}
-
-/// Whether `every` has passed since `last`; then `last` is now.
-pub(crate) fn is_time(last: &mut Option<Instant>, every: Duration) -> bool {
-    let time = last.is_none_or(|last| last.elapsed() >= every);
-    if time {
-        *last = Some(Instant::now());
-    }
-    time
-}
-
-impl Scheduler {
-    async fn round(&mut self, rounds: &mut Rounds) -> Result<(), DbError> {
-        let Some(epoch) = self.leadership.epoch().await? else { return Ok(()) };
-        if rounds.calendar_of != Some(epoch) {
-            let (version, is_new) = calendar::store(&self.service.db, epoch, &self.ready.calendar).await?;
-            tracing::info!(version, is_new, "calendar in force");
-            rounds.calendar_of = Some(epoch);
-        }
-        let session = self.service.db.session().await?;
-        let due = batches::due(&session).await?;
-        drop(session);
-        let sealing = is_time(&mut rounds.sealing, SEALING_EVERY);
-        // Each part is tried, whatever came of the others; the first failure is the one that is told.
-        let parts = [
-            if due.closing { self.close(epoch).await } else { Ok(()) },
-            if due.release || due.closing { self.release().await } else { Ok(()) },
-            if due.completion { batches::complete(&self.service.db, epoch).await.map(drop) } else { Ok(()) },
-            redrive::due_work(self, &mut rounds.redrive).await,
-            if is_time(&mut rounds.expiry, EXPIRY_EVERY) { expiry::due(self, epoch).await } else { Ok(()) },
-            if sealing { seal::entries(&mut self.ready.sealer, &self.service.db, epoch).await } else { Ok(()) },
-            if is_time(&mut rounds.metrics, METRICS_EVERY) { self.measure(epoch).await } else { Ok(()) },
-        ];
-        parts.into_iter().collect()
-    }
-
-    async fn close(&self, epoch: i64) -> Result<(), DbError> {
-        for batch in batches::close_due(&self.service.db, epoch).await? {
-            tracing::info!(batch = %batch.batch_id, lane = %batch.lane, tick = %batch.tick_at, runs = %batch.runs_at, "batch closed");
-        }
-        Ok(())
-    }
-
-    async fn release(&mut self) -> Result<(), DbError> {
-        self.in_a_hurry = release::due_batches(self).await?;
-        Ok(())
-    }
-
-    async fn measure(&self, epoch: i64) -> Result<(), DbError> {
-        let session = self.service.db.session().await?;
-        let overview = overview::load(&session).await?;
-        #[expect(clippy::cast_precision_loss, reason = "a gauge is a float; counts stay far below 2^52")]
-        let gauge = |count: i64| count as f64;
-        metrics::gauge!("lethe_leader_epoch").set(gauge(epoch));
-        // What has gone to nothing is not among the counts, and is told as zero.
-        for kind in RequestType::ALL.iter().map(|kind| kind.as_str()) {
-            for status in RequestStatus::ALL.iter().map(|status| status.as_str()) {
-                let found = overview.requests.iter().find(|(one, two, _)| one == kind && two == status);
-                metrics::gauge!("lethe_requests", "type" => kind, "status" => status)
-                    .set(gauge(found.map_or(0, |row| row.2)));
-            }
-        }
-        for state in ["waiting", "ready", "delivered", "exhausted"] {
-            let found = overview.callbacks.iter().find(|(one, _)| one == state);
-            metrics::gauge!("lethe_callbacks", "state" => state).set(gauge(found.map_or(0, |row| row.1)));
-        }
-        for (stage, seconds) in overview.oldest_seconds {
-            metrics::gauge!("lethe_oldest_ready_seconds", "stage" => stage).set(seconds);
-        }
-        Ok(())
-    }
 }

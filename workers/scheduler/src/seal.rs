@@ -1,27 +1,44 @@
-//! Sealing the audit trail: within seconds, in bounded groups, so that everything else has its turn.
+//! Sealing the audit trail: within seconds, in bounded groups.
 
 use std::time::{Duration, Instant};
 
 use lethe::audit::{SealError, Sealer};
-use lethe::db::{Db, DbError};
+use lethe::db::DbError;
 
-/// So long one round seals.
-const ROUND: Duration = Duration::from_millis(300);
+use crate::parts::{Part, Turn};
+use crate::schedule::Scheduler;
 
-/// Seals what is not sealed yet.
-pub(crate) async fn entries(sealer: &mut Sealer, db: &Db, epoch: i64) -> Result<(), DbError> {
-    let started = Instant::now();
-    while started.elapsed() < ROUND {
-        match sealer.group(db, epoch).await {
-            Ok(0) => break,
-            Ok(entries) => metrics::counter!("lethe_audit_sealed_total").increment(entries as u64),
-            Err(SealError::Db(error)) => return Err(error),
-            Err(SealError::Signing(error)) => {
-                tracing::error!(%error, "the audit trail was not signed; trying again");
-                break;
+/// So long one turn seals.
+const TURN: Duration = Duration::from_millis(300);
+
+/// Seals what is not sealed yet. What it does can be done at any time by any clock.
+pub(crate) struct Seal(pub(crate) Sealer);
+
+impl Part for Seal {
+    const NAME: &'static str = "sealing";
+    const EVERY: Duration = Duration::from_millis(500);
+
+    async fn turn(&mut self, scheduler: &Scheduler) -> Result<Turn, DbError> {
+        let Some(epoch) = scheduler.lead.epoch() else { return Ok(Turn::Later) };
+        let started = Instant::now();
+        let sealer = &mut self.0;
+        let mut turn = Turn::AtOnce;
+        while started.elapsed() < TURN {
+            match sealer.group(&scheduler.service.db, epoch).await {
+                Ok(0) => {
+                    turn = Turn::Later;
+                    break;
+                }
+                Ok(entries) => metrics::counter!("lethe_audit_sealed_total").increment(entries as u64),
+                Err(SealError::Db(error)) => return Err(error),
+                Err(SealError::Signing(error)) => {
+                    tracing::error!(%error, "the audit trail was not signed; trying again");
+                    turn = Turn::Later;
+                    break;
+                }
             }
         }
+        metrics::gauge!("lethe_audit_broken_chains").set(f64::from(u32::try_from(sealer.broken()).unwrap_or(u32::MAX)));
+        Ok(turn)
     }
-    metrics::gauge!("lethe_audit_broken_chains").set(f64::from(u32::try_from(sealer.broken()).unwrap_or(u32::MAX)));
-    Ok(())
 }

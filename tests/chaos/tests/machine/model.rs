@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use lethe::backoff::BackoffPolicy;
 use lethe::db::callbacks::{self, Attempt, EndpointLimits, RetryPolicy};
+use lethe::db::leader::Term;
 use lethe::db::release::{self, SliceLimits};
 use lethe::db::requests::{self, Cancellation, Overtaking};
 use lethe::db::slices::{self, Claimed, Stage, Trouble, Turn, Verified};
@@ -254,13 +255,16 @@ impl Pair<'_> {
             }
             Step::Close => {
                 let epoch = self.epoch().await;
-                batches::close_due(db, epoch).await.unwrap();
+                batches::close_due(db, &Term::without_clock(epoch)).await.unwrap();
                 self.model.close();
             }
             Step::Release => self.release().await,
             Step::StaleLeader => {
                 let stale = self.epoch().await - 1;
-                assert!(matches!(batches::close_due(db, stale).await, Err(DbError::LeadershipLost)));
+                assert!(matches!(
+                    batches::close_due(db, &Term::without_clock(stale)).await,
+                    Err(DbError::LeadershipLost)
+                ));
                 assert!(matches!(batches::complete(db, stale).await, Err(DbError::LeadershipLost)));
             }
             Step::Claim(worker) => self.claim(worker).await,
@@ -295,16 +299,17 @@ impl Pair<'_> {
 
     async fn release(&mut self) {
         let (db, epoch) = (&self.bench.world.db, self.epoch().await);
+        let (term, stale) = (Term::without_clock(epoch), Term::without_clock(epoch - 1));
         let due = batches::to_release(&db.session().await.unwrap()).await.unwrap();
         assert_eq!(due.len(), self.model.due().len());
         let mut made = Vec::new();
         for one in due {
             let batch = (one.batch.batch_id, one.batch.lane);
-            let stale = release::step(db, &self.bench.keys, epoch - 1, batch, 1_000, SliceLimits::default()).await;
+            let stale = release::step(db, &self.bench.keys, &stale, batch, 1_000, SliceLimits::default()).await;
             assert!(matches!(stale, Err(DbError::LeadershipLost)));
             loop {
                 let step =
-                    release::step(db, &self.bench.keys, epoch, batch, 1_000, SliceLimits::default()).await.unwrap();
+                    release::step(db, &self.bench.keys, &term, batch, 1_000, SliceLimits::default()).await.unwrap();
                 made.extend(step.slices);
                 if step.finished {
                     break;

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use lethe::db::intake::Recorded;
+use lethe::db::leader::Term;
 use lethe::db::release::{self, SliceLimits};
 use lethe::db::requests::{self, Cancellation, Overtaking};
 use lethe::db::slices::{self, Stage, Turn, Verified};
@@ -72,7 +73,10 @@ async fn an_intake_that_takes_long_still_meets_the_cancellation_that_overtook_it
     bench.advance(super::bench::WAITING + 1).await;
     let forget = tokio::spawn({
         let bench = bench.clone();
-        async move { requests::forget_cancellations(&bench.world.db).await.unwrap() }
+        async move {
+            let epoch = leader::acquire(&bench.world.db, Uuid::nil(), LEADERSHIP).await.unwrap().unwrap();
+            requests::forget_cancellations(&bench.world.db, &Term::without_clock(epoch), 100).await.unwrap()
+        }
     });
     eventually("the forgetting waits for the intake", seconds(5), async || {
         let sql =
@@ -200,13 +204,13 @@ impl Storm {
     }
 
     async fn round(&self, epoch: i64) -> Result<(), DbError> {
-        let db = &self.bench.world.db;
-        batches::close_due(db, epoch).await?;
+        let (db, term) = (&self.bench.world.db, Term::without_clock(epoch));
+        batches::close_due(db, &term).await?;
         let due = batches::to_release(&db.session().await?).await?;
         for one in due {
             let limits = SliceLimits { step: 20, requests: 7, mpids: 100 };
             let batch = (one.batch.batch_id, one.batch.lane);
-            release::step(db, &self.bench.keys, epoch, batch, 1_000, limits).await?;
+            release::step(db, &self.bench.keys, &term, batch, 1_000, limits).await?;
         }
         batches::complete(db, epoch).await.map(drop)
     }

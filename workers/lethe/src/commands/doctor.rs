@@ -13,6 +13,7 @@ use lethe::db::{Db, DbError, batches, calendar, installation, migrate, overview}
 use lethe::results::store;
 use serde::Serialize;
 
+use super::doctor_schedule;
 use crate::context;
 use crate::output::Output;
 
@@ -28,7 +29,7 @@ pub(crate) struct Doctor {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-enum Verdict {
+pub(super) enum Verdict {
     Good,
     Look,
     Bad,
@@ -44,10 +45,10 @@ struct Finding {
 }
 
 #[derive(Default)]
-struct Findings(Vec<Finding>);
+pub(super) struct Findings(Vec<Finding>);
 
 impl Findings {
-    fn add(&mut self, subject: &'static str, verdict: Verdict, what: impl std::fmt::Display, advice: &str) {
+    pub(super) fn add(&mut self, subject: &'static str, verdict: Verdict, what: impl std::fmt::Display, advice: &str) {
         self.0.push(Finding { subject, verdict, what: what.to_string(), advice: advice.to_owned() });
     }
 
@@ -76,6 +77,7 @@ impl Doctor {
         let mut findings = Findings::default();
         self.keys_and_certificate(&mut findings);
         self.stores(&mut findings);
+        doctor_schedule::key_store(&mut findings, &self.results.key_store).await;
         self.database(&mut findings).await;
         broker(&mut findings).await;
         output.list(&findings.0, &["subject", "verdict", "finding", "what to do"], |one| {
@@ -285,6 +287,8 @@ async fn state(findings: &mut Findings, db: &Db) {
                     "",
                 ),
             }
+            doctor_schedule::clock(findings, db).await;
+            doctor_schedule::lost(findings, db, overview.lost_endpoints).await;
             for (stage, seconds) in overview.oldest_seconds {
                 let advice = match stage.as_str() {
                     "approval" => "look at `lethe request list --awaiting-approval`",

@@ -4,10 +4,12 @@ mod audit;
 mod batch;
 mod callback;
 mod certificate;
+mod clock;
 mod controller;
 mod dead_letter;
 mod dead_letter_replay;
 mod doctor;
+mod doctor_schedule;
 mod import;
 mod import_run;
 mod request;
@@ -48,6 +50,9 @@ pub(crate) enum Command {
     /// Verify certificates of erasures
     #[command(subcommand)]
     Certificate(certificate::Command),
+    /// Show what the schedulers believe of PostgreSQL's clock, and agree to it
+    #[command(subcommand)]
+    Clock(clock::Command),
     /// Check servers, schema, topology, clocks, keys and certificate, and say what to do about each finding
     Doctor(Box<doctor::Doctor>),
     /// Play the whole life of some thousand requests on a calendar of seconds, and check every claim from outside
@@ -68,6 +73,7 @@ impl Command {
             Self::DeadLetter(command) => command.run(output).await,
             Self::Audit(command) => command.run(output).await,
             Self::Certificate(command) => command.run(output).await,
+            Self::Clock(command) => command.run(output).await,
             Self::Doctor(doctor) => doctor.run(output).await,
             Self::Demo(demo) => demo.run(output).await,
             Self::Top(top) => top.run().await,

@@ -9,7 +9,8 @@ use lethe::broker::Publisher;
 use lethe::certificate;
 use lethe::config::ReceivingOptions;
 use lethe::db::Db;
-use lethe::db::requests::{self, Cancellation, Filter, Overtaking, Receipt, RequestRow};
+use lethe::db::request_lists::{self, Filter};
+use lethe::db::requests::{self, Cancellation, Overtaking, Receipt, RequestRow};
 use lethe::db::slices::{self, Work};
 use lethe::intake::{Incoming, Unanswered};
 use lethe::request::{ControllerId, RequestStatus, SliceId};
@@ -113,7 +114,7 @@ impl Command {
             Self::Cancel(target) => cancel(&db, &target, output).await,
             Self::List { controller, status, awaiting_approval, limit } => {
                 let filter = Filter { controller_id: controller, status, awaiting_approval };
-                let rows = requests::list(&db.session().await?, &filter, limit).await?;
+                let rows = request_lists::list(&db.session().await?, &filter, limit).await?;
                 let rows: Vec<Shown> = rows.iter().map(Shown::of).collect();
                 let headings =
                     ["controller", "subject_request_id", "type", "status", "approval", "received", "expected", "batch"];

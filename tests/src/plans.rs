@@ -1,0 +1,49 @@
+//! What a statement reads: the rows that its plan touches, and the tables that it reads as a whole.
+
+use serde_json::Value;
+use tokio_postgres::types::ToSql;
+
+use crate::world::World;
+
+/// What a statement has read.
+#[derive(Debug, Default)]
+pub struct Reading {
+    /// Rows that scans have returned or thrown away.
+    pub rows: u64,
+    /// Tables that were read as a whole, each with the rows read.
+    pub whole: Vec<(String, u64)>,
+}
+
+/// Runs a named statement of a module under `EXPLAIN ANALYZE`, in a transaction that is rolled back.
+pub async fn reading(
+    world: &World,
+    statements: &[(&str, &str)],
+    name: &str,
+    parameters: &[&(dyn ToSql + Sync)],
+) -> Reading {
+    let sql = statements.iter().find(|(one, _)| *one == name).unwrap_or_else(|| panic!("no statement {name}")).1;
+    let session = world.db.session().await.unwrap();
+    session.batch_execute("BEGIN").await.unwrap();
+    let explain = format!("EXPLAIN (ANALYZE, FORMAT JSON) {sql}");
+    let row = session.raw().query_one(&explain, parameters).await.unwrap_or_else(|error| panic!("{name}: {error:?}"));
+    session.batch_execute("ROLLBACK").await.unwrap();
+    let mut reading = Reading::default();
+    visit(&row.get::<_, Value>(0)[0]["Plan"], &mut reading);
+    reading
+}
+
+fn visit(node: &Value, reading: &mut Reading) {
+    let number = |name: &str| node[name].as_f64().unwrap_or(0.0);
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "PostgreSQL counts rows")]
+    let rows = ((number("Actual Rows") + number("Rows Removed by Filter") + number("Rows Removed by Index Recheck"))
+        * number("Actual Loops")) as u64;
+    if let Some(table) = node["Relation Name"].as_str() {
+        reading.rows += rows;
+        if node["Node Type"] == "Seq Scan" {
+            reading.whole.push((table.to_owned(), rows));
+        }
+    }
+    for child in node["Plans"].as_array().into_iter().flatten() {
+        visit(child, reading);
+    }
+}

@@ -1,0 +1,73 @@
+//! What the doctor looks at for the schedulers' sake: the key store, the clock, what was lost with a restore.
+
+use lethe::db::leader;
+use lethe::db::{Db, DbError, batches};
+use lethe::results::store::{self, Fitness};
+use url::Url;
+
+use super::clock::is_doubted;
+use super::doctor::{Findings, Verdict};
+
+/// Tries out what a key store must be able to do.
+pub(super) async fn key_store(findings: &mut Findings, url: &Url) {
+    // Where it cannot be opened, that was said already.
+    let Ok(key_store) = store::open("LETHE_KEY_STORE", url) else { return };
+    let advice = "see \"The key store\" in the README; schedulers and compilers refuse it";
+    match store::probe(&key_store, url).await {
+        Ok(fitness @ Fitness::Fit) => findings.add("key store", Verdict::Good, fitness.as_str(), ""),
+        Ok(fitness @ Fitness::Unknown) => findings.add(
+            "key store",
+            Verdict::Look,
+            fitness.as_str(),
+            "see that the bucket keeps no versions and has no object lock, nor soft deletion",
+        ),
+        Ok(fitness) => findings.add("key store", Verdict::Bad, fitness.as_str(), advice),
+        Err(error) => {
+            findings.add("key store", Verdict::Bad, error, "check its address, its credentials and the way to it")
+        }
+    }
+}
+
+/// The clock, as the leading scheduler judges it.
+pub(super) async fn clock(findings: &mut Findings, db: &Db) {
+    let known = async { leader::clock(&db.session().await?).await };
+    match known.await {
+        Err(error) => findings.add("clock", Verdict::Bad, error, ""),
+        Ok(known) if is_doubted(&known) => findings.add(
+            "clock",
+            Verdict::Bad,
+            format!(
+                "PostgreSQL's is {} s ahead of what the leading scheduler believes; nothing is done that cannot be undone",
+                known.ahead().unwrap_or_default().as_secs()
+            ),
+            "correct the clock of PostgreSQL's host; if it is right, run `lethe clock agree`",
+        ),
+        Ok(_) => {}
+    }
+}
+
+/// Requests and callbacks that nothing will ever move.
+pub(super) async fn lost(findings: &mut Findings, db: &Db, lost_endpoints: i64) {
+    let found = async { Ok::<_, DbError>(batches::without_batch(&db.session().await?).await?) };
+    match found.await {
+        Err(error) => findings.add("lost batches", Verdict::Bad, error, ""),
+        Ok(lost) => {
+            for (batch, requests) in lost {
+                findings.add(
+                    "lost batches",
+                    Verdict::Bad,
+                    format!("{requests} pending requests name the batch {batch}, which is not there"),
+                    "see \"Requests without a batch\" in docs/runbook.md",
+                );
+            }
+        }
+    }
+    if lost_endpoints > 0 {
+        findings.add(
+            "lost endpoints",
+            Verdict::Bad,
+            format!("callbacks name {lost_endpoints} endpoints that are not there"),
+            "see \"Requests without a batch\" in docs/runbook.md",
+        );
+    }
+}

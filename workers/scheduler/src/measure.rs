@@ -1,0 +1,81 @@
+//! What the leader tells of everything: totals, the oldest work of each stage, and what was lost with a restore.
+
+use std::time::Duration;
+
+use lethe::db::{DbError, batches, overview};
+use lethe::request::{RequestStatus, RequestType};
+
+use crate::parts::{Part, Turn};
+use crate::schedule::Scheduler;
+
+const FOLDED_AT_ONCE: i64 = 10_000;
+
+/// Folds differences into totals.
+pub(crate) struct Totals;
+/// Sets the gauges.
+pub(crate) struct Gauges;
+/// Looks for requests that nothing will ever release.
+pub(crate) struct Lost;
+
+impl Part for Totals {
+    const NAME: &'static str = "totals";
+    const EVERY: Duration = Duration::from_secs(2);
+
+    async fn turn(&mut self, scheduler: &Scheduler) -> Result<Turn, DbError> {
+        let Some(epoch) = scheduler.lead.epoch() else { return Ok(Turn::Later) };
+        let folded = overview::fold(&scheduler.service.db, epoch, FOLDED_AT_ONCE).await?;
+        Ok(Turn::at_once_if(folded == FOLDED_AT_ONCE))
+    }
+}
+
+impl Part for Gauges {
+    const NAME: &'static str = "gauges";
+    const EVERY: Duration = Duration::from_secs(30);
+
+    async fn turn(&mut self, scheduler: &Scheduler) -> Result<Turn, DbError> {
+        if scheduler.lead.epoch().is_none() {
+            return Ok(Turn::Later);
+        }
+        let overview = overview::measure(&scheduler.service.db).await?;
+        // What has gone to nothing is not among the totals, and is told as zero.
+        for kind in RequestType::ALL.iter().map(|kind| kind.as_str()) {
+            for status in RequestStatus::ALL.iter().map(|status| status.as_str()) {
+                let found = overview.requests.iter().find(|(one, two, _)| one == kind && two == status);
+                metrics::gauge!("lethe_requests", "type" => kind, "status" => status)
+                    .set(gauge(found.map_or(0, |row| row.2)));
+            }
+        }
+        for state in ["waiting", "ready", "delivered", "exhausted"] {
+            let found = overview.callbacks.iter().find(|(one, _)| one == state);
+            metrics::gauge!("lethe_callbacks", "state" => state).set(gauge(found.map_or(0, |row| row.1)));
+        }
+        for (stage, seconds) in overview.oldest_seconds {
+            metrics::gauge!("lethe_oldest_ready_seconds", "stage" => stage).set(seconds);
+        }
+        metrics::gauge!("lethe_lost_endpoints").set(gauge(overview.lost_endpoints));
+        Ok(Turn::Later)
+    }
+}
+
+impl Part for Lost {
+    const NAME: &'static str = "lost_batches";
+    const EVERY: Duration = Duration::from_secs(30);
+
+    async fn turn(&mut self, scheduler: &Scheduler) -> Result<Turn, DbError> {
+        if scheduler.lead.epoch().is_none() {
+            return Ok(Turn::Later);
+        }
+        let lost = batches::without_batch(&scheduler.service.db.session().await?).await?;
+        let requests = lost.iter().map(|(_, requests)| requests).sum();
+        metrics::gauge!("lethe_requests_without_batch").set(gauge(requests));
+        for (batch, requests) in lost {
+            tracing::error!(%batch, requests, "pending requests name a batch that is not there: nothing closes or releases them (docs/runbook.md)");
+        }
+        Ok(Turn::Later)
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a gauge is a float; counts stay far below 2^52")]
+const fn gauge(count: i64) -> f64 {
+    count as f64
+}

@@ -1,0 +1,64 @@
+//! Parts of the scheduler that have tasks of their own: what one of them waits for holds up no other, and costs nobody the
+//! lead (DESIGN rule 17).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lethe::db::DbError;
+
+use crate::schedule::Scheduler;
+
+/// When a part has its next turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// There is more to do.
+    AtOnce,
+    /// After the pause.
+    Later,
+}
+
+impl Turn {
+    pub(crate) const fn at_once_if(more: bool) -> Self {
+        if more { Self::AtOnce } else { Self::Later }
+    }
+}
+
+/// Something that the leader does again and again.
+pub(crate) trait Part: Send + 'static {
+    /// As metrics and logs call it.
+    const NAME: &'static str;
+    /// The pause between turns.
+    const EVERY: Duration;
+
+    /// One turn, while we lead. A part takes its epoch or its term from the scheduler's lead, and does nothing without.
+    fn turn(&mut self, scheduler: &Scheduler) -> impl Future<Output = Result<Turn, DbError>> + Send;
+}
+
+/// Gives a part its turns until the service is told to stop. A failure is told once, and tried again.
+pub(crate) async fn run<P: Part>(scheduler: Arc<Scheduler>, mut part: P) {
+    let shutdown = &scheduler.service.shutdown;
+    let mut failing = false;
+    while !shutdown.is_cancelled() {
+        let outcome = part.turn(&scheduler).await;
+        match &outcome {
+            Ok(_) if failing => tracing::info!(part = P::NAME, "goes on"),
+            Ok(_) => {}
+            Err(error) => {
+                metrics::counter!("lethe_scheduler_failures_total", "part" => P::NAME).increment(1);
+                scheduler.lead.doubt(error);
+                if !failing && !matches!(error, DbError::LeadershipLost | DbError::ClockAhead { .. }) {
+                    tracing::warn!(part = P::NAME, %error, "failed; trying again");
+                }
+            }
+        }
+        failing = outcome.is_err();
+        if matches!(outcome, Ok(Turn::AtOnce)) {
+            tokio::task::yield_now().await;
+            continue;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(P::EVERY) => {}
+            () = shutdown.cancelled() => {}
+        }
+    }
+}
