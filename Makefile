@@ -8,7 +8,7 @@ BIN := $(or $(CARGO_TARGET_DIR),target)/release
 LOCKED := $(if $(filter true,$(CI)),--locked)
 WITH_ENV := source "$(LOCAL)/env"
 
-.PHONY: help build servers up down test chaos lint demo bench bench-growth clean-local
+.PHONY: help build servers up down test chaos lint demo bench bench-growth scale clean-local
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -75,6 +75,10 @@ bench-growth: ## Measure how cost grows, and draw docs/performance/*.png; QUICK=
 	deploy/local/with-servers bash -euc 'cargo build --release --workspace $(LOCKED); \
 		"$(BIN)/lethe-bench" growth $(if $(QUICK),--quick) $(FLAGS) $(CURVES)'
 	tests/bench/plot.sh
+
+scale: ## Measure beside years of data, in a database of its own; QUICK=1, ROWS="round commands", FLAGS=…
+	deploy/local/with-servers bash -euc 'cargo build --release --workspace $(LOCKED); \
+		exec "$(BIN)/lethe-bench" scale $(if $(QUICK),--quick) $(FLAGS) $(ROWS)'
 
 clean-local: ## Stop everything and remove .local
 	deploy/local/fleet down

@@ -33,8 +33,9 @@ statements! {
              ORDER BY r.request_key LIMIT $3),
         instant AS MATERIALIZED (SELECT lethe.now() AS now)
         SELECT w.request_key, w.ended_at, coalesce(w.ended_at <= now - make_interval(secs => $1), false),
-               EXISTS (SELECT FROM lethe.callbacks c
-                        WHERE c.request_key = w.request_key AND c.state IN ('waiting', 'ready')),
+               -- Counted, and not asked for existence: that may be planned as one look at all callbacks.
+               (SELECT count(*) FROM lethe.callbacks c
+                 WHERE c.request_key = w.request_key AND c.state IN ('waiting', 'ready')) > 0,
                coalesce(w.ended_at <= now - make_interval(secs => $2), false)
           FROM walked w, instant ORDER BY w.request_key";
     /// The same of those that were cancelled, with a batch or without.
@@ -47,8 +48,8 @@ statements! {
                AND r.cancelled_at <= (SELECT now FROM instant) - make_interval(secs => $1)
              ORDER BY r.cancelled_at, r.request_key LIMIT $3)
         SELECT w.request_key, w.ended_at, true,
-               EXISTS (SELECT FROM lethe.callbacks c
-                        WHERE c.request_key = w.request_key AND c.state IN ('waiting', 'ready')),
+               (SELECT count(*) FROM lethe.callbacks c
+                 WHERE c.request_key = w.request_key AND c.state IN ('waiting', 'ready')) > 0,
                w.ended_at <= now - make_interval(secs => $2)
           FROM walked w, instant ORDER BY w.ended_at, w.request_key";
     /// In key order, before the callbacks of these requests are touched. Cancellation and completion are behind them.

@@ -19,9 +19,9 @@ statements! {
     /// The wrapped key goes in the transaction that says so; bytes and the day's key follow.
     EXPIRE = "
         UPDATE lethe.results SET expired_at = lethe.now(), wrapped_key = NULL
-         WHERE result_id IN (
+         WHERE result_id = ANY (ARRAY (
             SELECT result_id FROM lethe.results WHERE expired_at IS NULL AND expires_at <= (SELECT lethe.now())
-             ORDER BY expires_at LIMIT $1)
+             ORDER BY expires_at LIMIT $1))
         RETURNING result_id";
     /// Expired results whose bytes are still to be deleted, and were not tried in vain just now.
     EXPIRED_OBJECTS = "

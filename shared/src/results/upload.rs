@@ -30,7 +30,7 @@ impl PartSizes {
 
 /// An upload under way: one part is sent while the next one is gathered.
 pub(super) struct Upload {
-    upload: Box<dyn MultipartUpload>,
+    parts: Box<dyn MultipartUpload>,
     sizes: PartSizes,
     gathered: Vec<Bytes>,
     size: u64,
@@ -39,8 +39,8 @@ pub(super) struct Upload {
 }
 
 impl Upload {
-    pub(super) fn new(upload: Box<dyn MultipartUpload>, sizes: PartSizes) -> Self {
-        Self { upload, sizes, gathered: Vec::new(), size: 0, sent: 0, under_way: JoinSet::new() }
+    pub(super) fn new(parts: Box<dyn MultipartUpload>, sizes: PartSizes) -> Self {
+        Self { parts, sizes, gathered: Vec::new(), size: 0, sent: 0, under_way: JoinSet::new() }
     }
 
     /// Adds bytes; waits while the part before is on its way.
@@ -54,7 +54,7 @@ impl Upload {
         self.wait().await?;
         let part: PutPayload = std::mem::take(&mut self.gathered).into_iter().collect();
         self.sent += std::mem::take(&mut self.size);
-        self.under_way.spawn(self.upload.put_part(part));
+        self.under_way.spawn(self.parts.put_part(part));
         Ok(())
     }
 
@@ -71,13 +71,13 @@ impl Upload {
             self.send().await?;
         }
         self.wait().await?;
-        self.upload.complete().await.map(drop)
+        self.parts.complete().await.map(drop)
     }
 
     /// Gives it up; nothing becomes visible.
     pub(super) async fn abort(mut self) -> object_store::Result<()> {
         self.under_way.shutdown().await;
-        self.upload.abort().await
+        self.parts.abort().await
     }
 }
 
@@ -119,7 +119,9 @@ mod tests {
             'a: 'b,
             Self: 'b,
         {
-            Box::pin(async { Ok(PutResult { e_tag: None, version: None, extensions: Default::default() }) })
+            Box::pin(async {
+                Ok(PutResult { e_tag: None, version: None, extensions: object_store::Extensions::default() })
+            })
         }
 
         fn abort<'a, 'b>(&'a mut self) -> Answer<'b, ()>

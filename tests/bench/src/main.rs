@@ -20,6 +20,7 @@ mod receiver;
 mod report;
 mod requests;
 mod rows;
+mod scale;
 mod servers;
 
 use clap::Parser;
@@ -36,6 +37,7 @@ async fn main() {
     report.conditions(&bench).await;
     match &options.command {
         Command::Rows { names } => rows::run(&mut bench, names, &mut report).await,
+        Command::Scale { names } => scale::run(&mut bench, names, &mut report).await,
         Command::Growth { names } => growth::run(&mut bench, names, &mut report).await,
     }
     println!("{report}");

@@ -28,6 +28,11 @@ pub(crate) enum Command {
         /// Which rows; all of them where none is named
         names: Vec<RowName>,
     },
+    /// What a scheduler and an operator wait for beside years of data
+    Scale {
+        /// Which rows; all of them where none is named
+        names: Vec<ScaleName>,
+    },
     /// How cost grows with identities, event batches, workers and sizes
     Growth {
         /// Which curves; all of them where none is named
@@ -47,6 +52,17 @@ pub(crate) enum RowName {
     EndToEnd,
     Latency,
     Idle,
+}
+
+/// A row of the table of scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ScaleName {
+    /// The time of a round of the scheduler
+    Round,
+    /// How late a batch is released
+    Lateness,
+    /// The time of each command of the runbook
+    Commands,
 }
 
 /// A curve of growth.
@@ -120,4 +136,10 @@ sizes! {
     most_identities: 10_000_000, 100_000;
     /// Event batches a profile of the largest point of that curve [default: 1000, quick 100]
     most_event_batches: 1_000, 100;
+    /// Finished requests of the first size of scale [default: 1000000, quick 100000]
+    scale_requests: 1_000_000, 100_000;
+    /// Finished requests of its second size [default: 3000000, quick none]
+    most_scale_requests: 3_000_000, 0;
+    /// Endpoints of scale [default: 100000, quick 10000]
+    scale_endpoints: 100_000, 10_000;
 }

@@ -83,6 +83,7 @@ impl Report {
         let name = match options.command {
             crate::options::Command::Rows { .. } => "rows",
             crate::options::Command::Growth { .. } => "growth",
+            crate::options::Command::Scale { .. } => "scale",
         };
         Self {
             name,

@@ -60,7 +60,7 @@ async fn a_purge_does_not_walk_over_what_has_to_stay_again_and_again() {
     world.controller("acme").await;
     finished(&world, 900, 700).await;
     let holder = uuid::Uuid::new_v4();
-    let epoch = leader::acquire(&world.db, holder, std::time::Duration::from_secs(60)).await.unwrap().unwrap();
+    let epoch = leader::acquire(&world.db, holder, std::time::Duration::from_mins(1)).await.unwrap().unwrap();
     let term = Term::without_clock(epoch);
     let retention = Retention { after_end: seconds(36_000), for_callbacks: seconds(86_400) };
     let mut walk = Walk::default();

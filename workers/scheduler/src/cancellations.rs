@@ -3,16 +3,15 @@
 //! 0010). The broker is asked here and not in the loop: one that does not answer holds up only batches that wait for it.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use lethe::broker::topology::{CANCELLATION, QueueState};
 use lethe::broker::wake::CancellationMarker;
-use lethe::db::DbError;
-use lethe::db::batches::{self, ToRelease};
+use lethe::db::batches::ToRelease;
 use lethe::request::BatchId;
+use tokio::sync::Notify;
 
-use crate::parts::{Part, Turn};
 use crate::schedule::Scheduler;
 
 /// A marker may be lost with its queue; then another one is sent.
@@ -28,44 +27,44 @@ enum Marker {
 
 /// Due batches, and what is known of the cancellations before them.
 #[derive(Debug, Default)]
-pub(crate) struct Markers(Mutex<HashMap<BatchId, Marker>>);
+pub(crate) struct Markers {
+    known: Mutex<HashMap<BatchId, Marker>>,
+    wanted: Mutex<Vec<ToRelease>>,
+    asked: Notify,
+}
 
 impl Markers {
     fn with<T>(&self, read: impl FnOnce(&mut HashMap<BatchId, Marker>) -> T) -> T {
-        read(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        read(&mut self.known.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Nothing was queued after this batch had become due.
-    pub(crate) fn none_needed(&self, batch: BatchId) -> bool {
-        self.with(|markers| matches!(markers.get(&batch), Some(Marker::NotNeeded)))
-    }
-
-    /// The batch is released.
-    pub(crate) fn forget(&self, batch: BatchId) {
-        self.with(|markers| markers.remove(&batch));
+    /// Of these due batches, those that nothing has to come before. The broker is asked about the others soon.
+    pub(crate) fn ready(&self, due: Vec<ToRelease>) -> Vec<ToRelease> {
+        self.with(|known| known.retain(|id, _| due.iter().any(|one| one.batch.batch_id == *id)));
+        let (ready, wanted): (Vec<_>, Vec<_>) = due.into_iter().partition(|one| {
+            one.cancellations_handled
+                || self.with(|known| matches!(known.get(&one.batch.batch_id), Some(Marker::NotNeeded)))
+        });
+        if !wanted.is_empty() {
+            *self.wanted.lock().unwrap_or_else(PoisonError::into_inner) = wanted;
+            self.asked.notify_one();
+        }
+        ready
     }
 }
 
-/// Asks the broker about the cancellations before due batches.
-pub(crate) struct Await;
-
-impl Part for Await {
-    const NAME: &'static str = "cancellations";
-    const EVERY: Duration = Duration::from_millis(100);
-
-    async fn turn(&mut self, scheduler: &Scheduler) -> Result<Turn, DbError> {
-        // A batch that is due only by a clock that is ahead is not asked about.
-        if scheduler.lead.term().is_none() {
-            return Ok(Turn::Later);
+/// Asks the broker about the cancellations before due batches, until the service is told to stop.
+pub(crate) async fn watch(scheduler: Arc<Scheduler>) {
+    let markers = &scheduler.markers;
+    loop {
+        tokio::select! {
+            () = markers.asked.notified() => {}
+            () = scheduler.service.shutdown.cancelled() => return,
         }
-        let due = batches::to_release(&scheduler.service.db.session().await?).await?;
-        scheduler.markers.with(|markers| markers.retain(|id, _| due.iter().any(|one| one.batch.batch_id == *id)));
-        for one in due.iter().filter(|one| !one.cancellations_handled) {
-            if !scheduler.markers.none_needed(one.batch.batch_id) {
-                ask(scheduler, one).await;
-            }
+        let wanted = std::mem::take(&mut *markers.wanted.lock().unwrap_or_else(PoisonError::into_inner));
+        for one in wanted {
+            ask(&scheduler, &one).await;
         }
-        Ok(Turn::Later)
     }
 }
 
@@ -82,6 +81,7 @@ async fn ask(scheduler: &Scheduler, due: &ToRelease) {
     // Without a consumer nobody has anything in hand.
     if state == (QueueState { ready: 0, consumers: 0 }) {
         remember(Marker::NotNeeded);
+        scheduler.hurry.notify_one();
         return;
     }
     let sent = scheduler.markers.with(|markers| markers.get(&batch_id).copied());

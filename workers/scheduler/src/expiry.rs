@@ -36,9 +36,6 @@ impl Part for Objects {
     const EVERY: Duration = Duration::from_secs(2);
 
     async fn turn(&mut self, scheduler: &Scheduler) -> Result<Turn, DbError> {
-        if scheduler.lead.epoch().is_none() {
-            return Ok(Turn::Later);
-        }
         let db = &scheduler.service.db;
         let due = results::expired_objects(&db.session().await?, OBJECTS_AT_ONCE).await?;
         if due.is_empty() {

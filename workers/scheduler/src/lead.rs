@@ -31,6 +31,8 @@ struct Shared {
     state: Mutex<State>,
     /// Somebody doubts what we know.
     asked: Notify,
+    /// It is known who leads.
+    known: Notify,
 }
 
 #[derive(Debug)]
@@ -38,15 +40,15 @@ struct State {
     /// The epoch, and when we asked for it.
     held: Option<(i64, Instant)>,
     guard: Guard,
-    /// When the loop last came around.
-    progress: Instant,
+    /// When the loop last came around; `None` before its first time.
+    progress: Option<Instant>,
 }
 
 impl Lead {
     /// Nobody's yet.
     pub(crate) fn new(absence: SignedDuration) -> Self {
-        let state = State { held: None, guard: Guard::new(absence), progress: Instant::now() };
-        Self(Arc::new(Shared { state: Mutex::new(state), asked: Notify::new() }))
+        let state = State { held: None, guard: Guard::new(absence), progress: None };
+        Self(Arc::new(Shared { state: Mutex::new(state), asked: Notify::new(), known: Notify::new() }))
     }
 
     fn with<T>(&self, read: impl FnOnce(&mut State) -> T) -> T {
@@ -75,9 +77,14 @@ impl Lead {
         }
     }
 
+    /// Waits until it is known for the first time who leads.
+    pub(crate) async fn known(&self) {
+        self.0.known.notified().await;
+    }
+
     /// The loop has come around.
     pub(crate) fn progress(&self) {
-        self.with(|state| state.progress = Instant::now());
+        self.with(|state| state.progress = Some(Instant::now()));
     }
 
     /// Keeps the lead, or waits for it, until all is `done`; then lets another one lead at once.
@@ -114,13 +121,13 @@ impl Lead {
     }
 
     async fn ask(&self, db: &Db, holder: Uuid) -> Result<(), DbError> {
-        let (before, stuck) = self.with(|state| (state.held, state.progress.elapsed() > STUCK));
-        if stuck && before.is_some() {
-            tracing::error!("the schedule has not come around for minutes; another scheduler may lead");
-            self.with(|state| state.held = None);
-            return leader::resign(&db.session().await?, holder).await;
-        }
-        if stuck {
+        let (before, progress) = self.with(|state| (state.held, state.progress));
+        if progress.is_some_and(|since| since.elapsed() > STUCK) {
+            if before.is_some() {
+                tracing::error!("the schedule has not come around for minutes; another scheduler may lead");
+                self.with(|state| state.held = None);
+                leader::resign(&db.session().await?, holder).await?;
+            }
             return Ok(());
         }
         let session = db.session().await?;
@@ -131,6 +138,7 @@ impl Lead {
             state.guard.judge(&seen, Timestamp::now(), uptime());
             state.held = seen.epoch.map(|epoch| (epoch, asked));
         });
+        self.0.known.notify_one();
         match (before.map(|(epoch, _)| epoch), seen.epoch) {
             (before, Some(now)) if before != Some(now) => tracing::info!(epoch = now, "leading"),
             (Some(epoch), None) => tracing::warn!(epoch, "another scheduler leads now"),

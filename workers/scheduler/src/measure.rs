@@ -33,9 +33,6 @@ impl Part for Gauges {
     const EVERY: Duration = Duration::from_secs(30);
 
     async fn turn(&mut self, scheduler: &Scheduler) -> Result<Turn, DbError> {
-        if scheduler.lead.epoch().is_none() {
-            return Ok(Turn::Later);
-        }
         let overview = overview::measure(&scheduler.service.db).await?;
         // What has gone to nothing is not among the totals, and is told as zero.
         for kind in RequestType::ALL.iter().map(|kind| kind.as_str()) {
@@ -62,9 +59,6 @@ impl Part for Lost {
     const EVERY: Duration = Duration::from_secs(30);
 
     async fn turn(&mut self, scheduler: &Scheduler) -> Result<Turn, DbError> {
-        if scheduler.lead.epoch().is_none() {
-            return Ok(Turn::Later);
-        }
         let lost = batches::without_batch(&scheduler.service.db.session().await?).await?;
         let requests = lost.iter().map(|(_, requests)| requests).sum();
         metrics::gauge!("lethe_requests_without_batch").set(gauge(requests));

@@ -30,7 +30,7 @@ pub(crate) trait Part: Send + 'static {
     /// The pause between turns.
     const EVERY: Duration;
 
-    /// One turn, while we lead. A part takes its epoch or its term from the scheduler's lead, and does nothing without.
+    /// One turn, while we lead. What has to be under the epoch takes it, or the term, from the scheduler's lead.
     fn turn(&mut self, scheduler: &Scheduler) -> impl Future<Output = Result<Turn, DbError>> + Send;
 }
 
@@ -39,6 +39,13 @@ pub(crate) async fn run<P: Part>(scheduler: Arc<Scheduler>, mut part: P) {
     let shutdown = &scheduler.service.shutdown;
     let mut failing = false;
     while !shutdown.is_cancelled() {
+        if scheduler.lead.epoch().is_none() {
+            tokio::select! {
+                () = tokio::time::sleep(P::EVERY.min(scheduler.ready.interval)) => {}
+                () = shutdown.cancelled() => {}
+            }
+            continue;
+        }
         let outcome = part.turn(&scheduler).await;
         match &outcome {
             Ok(_) if failing => tracing::info!(part = P::NAME, "goes on"),

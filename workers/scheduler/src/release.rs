@@ -20,10 +20,12 @@ const ROUND: Duration = Duration::from_secs(1);
 pub(crate) async fn due_batches(scheduler: &Scheduler) -> Result<bool, DbError> {
     let started = Instant::now();
     let due = batches::to_release(&scheduler.service.db.session().await?).await?;
-    // What has to come before a batch is seen to by a part of its own, which asks the broker.
-    let due =
-        due.into_iter().filter(|one| one.cancellations_handled || scheduler.markers.none_needed(one.batch.batch_id));
-    let mut open: Vec<DueBatch> = due.map(|one| one.batch).collect();
+    // A batch that is due only by a clock that is ahead is not asked about. What has to come before a batch is seen to by a
+    // task of its own, which asks the broker.
+    if scheduler.lead.term().is_none() {
+        return Ok(false);
+    }
+    let mut open: Vec<DueBatch> = scheduler.markers.ready(due).into_iter().map(|one| one.batch).collect();
     let mut failed = None;
     while !open.is_empty() && started.elapsed() < ROUND && !scheduler.service.shutdown.is_cancelled() {
         let mut unfinished = Vec::new();
@@ -56,7 +58,6 @@ async fn step(scheduler: &Scheduler, batch: DueBatch) -> Result<bool, DbError> {
     }
     if step.finished {
         tracing::info!(batch = %batch.batch_id, lane = %batch.lane, "batch released");
-        scheduler.markers.forget(batch.batch_id);
     }
     Ok(step.finished)
 }

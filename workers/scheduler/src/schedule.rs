@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use lethe::audit::Sealer;
 use lethe::db::{DbError, batches, calendar};
 use lethe::service::Service;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -23,6 +24,8 @@ pub(crate) struct Scheduler {
     pub(crate) lead: Lead,
     pub(crate) markers: Markers,
     pub(crate) wakes: Wakes,
+    /// The next round need not wait: something that it waited for is there.
+    pub(crate) hurry: Notify,
 }
 
 /// Schedules until the service is told to stop.
@@ -35,8 +38,9 @@ pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), DbError> {
     let keeping = tokio::spawn(lead.clone().keep(service.clone(), interval, done.clone()));
     tasks.spawn(wakes::publish(service.publisher.clone(), to_wake, service.shutdown.clone()));
     let sealer = seal::Seal(Sealer::new(ready.signatory.clone()));
-    let scheduler = Arc::new(Scheduler { service, ready, lead, markers: Markers::default(), wakes });
-    tasks.spawn(parts::run(scheduler.clone(), cancellations::Await));
+    let scheduler =
+        Arc::new(Scheduler { service, ready, lead, markers: Markers::default(), wakes, hurry: Notify::new() });
+    tasks.spawn(cancellations::watch(scheduler.clone()));
     tasks.spawn(parts::run(scheduler.clone(), redrive::Erasures));
     tasks.spawn(parts::run(scheduler.clone(), redrive::Compilations));
     tasks.spawn(parts::run(scheduler.clone(), redrive::Callbacks));
@@ -64,6 +68,11 @@ async fn rounds(scheduler: &Scheduler) {
     let healthy = scheduler.service.health.component("schedule");
     let shutdown = &scheduler.service.shutdown;
     let mut calendar_of = None;
+    // Not ready before it is known who leads, and the leader not before its calendar is in force.
+    tokio::select! {
+        () = scheduler.lead.known() => {}
+        () = shutdown.cancelled() => {}
+    }
     while !shutdown.is_cancelled() {
         let started = Instant::now();
         let outcome = round(scheduler, &mut calendar_of).await;
@@ -83,6 +92,7 @@ async fn rounds(scheduler: &Scheduler) {
         let pause = if matches!(outcome, Ok(Some(true))) { Duration::ZERO } else { scheduler.ready.interval };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
+            () = scheduler.hurry.notified() => {}
             () = shutdown.cancelled() => {}
         }
     }

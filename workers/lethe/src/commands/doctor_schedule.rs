@@ -1,7 +1,7 @@
 //! What the doctor looks at for the schedulers' sake: the key store, the clock, what was lost with a restore.
 
 use lethe::db::leader;
-use lethe::db::{Db, DbError, batches};
+use lethe::db::{Db, batches};
 use lethe::results::store::{self, Fitness};
 use url::Url;
 
@@ -23,7 +23,7 @@ pub(super) async fn key_store(findings: &mut Findings, url: &Url) {
         ),
         Ok(fitness) => findings.add("key store", Verdict::Bad, fitness.as_str(), advice),
         Err(error) => {
-            findings.add("key store", Verdict::Bad, error, "check its address, its credentials and the way to it")
+            findings.add("key store", Verdict::Bad, error, "check its address, its credentials and the way to it");
         }
     }
 }
@@ -48,7 +48,7 @@ pub(super) async fn clock(findings: &mut Findings, db: &Db) {
 
 /// Requests and callbacks that nothing will ever move.
 pub(super) async fn lost(findings: &mut Findings, db: &Db, lost_endpoints: i64) {
-    let found = async { Ok::<_, DbError>(batches::without_batch(&db.session().await?).await?) };
+    let found = async { batches::without_batch(&db.session().await?).await };
     match found.await {
         Err(error) => findings.add("lost batches", Verdict::Bad, error, ""),
         Ok(lost) => {
