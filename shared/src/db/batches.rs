@@ -76,14 +76,20 @@ statements! {
         SELECT request_key, controller_id, subject_request_id, sealed_request, approval
           FROM lethe.requests WHERE batch_id = $1 AND status = 'pending' AND request_key > $2
          ORDER BY request_key LIMIT $3";
-    /// What it was executed on, by the source of each profile.
+    /// What it was executed on, by the source of each profile; request by request, so that nobody else's are read.
     EXECUTED_MPIDS = "
-        SELECT m.source, count(*) FROM lethe.request_mpids m JOIN lethe.requests r USING (request_key)
+        SELECT m.source, sum(m.count)::bigint
+          FROM lethe.requests r
+         CROSS JOIN LATERAL (SELECT source, count(*) FROM lethe.request_mpids
+                              WHERE request_key = r.request_key GROUP BY source) m
          WHERE r.batch_id = $1 AND r.status IN ('in_progress', 'completed') GROUP BY m.source ORDER BY m.source";
     EXECUTED_ROWS = "
-        SELECT e.store, sum(e.rows_deleted)::bigint, coalesce(sum(e.rows_arrived), 0)::bigint,
-               count(*) FILTER (WHERE e.failure IS NOT NULL)
-          FROM lethe.erasure_receipts e JOIN lethe.requests r USING (request_key)
+        SELECT e.store, sum(e.deleted)::bigint, sum(e.arrived)::bigint, sum(e.failing)::bigint
+          FROM lethe.requests r
+         CROSS JOIN LATERAL (
+            SELECT store, sum(rows_deleted) AS deleted, coalesce(sum(rows_arrived), 0) AS arrived,
+                   count(*) FILTER (WHERE failure IS NOT NULL) AS failing
+              FROM lethe.erasure_receipts WHERE request_key = r.request_key GROUP BY store) e
          WHERE r.batch_id = $1 GROUP BY e.store ORDER BY e.store";
     NOW = "SELECT lethe.now()";
 }

@@ -6,40 +6,43 @@ use lethe_tests::wait::{eventually, seconds, stays};
 use lethe_tests::{Publisher, Request, Worker, World, seconds_with};
 
 #[tokio::test]
-async fn a_key_store_that_cannot_do_what_it_must_is_found_and_refused() {
-    for (kind, found) in [
-        (Kind::IgnoresConditions, "does not refuse to write a key that is there already"),
-        (Kind::Versioned, "keeps versions of what is deleted"),
-    ] {
-        let world = World::new().await;
-        let acme = world.controller("acme").await;
-        world.person(&acme, 1, "ada@example.com", 1).await;
-        let s3 = S3::start(kind).await;
-        let store = s3.key_store();
-        let store: Vec<(&str, &str)> = store.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        let doctor = lethe_with(&world, &["doctor", "--output", "json"], &store).await;
-        assert!(doctor.code == Some(1) && doctor.out.contains(found), "{kind:?}: {}", doctor.out);
+async fn a_key_store_that_writes_a_key_twice_is_found_and_refused() {
+    is_refused(Kind::IgnoresConditions, "does not refuse to write a key that is there already").await;
+}
 
-        let settings = seconds_with(&store);
-        let workers =
-            [Worker::spawn(&world, "scheduler", &settings), Worker::spawn(&world, "access-compiler", &settings)];
-        for worker in &workers {
-            eventually("it is not ready", seconds(20), async || {
-                let (status, text) = worker.get("/readyz").await.unwrap_or_default();
-                status == 503 && text.contains("key_store") && worker.log().contains(found)
-            })
-            .await;
-        }
-        // Erasures need no key.
-        let _others = Worker::several(&world, &["identity-matcher", "erasure-executor"], &seconds_with(&[])).await;
-        let publisher = Publisher::connect(&world).await;
-        let (access, erasure) = (Request::access("ada@example.com"), Request::erasure("ada@example.com"));
-        publisher.request("acme", &access).await;
-        publisher.request("acme", &erasure).await;
-        world.reaches(&erasure.id, "completed").await;
-        world.reaches(&access.id, "in_progress").await;
-        stays("nothing is compiled", seconds(1), async || world.status(&access.id).await == "in_progress").await;
+#[tokio::test]
+async fn a_key_store_that_keeps_versions_is_found_and_refused() {
+    is_refused(Kind::Versioned, "keeps versions of what is deleted").await;
+}
+
+async fn is_refused(kind: Kind, found: &str) {
+    let world = World::new().await;
+    let acme = world.controller("acme").await;
+    world.person(&acme, 1, "ada@example.com", 1).await;
+    let s3 = S3::start(kind).await;
+    let store = s3.key_store();
+    let store: Vec<(&str, &str)> = store.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let doctor = lethe_with(&world, &["doctor", "--output", "json"], &store).await;
+    assert!(doctor.code == Some(1) && doctor.out.contains(found), "{}", doctor.out);
+
+    let settings = seconds_with(&store);
+    let workers = [Worker::spawn(&world, "scheduler", &settings), Worker::spawn(&world, "access-compiler", &settings)];
+    for worker in &workers {
+        eventually("it is not ready", seconds(20), async || {
+            let (status, text) = worker.get("/readyz").await.unwrap_or_default();
+            status == 503 && text.contains("key_store") && worker.log().contains(found)
+        })
+        .await;
     }
+    // Erasures need no key.
+    let _others = Worker::several(&world, &["identity-matcher", "erasure-executor"], &seconds_with(&[])).await;
+    let publisher = Publisher::connect(&world).await;
+    let (access, erasure) = (Request::access("ada@example.com"), Request::erasure("ada@example.com"));
+    publisher.request("acme", &access).await;
+    publisher.request("acme", &erasure).await;
+    world.reaches(&erasure.id, "completed").await;
+    world.reaches(&access.id, "in_progress").await;
+    stays("nothing is compiled", seconds(1), async || world.status(&access.id).await == "in_progress").await;
 }
 
 #[tokio::test]

@@ -6,6 +6,9 @@ use lethe_tests::proxy::{Proxy, Way};
 use lethe_tests::wait::{becomes, eventually, seconds};
 use lethe_tests::{Publisher, Receiver, Request, Worker, World, s3, seconds_with};
 
+/// Longer than a lease lasts.
+const LEASE: std::time::Duration = std::time::Duration::from_millis(15_500);
+
 /// A request that has ended, with a result that expires at once; its bytes lie at each of these paths.
 async fn expired_results(world: &World, paths: &[&str]) {
     for path in paths {
@@ -63,7 +66,7 @@ async fn stores_that_never_answer_stop_no_release_and_cost_nobody_the_lead() {
     // Longer than a lease lasts, with work all along.
     let mut ids = Vec::new();
     let started = std::time::Instant::now();
-    while started.elapsed() < seconds(17) {
+    while started.elapsed() < LEASE {
         let request = Request::erasure("ada@example.com").expedited();
         publisher.request("acme", &request).await;
         world.reaches(&request.id, "completed").await;
@@ -96,6 +99,7 @@ async fn a_broker_that_never_answers_stops_neither_closing_nor_sealing_nor_a_rel
     world.reaches(&done.id, "completed").await;
     let first = epoch(&world).await;
     broker.set(Way::Silent);
+    let silent_since = std::time::Instant::now();
     let request = Request::erasure("ada@example.com").callback(&receiver.url("/x"));
     publisher.request("acme", &request).await;
     let state =
@@ -108,9 +112,8 @@ async fn a_broker_that_never_answers_stops_neither_closing_nor_sealing_nor_a_rel
     assert_eq!(world.status(&request.id).await, "pending", "nobody can see whether cancellations are queued");
     world.run("UPDATE lethe.batches SET cancellations_handled_at = lethe.now() WHERE state = 'closed'").await;
     world.reaches(&request.id, "in_progress").await;
-    // Longer than a lease lasts; then the wake-ups that were lost are made up for.
-    let started = std::time::Instant::now();
-    eventually("a lease is over", seconds(17), async || started.elapsed() > seconds(16)).await;
+    // Then the wake-ups that were lost are made up for.
+    eventually("a lease would be over", LEASE, async || silent_since.elapsed() > LEASE).await;
     assert_eq!(epoch(&world).await, first, "nobody lost the lead");
     broker.set(Way::Open);
     world.reaches(&request.id, "completed").await;

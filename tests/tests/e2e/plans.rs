@@ -1,7 +1,7 @@
 //! Whatever loops and commands ask again and again is served by an index: asserted by what the plans read, since a machine may
 //! be slow and an index is not (DESIGN rule 18).
 
-use lethe::db::{batches, leader, overview, purge, records, request_lists, results};
+use lethe::db::{batches, leader, overview, purge, records, release, request_lists, results};
 use lethe::request::{BatchId, RequestKey, RequestStatus};
 use lethe_tests::World;
 use lethe_tests::cli::json;
@@ -34,6 +34,11 @@ async fn world_with_history() -> World {
               WHERE batch_id = (SELECT max(batch_id) - 2 FROM lethe.batches) GROUP BY 1, 2;
              UPDATE lethe.requests r SET status = 'in_progress', slice_id = s.slice_id FROM lethe.slices s
               WHERE s.state = 'ready' AND s.batch_id = r.batch_id AND s.controller_id = r.controller_id;
+             INSERT INTO lethe.request_mpids SELECT request_key, 1, 'receipt' FROM lethe.requests WHERE status = 'completed';
+             SET session_replication_role = replica;
+             INSERT INTO lethe.erasure_receipts (request_key, store, as_of, rows_deleted)
+             SELECT request_key, 'postgres', now(), 2 FROM lethe.requests WHERE status = 'completed';
+             RESET session_replication_role;
              INSERT INTO lethe.results (result_id, request_key, token_salt, token_sha256, object_path, media_type, size_bytes,
                                         lines, wrapped_key, expiry_day, expires_at)
              SELECT gen_random_uuid(), request_key, 'x', sha256(request_key::text::bytea), 'x', 'text/plain', 1, 1, 'x', now(),
@@ -50,7 +55,8 @@ async fn is_served(world: &World, statements: &[(&str, &str)], name: &str, param
     let read = reading(world, statements, name, parameters).await;
     assert!(read.rows <= MOST, "{name} reads {} rows: {:?}", read.rows, read.whole);
     // Small tables may be read as a whole: batches, totals, leaders.
-    let large = ["requests", "callbacks", "results", "callback_attempts", "audit_entries"];
+    let large =
+        ["requests", "callbacks", "results", "callback_attempts", "audit_entries", "request_mpids", "erasure_receipts"];
     let whole = read.whole.iter().find(|(table, rows)| *rows > 0 && large.contains(&table.as_str()));
     assert!(whole.is_none(), "{name}: {whole:?}");
 }
@@ -78,6 +84,12 @@ async fn lists_of_requests_and_batches_read_what_they_list() {
     for only in [None, Some(BatchId(1))] {
         is_served(&world, batches::STATEMENTS, "LIST", &[&only, &20_i64]).await;
     }
+    // Of a batch of 500 the requests, and of each its profiles and receipts.
+    for name in ["EXECUTED_MPIDS", "EXECUTED_ROWS"] {
+        is_served(&world, batches::STATEMENTS, name, &[&BatchId(1)]).await;
+    }
+    let shown = json(&world, &["batch", "show", "1"]).await;
+    assert_eq!((&shown["requests"], &shown["executed"]["rows"][0][1]), (&500.into(), &1_000.into()), "{shown}");
     // And they list what they should.
     let counts = [("pending", 50), ("in_progress", 40), ("completed", 50), ("cancelled", 8)];
     for (status, wanted) in counts {
@@ -117,6 +129,10 @@ async fn what_the_leader_asks_again_and_again_reads_no_history() {
     for name in ["EXPIRE", "EXPIRED_OBJECTS"] {
         is_served(&world, results::STATEMENTS, name, &[&500_i64]).await;
     }
+    let open: BatchId = world.one("SELECT max(batch_id) FROM lethe.batches", &[]).await;
+    let first = RequestKey(0);
+    is_served(&world, release::STATEMENTS, "TAKE", &[&open, &500_i64, &4_000_000_i64, &"", &first]).await;
+    is_served(&world, release::STATEMENTS, "FINISH", &[&open]).await;
     let days = 30.0 * 86_400.0;
     is_served(&world, purge::STATEMENTS, "BATCHES", &[&days, &Vec::<BatchId>::new()]).await;
     let key = RequestKey(0);

@@ -121,7 +121,7 @@ mod tests {
     #[test]
     fn a_clock_that_goes_with_the_time_is_believed_and_one_that_jumps_is_not_until_it_is_back() {
         let mut watch = Watch::begin();
-        assert!(watch.look(5, 5) && watch.look(3_600, 3_605) && watch.look(5, 3_640), "half a minute is no jump");
+        assert!(watch.look(5, 5) && watch.look(3_600, 3_605) && watch.look(5, 3_640), "half a minute is not a jump");
         assert!(!watch.look(5, 3_645 + 30 * DAY));
         assert_eq!(watch.0.ahead().unwrap().as_hours(), 30 * 24);
         assert!(!watch.look(600, 4_245 + 30 * DAY), "it does not become right by waiting");

@@ -21,6 +21,7 @@ const PROBE_AGAIN: Duration = Duration::from_secs(30);
 pub(crate) struct Days {
     fit: Component,
     probed: Option<(Fitness, Instant)>,
+    silent: bool,
     /// The day up to which all are destroyed, and when that was seen.
     done: Option<(Date, Instant)>,
 }
@@ -30,7 +31,7 @@ impl Days {
         let fit = service.health.component("key_store");
         // Until it has answered it counts as fit: one that is away stops nothing else of a scheduler.
         fit.set(true);
-        Self { fit, probed: None, done: None }
+        Self { fit, probed: None, silent: false, done: None }
     }
 
     /// Whether the key store is fit, asked once.
@@ -48,12 +49,16 @@ impl Days {
                         "the key store cannot be used, and no key is destroyed: see \"The key store\" in the README"
                     );
                 }
+                self.silent = false;
                 self.fit.set(fitness.is_fit());
                 self.probed = Some((fitness, Instant::now()));
                 fitness.is_fit()
             }
             Err(error) => {
-                tracing::warn!(%error, "the key store cannot be tried out; trying again");
+                // Told once; an answer is told again.
+                if !std::mem::replace(&mut self.silent, true) {
+                    tracing::warn!(%error, "the key store cannot be tried out; trying again");
+                }
                 false
             }
         }

@@ -33,7 +33,7 @@ async fn scheduler(bench: &Bench) -> Worker {
     worker
 }
 
-/// The mean of some rounds, and the longest kind of them by the bucket that it falls in.
+/// The mean of some rounds, and what most of them stay under, by the bucket that they fall in.
 pub(crate) async fn round(bench: &Bench, size: u64, report: &mut Report) {
     let worker = scheduler(bench).await;
     while metric(&worker, "lethe_schedule_round_seconds_count").await < ROUNDS {
@@ -49,9 +49,9 @@ pub(crate) async fn round(bench: &Bench, size: u64, report: &mut Report) {
         let (limit, passed) = line.strip_prefix("lethe_schedule_round_seconds_bucket{le=\"")?.split_once("\"} ")?;
         Some((limit.parse::<f64>().ok()?, passed.parse::<f64>().ok()?))
     });
-    let all = buckets.into_iter().find(|(limit, passed)| limit.is_finite() && *passed >= count);
-    let longest = Duration::from_secs_f64(all.map_or(3_600.0, |(limit, _)| limit));
-    told(report, size, "a round of the scheduler, none longer than", longest, ROUND);
+    let most = buckets.into_iter().find(|(limit, passed)| limit.is_finite() && *passed >= 0.95 * count);
+    let most = Duration::from_secs_f64(most.map_or(3_600.0, |(limit, _)| limit));
+    told(report, size, "a round of the scheduler, 19 of 20 within", most, ROUND);
     let failures = text.lines().filter(|line| line.starts_with("lethe_scheduler_failures_total")).count();
     report.fact(format!("parts of the scheduler that failed, {size} requests"), failures.to_string(), "0");
     worker.stop().await;
