@@ -46,9 +46,11 @@ GRANT SELECT ON lethe.past_requests TO lethe_gateway;
 ALTER TABLE lethe.past_requests ENABLE ROW LEVEL SECURITY;
 CREATE POLICY own ON lethe.past_requests TO lethe_gateway USING (controller_id = lethe.acting_controller());
 
--- An intake that met the removal of the same request finds neither: it is tried again, and finds what stays.
+-- An intake that met the removal of the same request finds neither: it is tried again, and finds what stays. The plan is kept:
+-- one that was made while there were no past requests must not read all of them later.
 CREATE FUNCTION lethe.refuse_past_requests() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 BEGIN
     IF EXISTS (SELECT FROM new_rows n JOIN lethe.past_requests p USING (controller_id, subject_request_id)) THEN
         RAISE EXCEPTION 'a request of this id has ended, and its records are being removed' USING ERRCODE = '40001';

@@ -75,6 +75,9 @@ async fn stores_that_never_answer_stop_no_release_and_cost_nobody_the_lead() {
     all_is_sealed(&world).await;
     assert!(ids.len() >= 3, "only {}", ids.len());
     assert_eq!(epoch(&world).await, first, "nobody lost the lead");
+    for scheduler in schedulers {
+        scheduler.stop().await;
+    }
 }
 
 #[tokio::test]

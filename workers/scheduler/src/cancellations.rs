@@ -63,7 +63,10 @@ pub(crate) async fn watch(scheduler: Arc<Scheduler>) {
         }
         let wanted = std::mem::take(&mut *markers.wanted.lock().unwrap_or_else(PoisonError::into_inner));
         for one in wanted {
-            ask(&scheduler, &one).await;
+            tokio::select! {
+                () = ask(&scheduler, &one) => {}
+                () = scheduler.service.shutdown.cancelled() => return,
+            }
         }
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lethe::db::DbError;
+use tokio_util::sync::CancellationToken;
 
 use crate::schedule::Scheduler;
 
@@ -34,6 +35,15 @@ pub(crate) trait Part: Send + 'static {
     fn turn(&mut self, scheduler: &Scheduler) -> impl Future<Output = Result<Turn, DbError>> + Send;
 }
 
+/// How long a turn may go on once the process is told to stop. What it has not committed is done again.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Comes when a turn has to end that waits for a store or a broker.
+async fn cut_off(shutdown: &CancellationToken) {
+    shutdown.cancelled().await;
+    tokio::time::sleep(GRACE).await;
+}
+
 /// Gives a part its turns until the service is told to stop. A failure is told once, and tried again.
 pub(crate) async fn run<P: Part>(scheduler: Arc<Scheduler>, mut part: P) {
     let shutdown = &scheduler.service.shutdown;
@@ -46,7 +56,10 @@ pub(crate) async fn run<P: Part>(scheduler: Arc<Scheduler>, mut part: P) {
             }
             continue;
         }
-        let outcome = part.turn(&scheduler).await;
+        let outcome = tokio::select! {
+            outcome = part.turn(&scheduler) => outcome,
+            () = cut_off(shutdown) => return,
+        };
         match &outcome {
             Ok(_) if failing => tracing::info!(part = P::NAME, "goes on"),
             Ok(_) => {}
