@@ -42,17 +42,22 @@ pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), DbError> {
 /// whatever the first of them encrypts would be lost. `false`: told to stop meanwhile.
 async fn await_fit_key_store(service: &Service, ready: &Ready) -> bool {
     let fit = service.health.component("key_store");
+    let mut told = None;
     loop {
-        match store::probe(&ready.key_store, &ready.key_store_url).await {
+        let found = match store::probe(&ready.key_store, &ready.key_store_url).await {
             Ok(fitness) if fitness.is_fit() => {
                 fit.set(true);
                 return true;
             }
-            Ok(fitness) => tracing::error!(
-                found = fitness.as_str(),
+            Ok(fitness) => fitness.as_str().to_owned(),
+            Err(error) => format!("it cannot be tried out: {error}"),
+        };
+        if told.as_ref() != Some(&found) {
+            tracing::error!(
+                found,
                 "the key store cannot be used, and nothing is compiled: see \"The key store\" in the README"
-            ),
-            Err(error) => tracing::warn!(%error, "the key store cannot be tried out; trying again"),
+            );
+            told = Some(found);
         }
         tokio::select! {
             () = tokio::time::sleep(PROBE_AGAIN) => {}
