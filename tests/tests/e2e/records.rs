@@ -158,16 +158,44 @@ async fn json_of_top(world: &World) -> String {
     lethe(world, &["top", "--once"]).await.out
 }
 
+/// What stays of ended requests, as the removal writes it.
+const PAST: &str = "
+    INSERT INTO lethe.past_requests (controller_id, subject_request_id, request_key, api_version, request_type, status,
+                                     content_digest, received_at, expected_completion_time, ended_at)
+    SELECT controller_id, subject_request_id, request_key, api_version, request_type, status, content_digest, received_at,
+           expected_completion_time, coalesce(completed_at, cancelled_at) FROM lethe.requests";
+
+#[tokio::test]
+async fn a_repetition_that_meets_the_removal_of_its_request_is_known() {
+    let world = World::new().await;
+    world.controller("acme").await;
+    let _workers = Worker::several(&world, &["scheduler", "identity-matcher"], &[]).await;
+    let publisher = Publisher::connect(&world).await;
+    let request = Request::erasure("ada@example.com");
+    let first = publisher.request("acme", &request).await.json();
+    world.run("UPDATE lethe.requests SET status = 'cancelled', cancelled_at = now(), sealed_request = NULL").await;
+    let removal = world.db.begin("test").await.unwrap();
+    let remove = format!("SET LOCAL lethe.removing_records = 'on'; {PAST}; DELETE FROM lethe.requests");
+    removal.batch_execute(&remove).await.unwrap();
+    let again = publisher.begin_asking(&publisher.sending("acme", "request", &request)).await;
+    eventually("the intake waits for the removal", seconds(10), async || {
+        let sql = "SELECT EXISTS (SELECT FROM pg_stat_activity
+                                   WHERE datname = current_database() AND wait_event = 'transactionid')";
+        world.one::<bool>(sql, &[]).await
+    })
+    .await;
+    removal.commit().await.unwrap();
+    assert_eq!(again.await.unwrap().json(), first, "the first answer once more");
+    assert_eq!(world.one::<i64>("SELECT count(*) FROM lethe.requests", &[]).await, 0, "nothing was recorded anew");
+}
+
 #[tokio::test]
 async fn nothing_but_what_is_over_can_be_removed() {
     let world = World::new().await;
     world.controller("acme").await;
     finished(&world, 3, 1).await;
     let session = world.db.session().await.unwrap();
-    let past = "INSERT INTO lethe.past_requests (controller_id, subject_request_id, request_key, api_version, request_type, status,
-                                                 content_digest, received_at, expected_completion_time, ended_at)
-                SELECT controller_id, subject_request_id, request_key, api_version, request_type, status, content_digest,
-                       received_at, expected_completion_time, completed_at FROM lethe.requests;";
+    let past = format!("{PAST};");
     let purge = "UPDATE lethe.requests SET sealed_request = NULL;";
     let delivered = "UPDATE lethe.callbacks SET state = 'delivered';";
     for (steps, allowed) in [
