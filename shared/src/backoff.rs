@@ -6,6 +6,8 @@ use ::backoff::ExponentialBackoff;
 use ::backoff::backoff::Backoff as _;
 use jiff::Timestamp;
 use jiff::fmt::rfc2822::DateTimeParser;
+use jiff::fmt::strtime;
+use jiff::tz::TimeZone;
 
 /// Exponential backoff between two bounds. A valid value: `0 < first <= max`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,15 +61,23 @@ impl BackoffPolicy {
     }
 }
 
-/// The value of a `Retry-After` header (RFC 9110, 10.2.3): seconds, or a date, which is measured from `now`.
-/// `None` where it is neither; a date in the past is zero.
+/// The value of a `Retry-After` header (RFC 9110, 10.2.3): seconds, or a date in any of the three forms that a recipient
+/// has to read, which is measured from `now`. `None` where it is neither; a date in the past is zero.
 #[must_use]
 pub fn parse_retry_after(value: &str, now: Timestamp) -> Option<Duration> {
     let value = value.trim();
-    if let Ok(seconds) = value.parse::<u64>() {
-        return Some(Duration::from_secs(seconds));
+    if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
+        // More than fits is as long as can be; whoever asks clamps it.
+        return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
     }
-    let date = DateTimeParser::new().parse_timestamp(value).ok()?;
+    let old_form = |format| {
+        Some(strtime::parse(format, value).ok()?.to_datetime().ok()?.to_zoned(TimeZone::UTC).ok()?.timestamp())
+    };
+    let date = DateTimeParser::new()
+        .parse_timestamp(value)
+        .ok()
+        .or_else(|| old_form("%A, %d-%b-%y %H:%M:%S GMT"))
+        .or_else(|| old_form("%a %b %e %H:%M:%S %Y"))?;
     Some(Duration::try_from(date.duration_since(now)).unwrap_or(Duration::ZERO))
 }
 
@@ -134,6 +144,10 @@ mod tests {
         assert_eq!(parse_retry_after("120", now), Some(Duration::from_mins(2)));
         assert_eq!(parse_retry_after("Sun, 06 Nov 1994 08:49:37 GMT", now), Some(Duration::from_secs(37)));
         assert_eq!(parse_retry_after("Sun, 06 Nov 1994 08:00:00 GMT", now), Some(Duration::ZERO));
+        assert_eq!(parse_retry_after("Sunday, 06-Nov-94 08:49:37 GMT", now), Some(Duration::from_secs(37)));
+        assert_eq!(parse_retry_after("Sun Nov  6 08:49:37 1994", now), Some(Duration::from_secs(37)));
+        assert_eq!(parse_retry_after("99999999999999999999", now), Some(Duration::from_secs(u64::MAX)));
+        assert_eq!(parse_retry_after("", now), None);
         assert_eq!(parse_retry_after("-1", now), None);
         assert_eq!(parse_retry_after("soon", now), None);
     }
