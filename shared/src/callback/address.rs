@@ -114,6 +114,8 @@ impl AddressPolicy {
     /// Whether a connection to `address` may be made.
     #[must_use]
     pub fn allows(&self, address: IpAddr) -> bool {
+        // What a translator connects to is the address inside; that is what the rules are about.
+        let address = translated(address).map_or(address, IpAddr::V4);
         is_public(address) || self.networks.iter().any(|network| network.contains(&address))
     }
 }
@@ -123,11 +125,21 @@ fn is_localhost(name: &str) -> bool {
     name == "localhost" || name.ends_with(".localhost")
 }
 
-/// Whether an address is public unicast. Forms that carry an IPv4 address inside an IPv6 one (mapped, compatible,
-/// NAT64, 6to4, Teredo) are never public: they lead wherever the inner address leads.
+/// The IPv4 address inside one of the well-known NAT64 prefix, `64:ff9b::/96` (RFC 6052): what a resolver with DNS64 answers
+/// for a host that has IPv4 only.
+fn translated(address: IpAddr) -> Option<Ipv4Addr> {
+    let IpAddr::V6(address) = address else { return None };
+    let [0x64, 0xff9b, 0, 0, 0, 0, high, low] = address.segments() else { return None };
+    let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
+    Some(Ipv4Addr::new(a, b, c, d))
+}
+
+/// Whether an address is public unicast. One of the well-known NAT64 prefix is what the address inside is. The other forms
+/// that carry an IPv4 address (mapped, compatible, 6to4, Teredo, NAT64 of a network's own prefix) are never public: they
+/// lead wherever that leads.
 #[must_use]
 pub fn is_public(address: IpAddr) -> bool {
-    match address {
+    match translated(address).map_or(address, IpAddr::V4) {
         IpAddr::V4(address) => is_public_v4(address),
         IpAddr::V6(address) => is_public_v6(address),
     }
@@ -163,7 +175,15 @@ mod tests {
 
     #[test]
     fn only_public_addresses_are_public() {
-        for public in ["93.184.216.34", "8.8.8.8", "100.63.255.255", "172.32.0.1", "2606:4700::1111", "2a00:1450::1"] {
+        for public in [
+            "93.184.216.34",
+            "8.8.8.8",
+            "100.63.255.255",
+            "172.32.0.1",
+            "2606:4700::1111",
+            "2a00:1450::1",
+            "64:ff9b::8.8.8.8",
+        ] {
             assert!(is_public(public.parse().unwrap()), "{public}");
         }
         for reserved in [
@@ -186,9 +206,13 @@ mod tests {
             "::ffff:8.8.8.8",
             "::ffff:127.0.0.1",
             "::127.0.0.1",
-            "64:ff9b::8.8.8.8",
             "64:ff9b::7f00:1",
+            "64:ff9b::a00:1",
+            "64:ff9b::a9fe:a9fe",
+            "64:ff9b::6440:1",
             "64:ff9b:1::1",
+            "64:ff9b:1::5db8:d822",
+            "64:ff9b:0:0:0:1:808:808",
             "2002:7f00:1::",
             "2001::1",
             "2001:db8::1",
@@ -222,6 +246,7 @@ mod tests {
             ("https://0x7f.1/", UrlRefusal::Reserved),
             ("https://[::ffff:10.0.0.1]/", UrlRefusal::Reserved),
             ("https://[64:ff9b::a00:1]/", UrlRefusal::Reserved),
+            ("https://[64:ff9b:1::a00:1]/", UrlRefusal::Reserved),
         ] {
             assert_eq!(strict.check(refused), Err(why), "{refused}");
         }
@@ -235,6 +260,13 @@ mod tests {
         assert!(policy.check("http://localhost:9000/x").is_ok());
         assert_eq!(policy.check("https://10.0.0.1/"), Err(UrlRefusal::Reserved));
         assert_eq!(policy.check("https://[::ffff:127.0.0.1]/"), Err(UrlRefusal::Reserved), "mapped is another form");
+        assert!(policy.check("https://[64:ff9b::7f00:1]/").is_ok(), "translated is not");
+        let translators: AddressPolicy = "64:ff9b::/96".parse().unwrap();
+        assert_eq!(
+            translators.check("https://[64:ff9b::a00:1]/"),
+            Err(UrlRefusal::Reserved),
+            "the address inside counts"
+        );
         assert_eq!(policy.to_string().parse(), Ok(policy));
         assert!("10.0.0.0/33".parse::<AddressPolicy>().is_err());
         assert!("anything".parse::<AddressPolicy>().is_err());
