@@ -32,6 +32,7 @@ statements! {
            SET state = q.state, lease_token = NULL, lease_expires_at = NULL,
                retrying_for = c.retrying_for + make_interval(secs => q.used),
                next_attempt_at = (SELECT lethe.now()) + make_interval(secs => q.delay),
+               exhausted_because = CASE WHEN q.state = 'exhausted' THEN 'time_used_up' END,
                finished_at = CASE WHEN q.state = 'ready' THEN NULL ELSE (SELECT lethe.now()) END
           FROM (SELECT u.* FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::float8[], $5::float8[])
                        AS u (callback_id, token, state, used, delay)
@@ -63,36 +64,6 @@ statements! {
         RETURNING e.endpoint_id, e.consecutive_failures";
     OPEN_BREAKER = "
         UPDATE lethe.endpoints SET open_until = lethe.now() + make_interval(secs => $2) WHERE endpoint_id = $1";
-    /// Only what has ended: the others are still on their way. What was purged has no URL any more.
-    REPLAY = "
-        WITH wanted AS MATERIALIZED (
-            SELECT c.callback_id FROM lethe.callbacks c JOIN lethe.requests r USING (request_key)
-             WHERE ($1::uuid[] IS NULL OR c.callback_id = ANY ($1)) AND ($2::text IS NULL OR r.controller_id = $2)
-               AND c.state = $3 AND r.sealed_request IS NOT NULL
-             ORDER BY c.callback_id LIMIT $4 FOR UPDATE OF c)
-        UPDATE lethe.callbacks c
-           SET state = 'ready', replays = c.replays + 1, retrying_for = '0', next_attempt_at = lethe.now(),
-               finished_at = NULL
-          FROM wanted WHERE c.callback_id = wanted.callback_id
-        RETURNING c.callback_id, c.endpoint_id";
-    AUDIT_REPLAYS = "
-        INSERT INTO lethe.audit_entries (controller_id, request_key, event, details)
-        SELECT r.controller_id, r.request_key, 'callback.replayed',
-               jsonb_build_object('subject_request_id', r.subject_request_id, 'callback_id', c.callback_id,
-                                  'request_status', c.request_status, 'database_user', session_user)
-          FROM lethe.callbacks c JOIN lethe.requests r USING (request_key)
-         WHERE c.callback_id = ANY ($1) ORDER BY c.callback_id";
-    LIST = "
-        SELECT c.callback_id, r.controller_id, r.subject_request_id, c.request_status, c.state, c.attempts,
-               c.next_attempt_at, e.scheme || '://' || e.host || ':' || e.port, a.status_code, a.error_class, c.created_at,
-               c.finished_at
-          FROM lethe.callbacks c
-          JOIN lethe.requests r USING (request_key)
-          JOIN lethe.endpoints e USING (endpoint_id)
-          LEFT JOIN lethe.callback_attempts a ON a.callback_id = c.callback_id AND a.attempt = c.attempts
-         WHERE ($1::text IS NULL OR r.controller_id = $1) AND ($2::text IS NULL OR c.state = $2)
-           AND ($3::uuid IS NULL OR r.subject_request_id = $3)
-         ORDER BY c.created_at DESC, c.callback_id LIMIT $4";
 }
 
 /// A callback in our hand.
@@ -357,94 +328,4 @@ async fn move_breakers(
         }
     }
     Ok(opened)
-}
-
-/// A callback as operators see it. No path: only the endpoint.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct CallbackRow {
-    /// The same on every attempt.
-    pub callback_id: CallbackId,
-    /// Whose request it is about.
-    pub controller_id: String,
-    /// Which request.
-    pub subject_request_id: crate::request::SubjectRequestId,
-    /// The status that it reports.
-    pub request_status: String,
-    /// `waiting`, `ready`, `delivered` or `exhausted`.
-    pub state: String,
-    /// Attempts so far.
-    pub attempts: i32,
-    /// When it is due.
-    pub next_attempt_at: Timestamp,
-    /// Scheme, host and port.
-    pub endpoint: String,
-    /// The answer to the last attempt.
-    pub last_status_code: Option<i16>,
-    /// Why the last attempt failed.
-    pub last_error_class: Option<String>,
-    /// When the status was reached.
-    pub created_at: Timestamp,
-    /// When it was delivered or exhausted.
-    pub finished_at: Option<Timestamp>,
-}
-
-/// The latest callbacks, latest first.
-///
-/// # Errors
-/// [`DbError`].
-pub async fn list(
-    session: &Session,
-    controller_id: Option<&ControllerId>,
-    state: Option<&str>,
-    request: Option<crate::request::SubjectRequestId>,
-    limit: i64,
-) -> Result<Vec<CallbackRow>, DbError> {
-    let rows = session.query(LIST, &[&controller_id, &state, &request, &limit]).await?;
-    Ok(rows
-        .iter()
-        .map(|row| CallbackRow {
-            callback_id: row.get(0),
-            controller_id: row.get(1),
-            subject_request_id: row.get(2),
-            request_status: row.get(3),
-            state: row.get(4),
-            attempts: row.get(5),
-            next_attempt_at: row.get(6),
-            endpoint: row.get(7),
-            last_status_code: row.get(8),
-            last_error_class: row.get(9),
-            created_at: row.get(10),
-            finished_at: row.get(11),
-        })
-        .collect())
-}
-
-/// What is to be sent once more.
-#[derive(Clone, Debug)]
-pub struct Replay<'a> {
-    /// Only these.
-    pub callbacks: Option<&'a [CallbackId]>,
-    /// Only this controller's.
-    pub controller_id: Option<&'a ControllerId>,
-    /// `exhausted` or `delivered`.
-    pub state: &'a str,
-    /// At most so many.
-    pub limit: i64,
-}
-
-/// Lets callbacks that have ended be sent once more, and records it in the audit trail; the callbacks, and the endpoints
-/// to wake.
-///
-/// # Errors
-/// [`DbError`].
-pub async fn replay(db: &Db, what: &Replay<'_>) -> Result<(Vec<CallbackId>, BTreeSet<EndpointId>), DbError> {
-    super::retrying(|| async {
-        let tx = db.begin("replay_callbacks").await?;
-        let rows = tx.query(REPLAY, &[&what.callbacks, &what.controller_id, &what.state, &what.limit]).await?;
-        let callbacks: Vec<CallbackId> = rows.iter().map(|row| row.get(0)).collect();
-        tx.execute(AUDIT_REPLAYS, &[&callbacks]).await?;
-        tx.commit().await?;
-        Ok((callbacks, rows.iter().map(|row| row.get(1)).collect()))
-    })
-    .await
 }

@@ -8,6 +8,7 @@ mod tls;
 pub mod audit;
 pub mod batches;
 pub mod calendar;
+pub mod callback_list;
 pub mod callbacks;
 pub mod certificates;
 pub mod controllers;
@@ -51,6 +52,7 @@ pub fn all_statements() -> Vec<(&'static str, &'static str)> {
         audit::STATEMENTS,
         batches::STATEMENTS,
         calendar::STATEMENTS,
+        callback_list::STATEMENTS,
         callbacks::STATEMENTS,
         certificates::STATEMENTS,
         controllers::STATEMENTS,

@@ -1,7 +1,7 @@
 //! `lethe callback`.
 
 use clap::Subcommand;
-use lethe::db::callbacks;
+use lethe::db::callback_list::{self, CallbackRow, Filter};
 use lethe::request::{CallbackId, ControllerId, SubjectRequestId};
 
 use crate::context::database;
@@ -43,22 +43,19 @@ pub(crate) enum Command {
 
 impl Command {
     pub(crate) async fn run(self, output: Output) -> anyhow::Result<()> {
-        let (controller, state, request, limit) = match self {
-            Self::List { controller, state, request, limit } => (controller, state, request, limit),
+        let (filter, limit) = match self {
+            Self::List { controller, state, request, limit } => {
+                (Filter { controller_id: controller, state, request }, limit)
+            }
             Self::Replay { callbacks, controller, state, limit } => {
                 return replay(output, callbacks, controller.as_ref(), &state, limit).await;
             }
         };
         let session = database().await?.session().await?;
-        let rows = callbacks::list(&session, controller.as_ref(), state.as_deref(), request, limit).await?;
+        let rows = callback_list::list(&session, &filter, limit).await?;
         let headings =
             ["callback", "controller", "request", "reports", "state", "attempts", "due", "endpoint", "last outcome"];
         output.list(&rows, &headings, |row| {
-            let last = match (&row.last_error_class, row.last_status_code) {
-                (None, Some(code)) => code.to_string(),
-                (Some(class), Some(code)) => format!("{class} ({code})"),
-                (class, None) => or_dash(class.as_ref()),
-            };
             vec![
                 row.callback_id.to_string(),
                 row.controller_id.clone(),
@@ -68,10 +65,24 @@ impl Command {
                 row.attempts.to_string(),
                 row.next_attempt_at.to_string(),
                 row.endpoint.clone(),
-                last,
+                last_outcome(row),
             ]
         })
     }
+}
+
+/// The outcome of the last attempt, and why there is none to come.
+fn last_outcome(row: &CallbackRow) -> String {
+    let last = match (&row.last_error_class, row.last_status_code) {
+        (None, Some(code)) => code.to_string(),
+        (Some(class), Some(code)) => format!("{class} ({code})"),
+        (class, None) => or_dash(class.as_ref()),
+    };
+    let reason = row.last_reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
+    // That the time of a callback is used up is what exhausted means.
+    let because = row.exhausted_because.as_ref().filter(|because| *because != "time_used_up");
+    let because = because.map_or_else(String::new, |because| format!(" [{because}]"));
+    format!("{last}{reason}{because}")
 }
 
 async fn replay(
@@ -84,9 +95,9 @@ async fn replay(
     let wanted = callbacks.len();
     let callbacks: Vec<CallbackId> = callbacks.into_iter().map(CallbackId).collect();
     let only = (!callbacks.is_empty()).then_some(callbacks.as_slice());
-    let what = callbacks::Replay { callbacks: only, controller_id, state, limit };
+    let what = callback_list::Replay { callbacks: only, controller_id, state, limit };
     // The scheduler wakes the couriers: this command works while the broker is away.
-    let (replayed, _) = callbacks::replay(&database().await?, &what).await?;
+    let (replayed, _) = callback_list::replay(&database().await?, &what).await?;
     output.one(&serde_json::json!({"replayed": replayed}), vec![("replayed", replayed.len().to_string())])?;
     if replayed.len() < wanted {
         anyhow::bail!("{} of them are not {state}, or their request was purged", wanted - replayed.len());
