@@ -15,6 +15,7 @@ pub mod erasure;
 pub mod gateway;
 pub mod history;
 pub mod plans;
+pub mod odd;
 pub mod proxy;
 pub mod publisher;
 pub mod python;
@@ -30,6 +31,7 @@ pub mod world;
 
 pub use callbacks::{Receiver, Reply};
 pub use gateway::Gateway;
+pub use odd::{Certified, Odd, OddReceiver};
 pub use publisher::{Answer, Publisher};
 pub use requests::Request;
 pub use wait::{eventually, eventually_some};

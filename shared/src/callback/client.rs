@@ -1,12 +1,14 @@
 //! The one HTTP client of a courier: guarded addresses, no redirects, no proxies, bodies that are not read.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use hyper_util::client::legacy::connect::HttpInfo;
 use jiff::Timestamp;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
@@ -22,6 +24,14 @@ use crate::db::callbacks::Attempt;
 pub const DELIVERY_TIMEOUT: Duration = Duration::from_secs(30);
 /// An answer's body is read up to here, so that the connection can be kept; a longer one is cut off.
 const BODY_LIMIT: usize = 16 * 1024;
+/// So long is waited for the rest of a body, likewise.
+const BODY_TIMEOUT: Duration = Duration::from_secs(2);
+/// A connection that was not used for so long is closed.
+const IDLE_TIMEOUT: Duration = Duration::from_mins(1);
+/// Some receivers send hundreds; the library reads a hundred unless it is told otherwise.
+const MAX_HEADERS: usize = 2_048;
+/// Characters of a reason at most.
+const REASON_LIMIT: usize = 200;
 
 /// How names are looked up.
 pub type Lookup = Arc<dyn Fn(String) -> BoxFuture<'static, std::io::Result<Vec<SocketAddr>>> + Send + Sync>;
@@ -58,10 +68,33 @@ impl Resolve for GuardedResolver {
     }
 }
 
+/// What counts as an answer is its status line: whatever else in it can be read in more than one way, or not at all, is
+/// passed over.
+fn builder(resolver: GuardedResolver) -> reqwest::ClientBuilder {
+    reqwest::Client::builder()
+        .user_agent(concat!("Lethe/", env!("CARGO_PKG_VERSION")))
+        .redirect(Policy::none())
+        // A proxy of the environment would connect on our behalf to what we did not check.
+        .no_proxy()
+        .referer(false)
+        .http1_only()
+        .http1_allow_obsolete_multiline_headers_in_responses(true)
+        .http1_allow_spaces_after_header_name_in_responses(true)
+        .http1_ignore_invalid_headers_in_responses(true)
+        .http1_max_headers(MAX_HEADERS)
+        .dns_resolver(Arc::new(resolver))
+        .connect_timeout(Duration::from_secs(10))
+        .pool_idle_timeout(IDLE_TIMEOUT)
+        .tcp_keepalive(Duration::from_secs(30))
+}
+
 /// Sends callbacks.
 #[derive(Clone, Debug)]
 pub struct CallbackClient {
     client: reqwest::Client,
+    /// For the second try of an attempt, which must not meet another kept connection.
+    unpooled: reqwest::Client,
+    kept: Arc<Kept>,
     policy: AddressPolicy,
     timeout: Duration,
 }
@@ -83,29 +116,20 @@ impl CallbackClient {
     /// # Errors
     /// [`ConfigError`] where the certificates cannot be read.
     pub fn new(policy: AddressPolicy, lookup: Lookup, extra_ca: Option<&Path>) -> Result<Self, ConfigError> {
-        let resolver = GuardedResolver { policy: policy.clone(), lookup };
-        let mut builder = reqwest::Client::builder()
-            .user_agent(concat!("Lethe/", env!("CARGO_PKG_VERSION")))
-            .redirect(Policy::none())
-            // A proxy of the environment would connect on our behalf to what we did not check.
-            .no_proxy()
-            .referer(false)
-            .http1_only()
-            .dns_resolver(Arc::new(resolver))
-            .connect_timeout(Duration::from_secs(10))
-            .pool_idle_timeout(Duration::from_mins(1))
-            .pool_max_idle_per_host(16)
-            .tcp_keepalive(Duration::from_secs(30));
+        let mut trusted = Vec::new();
         if let Some(path) = extra_ca {
             let invalid =
                 |error: String| ConfigError::new("LETHE_CALLBACK_CA_FILE", format!("{}: {error}", path.display()));
             let pem = std::fs::read(path).map_err(|error| invalid(error.to_string()))?;
-            let certificates =
-                reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| invalid(error.to_string()))?;
-            builder = builder.tls_certs_merge(certificates);
+            trusted = reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| invalid(error.to_string()))?;
         }
-        let client = builder.build().map_err(|error| ConfigError::new("LETHE_CALLBACK_CA_FILE", error))?;
-        Ok(Self { client, policy, timeout: DELIVERY_TIMEOUT })
+        let build = |lookup, kept_per_host| {
+            let resolver = GuardedResolver { policy: policy.clone(), lookup };
+            let builder = builder(resolver).pool_max_idle_per_host(kept_per_host).tls_certs_merge(trusted.clone());
+            builder.build().map_err(|error| ConfigError::new("LETHE_CALLBACK_CA_FILE", error))
+        };
+        let (client, unpooled) = (build(lookup.clone(), 16)?, build(lookup, 0)?);
+        Ok(Self { client, unpooled, kept: Arc::default(), policy, timeout: DELIVERY_TIMEOUT })
     }
 
     /// With another time limit, for tests.
@@ -115,18 +139,16 @@ impl CallbackClient {
         self
     }
 
-    /// Delivers once. Never fails: the attempt says what happened.
+    /// Delivers once. Never fails: the attempt says what happened, as soon as that is known.
     pub async fn deliver(&self, delivery: &Delivery) -> Attempt {
         let started = Instant::now();
-        let sent = tokio::time::timeout(self.timeout, self.send(delivery)).await;
-        let mut attempt = match sent {
+        let mut attempt = match tokio::time::timeout(self.timeout, self.send(delivery)).await {
             Err(_) => Attempt::failed("timeout", true),
             Ok(Err(attempt)) => attempt,
             Ok(Ok(response)) => {
                 let attempt = judge(&response);
-                // The status decides; what follows only serves to keep the connection, within the time that is left.
-                let left = self.timeout.saturating_sub(started.elapsed());
-                let _ = tokio::time::timeout(left, read_out(response)).await;
+                self.kept.answered(&response);
+                leave(response);
                 attempt
             }
         };
@@ -146,12 +168,76 @@ impl CallbackClient {
                 headers.insert(name, value);
             }
         }
-        let request = self.client.post(&delivery.url).headers(headers).body(delivery.body.clone());
-        request.send().await.map_err(|error| {
-            let class = class_of(&error);
-            Attempt::failed(class, class != "address_refused")
-        })
+        let post = |client: &reqwest::Client| {
+            client.post(&delivery.url).headers(headers.clone()).body(delivery.body.clone()).send()
+        };
+        let mut sent = post(&self.client).await;
+        // The receiver closed a connection that we had kept, as it may at any time. What was sent carries its id.
+        if sent.as_ref().err().is_some_and(|error| self.kept.broke(error)) {
+            metrics::counter!("lethe_callback_connections_replaced_total").increment(1);
+            sent = post(&self.unpooled).await;
+        }
+        sent.map_err(|error| Attempt::of(&error))
     }
+}
+
+/// The connections that have given an answer, by their two addresses: one that breaks later was kept.
+#[derive(Debug, Default)]
+struct Kept(Mutex<Connections>);
+
+#[derive(Debug, Default)]
+struct Connections {
+    answered: HashMap<(SocketAddr, SocketAddr), Instant>,
+    swept: Option<Instant>,
+}
+
+/// Connections that are remembered at most.
+const REMEMBERED: usize = 65_536;
+/// Those that cannot be open any more are forgotten so often.
+const SWEEP: Duration = Duration::from_secs(10);
+
+impl Kept {
+    fn answered(&self, response: &reqwest::Response) {
+        let Some(info) = response.extensions().get::<HttpInfo>() else { return };
+        let now = Instant::now();
+        let mut connections = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if connections.swept.is_none_or(|swept| now - swept > SWEEP) {
+            connections.swept = Some(now);
+            connections.answered.retain(|_, answered| now - *answered <= IDLE_TIMEOUT + DELIVERY_TIMEOUT);
+        }
+        if connections.answered.len() < REMEMBERED {
+            connections.answered.insert((info.local_addr(), info.remote_addr()), now);
+        }
+    }
+
+    /// Whether it was a kept connection that broke before an answer.
+    fn broke(&self, error: &reqwest::Error) -> bool {
+        let Some(connection) = find::<hyper_util::client::legacy::Error>(error).and_then(|error| error.connect_info())
+        else {
+            return false;
+        };
+        let mut extensions = http::Extensions::new();
+        connection.get_extras(&mut extensions);
+        let Some(info) = extensions.get::<HttpInfo>() else { return false };
+        let was_kept = self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .answered
+            .remove(&(info.local_addr(), info.remote_addr()))
+            .is_some();
+        was_kept && is_broken(error)
+    }
+}
+
+/// The connection ended, rather than that something wrong came over it.
+fn is_broken(error: &reqwest::Error) -> bool {
+    find::<hyper::Error>(error).is_some_and(|error| {
+        error.is_incomplete_message()
+            || error.is_closed()
+            || error.is_canceled()
+            || find::<std::io::Error>(error).is_some()
+    })
 }
 
 fn judge(response: &reqwest::Response) -> Attempt {
@@ -165,10 +251,26 @@ fn judge(response: &reqwest::Response) -> Attempt {
         400..500 => (Some("status_4xx"), false),
         _ => (Some("status_5xx"), true),
     };
-    Attempt { duration: Duration::ZERO, status_code: Some(status.as_u16()), error_class, endpoint_trouble, retry_after }
+    Attempt {
+        duration: Duration::ZERO,
+        status_code: Some(status.as_u16()),
+        error_class,
+        reason: None,
+        endpoint_trouble,
+        retry_after,
+    }
 }
 
-/// Reads a short body, so that the connection can be used again; a long one is cut off, and the connection with it.
+/// Reads what is left of an answer, so that the connection can be used again, while the outcome is recorded. A body that is
+/// long, or does not end, is cut off, and the connection with it.
+fn leave(response: reqwest::Response) {
+    let mut rest = Box::pin(read_out(response));
+    // Most bodies are empty, or came with the header.
+    if rest.as_mut().now_or_never().is_none() {
+        tokio::spawn(tokio::time::timeout(BODY_TIMEOUT, rest));
+    }
+}
+
 async fn read_out(mut response: reqwest::Response) {
     let mut read = 0;
     while let Ok(Some(chunk)) = response.chunk().await {
@@ -179,24 +281,32 @@ async fn read_out(mut response: reqwest::Response) {
     }
 }
 
-fn class_of(error: &reqwest::Error) -> &'static str {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(cause) = source {
-        if cause.is::<AddressRefused>() {
-            return "address_refused";
+/// The first error of this type among an error and its causes. What an I/O error wraps is not among its causes, and is
+/// looked at as well.
+fn find<'a, T: std::error::Error + 'static>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a T> {
+    let mut next = Some(error);
+    while let Some(cause) = next {
+        if let Some(found) = cause.downcast_ref() {
+            return Some(found);
         }
-        if cause.is::<rustls::Error>() {
-            return "tls";
-        }
-        source = cause.source();
+        let wrapped = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        next = match wrapped {
+            Some(wrapped) => Some(wrapped),
+            None => cause.source(),
+        };
     }
-    if error.is_timeout() {
-        "timeout"
-    } else if error.is_connect() {
-        "connect"
-    } else {
-        "connection_lost"
-    }
+    None
+}
+
+/// Words of the libraries about an answer or a handshake, fit for a log and a terminal: a certificate of the receiver may
+/// be quoted in them.
+fn reason_of(error: &dyn std::error::Error) -> String {
+    error
+        .to_string()
+        .chars()
+        .map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' })
+        .take(REASON_LIMIT)
+        .collect()
 }
 
 impl Attempt {
@@ -206,11 +316,31 @@ impl Attempt {
         Self::failed(class, false)
     }
 
+    fn of(error: &reqwest::Error) -> Self {
+        if find::<AddressRefused>(error).is_some() {
+            return Self::failed("address_refused", false);
+        }
+        if let Some(cause) = find::<rustls::Error>(error) {
+            return Self { reason: Some(reason_of(cause)), ..Self::failed("tls", true) };
+        }
+        if error.is_timeout() {
+            return Self::failed("timeout", true);
+        }
+        if error.is_connect() {
+            return Self::failed("connect", true);
+        }
+        match find::<hyper::Error>(error).filter(|error| error.is_parse()) {
+            Some(cause) => Self { reason: Some(reason_of(cause)), ..Self::failed("bad_answer", true) },
+            None => Self::failed("connection_lost", true),
+        }
+    }
+
     const fn failed(class: &'static str, endpoint_trouble: bool) -> Self {
         Self {
             duration: Duration::ZERO,
             status_code: None,
             error_class: Some(class),
+            reason: None,
             endpoint_trouble,
             retry_after: None,
         }

@@ -43,10 +43,10 @@ statements! {
     RETRIED = "
         SELECT callback_id, extract(epoch FROM retrying_for)::float8 FROM lethe.callbacks WHERE callback_id = ANY ($1)";
     LOG_ATTEMPTS = "
-        INSERT INTO lethe.callback_attempts (callback_id, attempt, started_at, duration, status_code, error_class)
-        SELECT callback_id, attempt, started_at, make_interval(secs => seconds), status_code, error_class
-          FROM unnest($1::uuid[], $2::int[], $3::timestamptz[], $4::float8[], $5::smallint[], $6::text[])
-               AS q (callback_id, attempt, started_at, seconds, status_code, error_class)
+        INSERT INTO lethe.callback_attempts (callback_id, attempt, started_at, duration, status_code, error_class, reason)
+        SELECT callback_id, attempt, started_at, make_interval(secs => seconds), status_code, error_class, reason
+          FROM unnest($1::uuid[], $2::int[], $3::timestamptz[], $4::float8[], $5::smallint[], $6::text[], $7::text[])
+               AS q (callback_id, attempt, started_at, seconds, status_code, error_class, reason)
         ON CONFLICT DO NOTHING";
     RELEASE_SUCCESSORS = "SELECT lethe.release_successors($1)";
     /// In the order of the key, as everyone who locks several endpoints.
@@ -174,6 +174,8 @@ pub struct Attempt {
     pub status_code: Option<u16>,
     /// Why it failed; `None` for a delivered one.
     pub error_class: Option<&'static str>,
+    /// What exactly failed, where the class does not tell: printable ASCII, nothing personal.
+    pub reason: Option<String>,
     /// The endpoint itself is in trouble, not only this callback: it counts for the breaker.
     pub endpoint_trouble: bool,
     /// What the answer asked for.
@@ -283,7 +285,8 @@ async fn log_attempts(session: &Session, group: &[(ClaimedCallback, Attempt)]) -
     let codes: Vec<Option<i16>> =
         group.iter().map(|(_, attempt)| attempt.status_code.and_then(|code| i16::try_from(code).ok())).collect();
     let classes: Vec<Option<&str>> = group.iter().map(|(_, attempt)| attempt.error_class).collect();
-    session.execute(LOG_ATTEMPTS, &[&ids, &numbers, &started, &seconds, &codes, &classes]).await?;
+    let reasons: Vec<Option<&str>> = group.iter().map(|(_, attempt)| attempt.reason.as_deref()).collect();
+    session.execute(LOG_ATTEMPTS, &[&ids, &numbers, &started, &seconds, &codes, &classes, &reasons]).await?;
     Ok(())
 }
 

@@ -4,6 +4,7 @@
 mod access;
 mod audit;
 mod calendar;
+mod callback_answers;
 mod callbacks;
 mod canaries;
 mod cancellation;

@@ -39,6 +39,9 @@ pub(crate) async fn deliver(ready: &Ready, claimed: &ClaimedCallback) -> Attempt
         attempt = ready.client.deliver(&delivery(ready, claimed, &body, signature)).await;
     }
     let class = attempt.error_class.unwrap_or("delivered");
+    if let Some(reason) = &attempt.reason {
+        tracing::info!(callback = %claimed.callback_id, endpoint = %claimed.endpoint_id, class, reason, "a delivery failed");
+    }
     metrics::counter!("lethe_callback_attempts_total", "class" => class).increment(1);
     metrics::histogram!("lethe_callback_seconds").record(attempt.duration.as_secs_f64());
     attempt

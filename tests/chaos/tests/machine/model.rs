@@ -369,6 +369,7 @@ impl Pair<'_> {
             duration: Duration::ZERO,
             status_code: Some(if fails { 404 } else { 202 }),
             error_class: fails.then_some("status_4xx"),
+            reason: None,
             endpoint_trouble: false,
             retry_after: None,
         };
