@@ -1,7 +1,7 @@
 //! A TCP proxy between a worker and a server that can be cut and mended.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -31,6 +31,7 @@ pub struct Proxy {
     port: u16,
     way: Arc<watch::Sender<Way>>,
     taken: Arc<AtomicUsize>,
+    received: Arc<AtomicU64>,
     server: tokio::task::JoinHandle<()>,
 }
 
@@ -43,14 +44,15 @@ impl Proxy {
         let port = listener.local_addr().unwrap().port();
         let way = Arc::new(watch::Sender::new(way));
         let (ways, taken) = (way.clone(), Arc::new(AtomicUsize::new(0)));
-        let counted = taken.clone();
+        let received = Arc::new(AtomicU64::new(0));
+        let (counted, counter) = (taken.clone(), received.clone());
         let server = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 counted.fetch_add(1, Ordering::Relaxed);
-                tokio::spawn(carry(client, target.clone(), ways.subscribe()));
+                tokio::spawn(carry(client, target.clone(), ways.subscribe(), counter.clone()));
             }
         });
-        Self { port, way, taken, server }
+        Self { port, way, taken, received, server }
     }
 
     /// `url`, by way of the proxy.
@@ -66,6 +68,11 @@ impl Proxy {
         self.taken.load(Ordering::Relaxed)
     }
 
+    /// Bytes that came from the server so far.
+    pub fn received(&self) -> u64 {
+        self.received.load(Ordering::SeqCst)
+    }
+
     /// From now on.
     pub fn set(&self, way: Way) {
         self.way.send_replace(way);
@@ -78,7 +85,12 @@ impl Drop for Proxy {
     }
 }
 
-async fn carry(mut client: TcpStream, target: (String, u16), mut way: watch::Receiver<Way>) {
+async fn carry(
+    mut client: TcpStream,
+    target: (String, u16),
+    mut way: watch::Receiver<Way>,
+    received: Arc<AtomicU64>,
+) {
     let now = *way.borrow_and_update();
     match now {
         Way::Refusing => return,
@@ -100,7 +112,7 @@ async fn carry(mut client: TcpStream, target: (String, u16), mut way: watch::Rec
     let (from_server, to_server) = server.split();
     let cut = tokio::select! {
         () = pump_up(from_client, to_server, &pace, &blocked) => None,
-        () = pump_down(from_server, to_client, &pace, &blocked) => None,
+        () = pump_down(from_server, to_client, &pace, &blocked, &received) => None,
         way = way.wait_for(|way| matches!(way, Way::Refusing | Way::Silent)) => way.ok().map(|way| *way),
     };
     if cut == Some(Way::Silent) {
@@ -134,6 +146,7 @@ async fn pump_down(
     mut to: impl AsyncWrite + Unpin,
     way: &watch::Receiver<Way>,
     blocked: &Notify,
+    received: &AtomicU64,
 ) {
     let mut buffer = vec![0; 16 * 1024];
     loop {
@@ -144,6 +157,7 @@ async fn pump_down(
                 continue;
             }
         };
+        received.fetch_add(read.as_ref().map_or(0, |read| *read as u64), Ordering::SeqCst);
         match read {
             Ok(read @ 1..) if carry_on(&buffer[..read], &mut to, way).await => {}
             _ => return,

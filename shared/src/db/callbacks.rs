@@ -8,20 +8,21 @@ use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use super::intake::open_request;
 use super::pool::Session;
+use super::reporting::Reporting;
 use super::{Db, DbError, statements};
 use crate::backoff::BackoffPolicy;
 use crate::callback::signature::{Algorithm, algorithm_named};
 use crate::crypto::Keys;
-use crate::opendsr::SubjectRequest;
-use crate::request::{CallbackId, ControllerId, EndpointId, RequestStatus};
+use crate::opendsr::ApiVersion;
+use crate::request::{CallbackId, ControllerId, EndpointId, RequestStatus, SubjectRequestId};
 
 statements! {
     CLAIM = "
         SELECT callback_id, url_no, request_status, expected_completion_time, attempt, started_at, controller_id,
-               subject_request_id, sealed_request, signature_algorithm, result_id, token_salt, lines, replay, endpoint_id
-          FROM lethe.claim_callbacks($1, $2, $3, $4, $5)";
+               subject_request_id, sealed_request, signature_algorithm, result_id, token_salt, lines, replay, endpoint_id,
+               sealed_reporting, api_version
+          FROM lethe.claim_due_callbacks($1, $2, $3, $4, $5)";
     PUT_OFF = "
         UPDATE lethe.callbacks
            SET lease_token = NULL, lease_expires_at = NULL, next_attempt_at = lethe.now() + interval '1 hour'
@@ -66,7 +67,7 @@ statements! {
         UPDATE lethe.endpoints SET open_until = lethe.now() + make_interval(secs => $2) WHERE endpoint_id = $1";
 }
 
-/// A callback in our hand.
+/// A callback under a lease of this process.
 #[derive(Clone, Debug)]
 pub struct ClaimedCallback {
     /// The same on every attempt.
@@ -86,8 +87,12 @@ pub struct ClaimedCallback {
     /// What was promised when the status was reached.
     pub expected_completion_time: Timestamp,
     /// The request that it is about.
-    pub request: SubjectRequest,
-    /// The URL, out of the request.
+    pub subject_request_id: SubjectRequestId,
+    /// The version of that request.
+    pub api_version: ApiVersion,
+    /// The group of that request.
+    pub group_id: Option<String>,
+    /// Where it goes.
     pub url: String,
     /// The result, where the request is completed: its id, the salt of its token, and its lines.
     pub result: Option<(Uuid, Vec<u8>, i64)>,
@@ -143,9 +148,13 @@ pub async fn claim(
 fn read_claimed(row: &Row, keys: &Keys, token: Uuid) -> Result<ClaimedCallback, DbError> {
     let unexpected = || DbError::Unexpected { place: "callbacks" };
     let controller_id: ControllerId = row.get::<_, &str>(6).parse().map_err(|_| unexpected())?;
-    let sealed: Option<&[u8]> = row.get(8);
-    let request = open_request(keys, &controller_id, row.get(7), sealed.ok_or_else(unexpected)?)?;
+    let subject_request_id: SubjectRequestId = row.get(7);
+    let reporting = Reporting::open(keys, &controller_id, subject_request_id, row.get(15), row.get(8))?;
+    let mut reporting = reporting.ok_or_else(unexpected)?;
     let url_no = usize::try_from(row.get::<_, i16>(1)).map_err(|_| unexpected())?;
+    if url_no >= reporting.status_callback_urls.len() {
+        return Err(unexpected());
+    }
     let status: RequestStatus = row.get::<_, &str>(2).parse().map_err(|_| unexpected())?;
     let result = row.get::<_, Option<Uuid>>(10).filter(|_| status == RequestStatus::Completed);
     Ok(ClaimedCallback {
@@ -157,8 +166,11 @@ fn read_claimed(row: &Row, keys: &Keys, token: Uuid) -> Result<ClaimedCallback, 
         algorithm: algorithm_named(row.get(9)),
         status,
         expected_completion_time: row.get(3),
-        url: request.status_callback_urls.get(url_no).ok_or_else(unexpected)?.clone(),
-        request,
+        subject_request_id,
+        api_version: row.get::<_, &str>(16).parse().map_err(|_| unexpected())?,
+        group_id: reporting.group_id,
+        // The other URLs are of no use here.
+        url: reporting.status_callback_urls.swap_remove(url_no),
         result: result.map(|id| (id, row.get(11), row.get(12))),
         replay: row.get(13),
         token,

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use super::calendar::CalendarCache;
 use super::endpoints::EndpointCache;
 use super::matching::{self, Matched, Wanted};
+use super::reporting::Reporting;
 use super::requests::{ADD_CALLBACKS, sealing_context};
 use super::{Db, DbError, Tx, statements};
 use crate::callback::address::Origin;
@@ -29,13 +30,16 @@ statements! {
     INSERT_REQUESTS = "
         INSERT INTO lethe.requests (controller_id, subject_request_id, api_version, regulation, request_type, status,
                                     lane, batch_id, content_digest, sealed_request, group_digest, submitted_time,
-                                    received_at, expected_completion_time, approval)
+                                    received_at, expected_completion_time, approval, sealed_reporting)
         SELECT controller_id, subject_request_id, api_version, regulation, request_type, 'pending', lane, batch_id,
-               content_digest, sealed_request, group_digest, submitted_time, $13, expected_completion_time, approval
+               content_digest, sealed_request, group_digest, submitted_time, $13, expected_completion_time, approval,
+               sealed_reporting
           FROM unnest($1::text[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[],
-                      $8::bytea[], $9::bytea[], $10::bytea[], $11::timestamptz[], $12::timestamptz[], $14::text[])
+                      $8::bytea[], $9::bytea[], $10::bytea[], $11::timestamptz[], $12::timestamptz[], $14::text[],
+                      $15::bytea[])
                AS q (controller_id, subject_request_id, api_version, regulation, request_type, lane, batch_id,
-                     content_digest, sealed_request, group_digest, submitted_time, expected_completion_time, approval)
+                     content_digest, sealed_request, group_digest, submitted_time, expected_completion_time, approval,
+                     sealed_reporting)
          -- Known for good, also after its records were removed.
          WHERE NOT EXISTS (SELECT FROM lethe.past_requests p WHERE p.controller_id = q.controller_id
                                                                AND p.subject_request_id = q.subject_request_id)
@@ -131,6 +135,7 @@ struct Prepared<'a> {
     submission: &'a Submission,
     digest: Vec<u8>,
     sealed: Vec<u8>,
+    reporting: Vec<u8>,
 }
 
 impl IntakeContext {
@@ -171,7 +176,8 @@ impl IntakeContext {
             if !firsts.contains_key(&id) {
                 firsts.insert(id.clone(), prepared.len());
                 let sealed = self.keys.requests().seal(&sealing_context(&id.0, id.1), &content)?;
-                prepared.push(Prepared { submission, digest, sealed });
+                let reporting = Reporting::seal(&self.keys, &id.0, id.1, &submission.request)?;
+                prepared.push(Prepared { submission, digest, sealed, reporting });
             }
         }
         let recorded = super::retrying(|| self.record_distinct(db, &prepared)).await?;
@@ -326,6 +332,7 @@ async fn insert_requests(
     let batches: Vec<Option<BatchId>> = plans.iter().map(|plan| plan.batch).collect();
     let digests: Vec<&[u8]> = group.iter().map(|one| one.digest.as_slice()).collect();
     let sealed: Vec<&[u8]> = group.iter().map(|one| one.sealed.as_slice()).collect();
+    let reporting: Vec<&[u8]> = group.iter().map(|one| one.reporting.as_slice()).collect();
     let groups: Vec<Option<Vec<u8>>> = group
         .iter()
         .map(|one| {
@@ -355,6 +362,7 @@ async fn insert_requests(
                 &expected,
                 &received_at,
                 &approvals,
+                &reporting,
             ],
         )
         .await?;

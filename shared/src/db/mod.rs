@@ -25,6 +25,7 @@ pub mod overview;
 pub mod purge;
 pub mod records;
 pub mod release;
+pub mod reporting;
 pub mod request_lists;
 pub mod requests;
 pub mod results;

@@ -45,7 +45,7 @@ statements! {
     BY_KEYS = "
         SELECT r.request_key, r.controller_id, r.subject_request_id, r.api_version, r.request_type, r.status,
                r.expected_completion_time, NULL::bytea, s.result_id, s.token_salt, s.lines, r.received_at, r.approval,
-               r.batch_id, r.slice_id
+               r.batch_id, r.slice_id, r.sealed_request IS NULL, NULL::bytea
           FROM lethe.requests r LEFT JOIN lethe.results s USING (request_key)
          WHERE r.request_key = ANY ($1) ORDER BY r.request_key DESC";
 }

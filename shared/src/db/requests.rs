@@ -56,20 +56,22 @@ statements! {
                                    WHERE expires_at <= (SELECT lethe.now()) ORDER BY expires_at LIMIT $1))";
     STATUS = "
         SELECT r.request_key, r.controller_id, r.subject_request_id, r.api_version, r.request_type, r.status,
-               r.expected_completion_time, r.sealed_request, s.result_id, s.token_salt, s.lines, r.received_at, r.approval,
-               r.batch_id, r.slice_id
+               r.expected_completion_time, r.sealed_reporting, s.result_id, s.token_salt, s.lines, r.received_at, r.approval,
+               r.batch_id, r.slice_id, r.sealed_request IS NULL,
+               CASE WHEN r.sealed_reporting IS NULL THEN r.sealed_request END
           FROM lethe.requests r LEFT JOIN lethe.results s USING (request_key)
          WHERE r.controller_id = $1 AND r.subject_request_id = $2";
     /// What is left of one whose records were removed.
     PAST_STATUS = "
         SELECT request_key, controller_id, subject_request_id, api_version, request_type, status,
                expected_completion_time, NULL::bytea, NULL::uuid, NULL::bytea, NULL::bigint, received_at, 'not_needed',
-               NULL::bigint, NULL::bigint
+               NULL::bigint, NULL::bigint, true, NULL::bytea
           FROM lethe.past_requests WHERE controller_id = $1 AND subject_request_id = $2";
+    /// Nothing sealed: whoever asks has named the group, and the rest is in clear.
     GROUP = "
         SELECT r.request_key, r.controller_id, r.subject_request_id, r.api_version, r.request_type, r.status,
-               r.expected_completion_time, r.sealed_request, s.result_id, s.token_salt, s.lines, r.received_at, r.approval,
-               r.batch_id, r.slice_id
+               r.expected_completion_time, NULL::bytea, s.result_id, s.token_salt, s.lines, r.received_at, r.approval,
+               r.batch_id, r.slice_id, r.sealed_request IS NULL, NULL::bytea
           FROM lethe.requests r LEFT JOIN lethe.results s USING (request_key)
          WHERE r.controller_id = $1 AND r.group_digest = $2 AND r.request_key > $3
          ORDER BY r.request_key LIMIT $4";
@@ -261,7 +263,11 @@ pub struct RequestRow {
     pub status: RequestStatus,
     /// What was promised for it.
     pub expected_completion_time: Timestamp,
-    /// The sealed request; `None` after the purge, and in lists.
+    /// What was personal in it is gone.
+    pub is_purged: bool,
+    /// What status answers need of it, sealed; `None` in lists, after the purge, and for requests of old.
+    pub sealed_reporting: Option<Vec<u8>>,
+    /// The sealed request, for a request of old only.
     pub sealed_request: Option<Vec<u8>>,
     /// The result, once there is one: its id, the salt of its token, and its lines.
     pub result: Option<(uuid::Uuid, Vec<u8>, i64)>,
@@ -287,7 +293,9 @@ pub(super) fn read_request(row: &Row) -> Result<RequestRow, DbError> {
         request_type: text(4).parse().map_err(|_| unexpected())?,
         status: text(5).parse().map_err(|_| unexpected())?,
         expected_completion_time: row.get(6),
-        sealed_request: row.get(7),
+        is_purged: row.get(15),
+        sealed_reporting: row.get(7),
+        sealed_request: row.get(16),
         result,
         received_at: row.get(11),
         approval: row.get(12),

@@ -10,6 +10,7 @@ use crate::broker::wake::Waker;
 use crate::crypto::Keys;
 use crate::db::controllers::{self, Controller};
 use crate::db::intake::{IntakeContext, Recorded, Submission};
+use crate::db::reporting::Reporting;
 use crate::db::requests::{self, Cancellation, Overtaking, RequestRow, Target};
 use crate::db::{Db, DbError};
 use crate::disposition::Disposition;
@@ -205,7 +206,13 @@ impl Intake {
     pub async fn status(&self, target: &Target) -> Result<Answer, DbError> {
         match requests::find(&self.db.session().await?, target).await? {
             None => Ok(Answer::error(&ApiError::unknown_request(), ApiVersion::V3)),
-            Some(row) => Ok(Answer::json(200, row.api_version, &self.status_answer(&row)?)),
+            Some(row) => {
+                let (sealed, whole) = (row.sealed_reporting.as_deref(), row.sealed_request.as_deref());
+                let id = row.subject_request_id;
+                let reporting = Reporting::open(&self.shared.keys, &row.controller_id, id, sealed, whole)?;
+                let group_id = reporting.and_then(|reporting| reporting.group_id);
+                Ok(Answer::json(200, row.api_version, &self.status_answer(&row, group_id)))
+            }
         }
     }
 
@@ -230,32 +237,29 @@ impl Intake {
         let more = rows.len() > LIST_LIMIT;
         rows.truncate(LIST_LIMIT);
         let cursor = rows.last().filter(|_| more).map(|row| row.request_key.to_string());
-        let list: Result<Vec<StatusAnswer>, DbError> = rows.iter().map(|row| self.status_answer(row)).collect();
-        let mut answer = Answer::json(200, ApiVersion::V3, &list?);
+        // The group of a purged request is forgotten, also towards those who know it.
+        let named = |row: &RequestRow| (!row.is_purged).then(|| group_id.to_owned());
+        let list: Vec<StatusAnswer> = rows.iter().map(|row| self.status_answer(row, named(row))).collect();
+        let mut answer = Answer::json(200, ApiVersion::V3, &list);
         answer.cursor = cursor;
         Ok(answer)
     }
 
-    fn status_answer(&self, row: &RequestRow) -> Result<StatusAnswer, DbError> {
-        let id = row.subject_request_id;
-        let sealed = row.sealed_request.as_deref();
-        let request =
-            sealed.map(|sealed| crate::db::intake::open_request(&self.shared.keys, &row.controller_id, id, sealed));
-        let group_id = request.transpose()?.and_then(|request| request.group_id);
+    fn status_answer(&self, row: &RequestRow, group_id: Option<String>) -> StatusAnswer {
         let url = |(result_id, salt, _): &(uuid::Uuid, Vec<u8>, i64)| {
             self.shared.links.url(row.api_version, *result_id, salt)
         };
-        Ok(StatusAnswer {
+        StatusAnswer {
             controller_id: row.controller_id.clone(),
             expected_completion_time: row.expected_completion_time,
-            subject_request_id: id,
+            subject_request_id: row.subject_request_id,
             group_id,
             request_status: row.status,
             api_version: row.api_version,
             results_url: row.result.as_ref().map(url),
             results_count: row.result.as_ref().map(|(_, _, lines)| *lines),
             extensions: None,
-        })
+        }
     }
 }
 

@@ -41,7 +41,7 @@ async fn add(world: &World, first: i32, count: i32, due: &str) {
 
 fn claim_sql(wanted: i32) -> String {
     format!(
-        "SELECT url_no::int FROM lethe.claim_callbacks(ARRAY(SELECT endpoint_id FROM lethe.endpoints), ARRAY[{wanted}], gen_random_uuid(), 60, {LIMIT})"
+        "SELECT url_no::int FROM lethe.claim_due_callbacks(ARRAY(SELECT endpoint_id FROM lethe.endpoints), ARRAY[{wanted}], gen_random_uuid(), 60, {LIMIT})"
     )
 }
 
@@ -78,6 +78,21 @@ async fn an_endpoint_gets_what_is_due_in_order_up_to_its_limit() {
     assert_eq!(claim(&world, 9).await, (11..=18).collect::<Vec<_>>());
     deliver(&world, &(11..=18).collect::<Vec<_>>()).await;
     assert_eq!(claim(&world, 9).await, [19, 20]);
+}
+
+/// Couriers of the release before run beside ours for a while. Neither sees what the other one has under way as free.
+#[tokio::test]
+async fn couriers_of_the_release_before_claim_as_they_did() {
+    let world = world_with(20).await;
+    assert_eq!(claim(&world, 3).await, [1, 2, 3]);
+    let before = claim_sql(9).replace("claim_due_callbacks", "claim_callbacks");
+    let mut claimed: Vec<i32> = world.all(&before, &[]).await;
+    claimed.sort_unstable();
+    assert_eq!(claimed, [4, 5, 6, 7, 8]);
+    deliver(&world, &[1, 5]).await;
+    assert_eq!(claim(&world, 9).await, [9, 10]);
+    let sealed: Vec<bool> = world.all(&before.replace("url_no::int", "sealed_request IS NULL"), &[]).await;
+    assert!(sealed.is_empty());
 }
 
 #[tokio::test]
@@ -127,6 +142,26 @@ async fn a_clock_that_is_set_back_strands_nothing() {
     world.run("UPDATE lethe.endpoints SET last_nudged_at = lethe.now() + interval '1 hour'").await;
     let nudged = lethe::db::endpoints::nudge(&world.db.session().await.unwrap(), 2.0, 10).await.unwrap();
     assert_eq!(nudged.len(), 1);
+}
+
+/// The clock was set back, nobody claimed for as long, and it is where the last claim was: as if it had stood still, but
+/// something has become due meanwhile.
+#[tokio::test]
+async fn what_became_due_while_a_clock_caught_up_is_claimed_at_once() {
+    let world = world_with(2).await;
+    world.run("UPDATE lethe.clock SET shift = '10 minutes'").await;
+    for back in ["0 s", "3 s", "-1 s"] {
+        let claimed = claim(&world, 8).await;
+        deliver(&world, &claimed).await;
+        add(&world, 100, 1, "now() + interval '1 minute'").await;
+        let claimed_at: jiff::Timestamp = world.one("SELECT max(claimed_at) FROM lethe.endpoints", &[]).await;
+        let sql = format!("UPDATE lethe.clock SET shift = $1 - clock_timestamp() - interval '{back}' RETURNING true");
+        assert!(world.one::<bool>(&sql, &[&claimed_at]).await);
+        assert_eq!(claim(&world, 8).await, [101], "{back} before the last claim");
+        deliver(&world, &[101]).await;
+        world.run("UPDATE lethe.callbacks SET url_no = url_no + 1000 WHERE state = 'delivered'").await;
+        world.run("UPDATE lethe.clock SET shift = shift + interval '10 minutes'").await;
+    }
 }
 
 /// Blocks that a claim of eight touches.

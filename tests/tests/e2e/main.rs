@@ -40,6 +40,7 @@ mod purge;
 mod records;
 mod redrive;
 mod servers;
+mod reporting;
 mod service;
 mod shares;
 mod sql;

@@ -49,17 +49,16 @@ pub(crate) async fn deliver(ready: &Ready, claimed: &ClaimedCallback) -> Attempt
 
 /// The same bytes on every attempt.
 fn body(ready: &Ready, claimed: &ClaimedCallback) -> Vec<u8> {
-    let request = &claimed.request;
     let result = claimed.result.as_ref();
     let body = CallbackBody {
         controller_id: &claimed.controller_id,
         expected_completion_time: claimed.expected_completion_time,
         status_callback_url: &claimed.url,
-        subject_request_id: request.subject_request_id,
-        group_id: request.group_id.as_deref(),
+        subject_request_id: claimed.subject_request_id,
+        group_id: claimed.group_id.as_deref(),
         request_status: claimed.status,
-        api_version: request.api_version,
-        results_url: result.map(|(id, salt, _)| ready.links.url(request.api_version, *id, salt)),
+        api_version: claimed.api_version,
+        results_url: result.map(|(id, salt, _)| ready.links.url(claimed.api_version, *id, salt)),
         results_count: result.map(|(_, _, lines)| *lines),
         extensions: None,
     };
@@ -81,7 +80,7 @@ async fn sign_with_previous(
 }
 
 fn delivery(ready: &Ready, claimed: &ClaimedCallback, body: &[u8], signature: String) -> Delivery {
-    let version = claimed.request.api_version;
+    let version = claimed.api_version;
     let mut headers = vec![
         (version.domain_header(), ready.processor.domain.clone()),
         (version.signature_header(), signature),
