@@ -1,6 +1,7 @@
 //! Endpoints: where callbacks go. Each has one limit of deliveries in flight and one breaker over all couriers.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{PoisonError, RwLock};
 use std::time::Instant;
 
@@ -20,13 +21,31 @@ statements! {
           FROM lethe.endpoints e
           JOIN unnest($1::text[], $2::text[], $3::text[], $4::int[]) AS q (controller_id, scheme, host, port)
          USING (controller_id, scheme, host, port)";
-    /// Endpoints with something due that no courier has in hand and whose breaker lets at least a probe through. Nudged
-    /// in the future: the clock was set back.
+    /// Whose endpoints these are; that never changes.
+    CONTROLLERS = "
+        SELECT endpoint_id, controller_id FROM lethe.endpoints WHERE endpoint_id = ANY ($1)";
+    /// The next endpoints, after one, that have something ready: each is found by one look into the index of what is
+    /// ready, so that those with nothing cost nothing.
+    WITH_READY = "
+        WITH RECURSIVE found AS (
+            (SELECT c.endpoint_id, 1::bigint AS place FROM lethe.callbacks c
+              WHERE c.state = 'ready' AND c.endpoint_id > $1 ORDER BY c.endpoint_id LIMIT 1)
+            UNION ALL
+            SELECT next.endpoint_id, found.place + 1 FROM found
+             CROSS JOIN LATERAL (
+                SELECT c.endpoint_id FROM lethe.callbacks c
+                 WHERE c.state = 'ready' AND c.endpoint_id > found.endpoint_id
+                 ORDER BY c.endpoint_id LIMIT 1) next
+             WHERE found.place < $2)
+        SELECT endpoint_id FROM found";
+    /// Those of them with something due that no courier has under way and whose breaker lets at least a probe through.
+    /// Woken in the future: the clock was set back.
     NUDGE = "
         UPDATE lethe.endpoints SET last_nudged_at = lethe.now()
          WHERE endpoint_id IN (
             SELECT e.endpoint_id FROM lethe.endpoints e
-             WHERE e.last_nudged_at NOT BETWEEN (SELECT lethe.now()) - make_interval(secs => $1) AND (SELECT lethe.now())
+             WHERE e.endpoint_id = ANY ($3)
+               AND e.last_nudged_at NOT BETWEEN (SELECT lethe.now()) - make_interval(secs => $1) AND (SELECT lethe.now())
                AND (e.open_until IS NULL OR e.open_until <= (SELECT lethe.now()))
                AND EXISTS (
                    SELECT FROM lethe.callbacks c
@@ -93,10 +112,42 @@ impl EndpointCache {
     }
 }
 
+/// Endpoints with something ready that a call of [`nudge`] looks at. As long as no more have any, it looks at all.
+const LOOKED_AT: i64 = 2_000;
+
+/// Where the last call of this process has ended, so that the next one goes on from there: with more endpoints than one
+/// call looks at, each has its turn. A hint only; it may be of another database.
+static LAST_LOOKED_AT: AtomicI64 = AtomicI64::new(0);
+
 /// Endpoints that are due and untouched, at most `limit`, none twice within `pause_seconds`.
 ///
 /// # Errors
 /// [`DbError`].
 pub async fn nudge(session: &Session, pause_seconds: f64, limit: i64) -> Result<Vec<EndpointId>, DbError> {
-    Ok(session.query(NUDGE, &[&pause_seconds, &limit]).await?.iter().map(|row| row.get(0)).collect())
+    let begin = LAST_LOOKED_AT.load(Ordering::Relaxed);
+    let mut found = with_ready(session, begin, LOOKED_AT).await?;
+    let left = LOOKED_AT.saturating_sub_unsigned(found.len() as u64);
+    if begin > 0 && left > 0 {
+        // Once around: what lies before the place where this call began.
+        let rest = with_ready(session, 0, left).await?;
+        found.extend(rest.into_iter().take_while(|endpoint| endpoint.0 <= begin));
+    }
+    let Some(last) = found.last() else { return Ok(Vec::new()) };
+    LAST_LOOKED_AT.store(last.0, Ordering::Relaxed);
+    Ok(session.query(NUDGE, &[&pause_seconds, &limit, &found]).await?.iter().map(|row| row.get(0)).collect())
+}
+
+async fn with_ready(session: &Session, after: i64, limit: i64) -> Result<Vec<EndpointId>, DbError> {
+    Ok(session.query(WITH_READY, &[&after, &limit]).await?.iter().map(|row| row.get(0)).collect())
+}
+
+/// Whose the given endpoints are; one that is unknown is left out.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn controllers(
+    session: &Session,
+    endpoints: &[EndpointId],
+) -> Result<HashMap<EndpointId, ControllerId>, DbError> {
+    Ok(session.query(CONTROLLERS, &[&endpoints]).await?.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
