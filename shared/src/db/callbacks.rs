@@ -50,19 +50,35 @@ statements! {
                AS q (callback_id, attempt, started_at, seconds, status_code, error_class, reason)
         ON CONFLICT DO NOTHING";
     RELEASE_SUCCESSORS = "SELECT lethe.release_successors($1)";
-    /// In the order of the key, as everyone who locks several endpoints.
+    /// In the order of the key, as everyone who locks several endpoints. One that is well is written once a minute, so
+    /// that operators see when it last answered.
     LOCK_ENDPOINTS = "
         SELECT endpoint_id FROM lethe.endpoints
          WHERE endpoint_id = ANY ($2)
-            OR endpoint_id = ANY ($1) AND (consecutive_failures > 0 OR open_until IS NOT NULL)
+            OR endpoint_id = ANY ($1)
+               AND (consecutive_failures > 0 OR open_until IS NOT NULL OR last_answer_at IS NULL
+                    OR last_answer_at <= (SELECT lethe.now()) - interval '1 minute')
          ORDER BY endpoint_id FOR NO KEY UPDATE";
     CLOSE_BREAKERS = "
-        UPDATE lethe.endpoints SET consecutive_failures = 0, open_until = NULL WHERE endpoint_id = ANY ($1)";
+        UPDATE lethe.endpoints
+           SET consecutive_failures = 0, open_until = NULL, last_answer_at = lethe.now(), unanswered_since = NULL,
+               unanswered_at = NULL, unanswered_for = '0', given_up_at = NULL
+         WHERE endpoint_id = ANY ($1)";
+    /// Time without an answer is what passed between attempts, up to the longest pause that couriers make.
     COUNT_FAILURES = "
-        UPDATE lethe.endpoints e SET consecutive_failures = e.consecutive_failures + q.failures
-          FROM unnest($1::bigint[], $2::int[]) AS q (endpoint_id, failures)
+        UPDATE lethe.endpoints e
+           SET consecutive_failures = e.consecutive_failures + q.failures,
+               last_answer_at = CASE WHEN q.answered THEN q.instant ELSE e.last_answer_at END,
+               unanswered_since = CASE WHEN NOT q.answered THEN coalesce(e.unanswered_since, q.since) END,
+               unanswered_at = CASE WHEN NOT q.answered THEN q.instant END,
+               unanswered_for = CASE WHEN q.answered THEN '0' ELSE e.unanswered_for
+                   + least(greatest(q.instant - coalesce(e.unanswered_at, q.since), '0'), make_interval(secs => $5)) END,
+               given_up_at = CASE WHEN NOT q.answered THEN e.given_up_at END
+          FROM (SELECT u.*, (SELECT lethe.now()) AS instant
+                  FROM unnest($1::bigint[], $2::int[], $3::bool[], $4::timestamptz[])
+                       AS u (endpoint_id, failures, answered, since)) q
          WHERE e.endpoint_id = q.endpoint_id
-        RETURNING e.endpoint_id, e.consecutive_failures";
+        RETURNING e.endpoint_id, e.consecutive_failures, extract(epoch FROM e.unanswered_for)::float8";
     OPEN_BREAKER = "
         UPDATE lethe.endpoints SET open_until = lethe.now() + make_interval(secs => $2) WHERE endpoint_id = $1";
 }
@@ -199,12 +215,16 @@ pub struct Attempt {
 pub struct RetryPolicy {
     /// The wait after each failure.
     pub backoff: BackoffPolicy,
-    /// Time used by attempts and waits after which a callback is exhausted.
+    /// Time used by attempts and waits after which a callback is exhausted; and time without any answer after which an
+    /// endpoint is given up.
     pub give_up: Duration,
     /// Consecutive failures of an endpoint that open its breaker.
     pub breaker_threshold: i32,
     /// The waits between the probes of an open breaker.
     pub probe: BackoffPolicy,
+    /// More than this between two attempts, and nobody has tried the endpoint meanwhile: it does not count as time
+    /// without an answer.
+    pub longest_pause: Duration,
 }
 
 /// What the recording of a group led to.
@@ -214,6 +234,8 @@ pub struct RecordedAttempts {
     pub states: BTreeMap<&'static str, usize>,
     /// Breakers that were opened.
     pub breakers_opened: usize,
+    /// Endpoints that have not answered for the time after which one is given up ([`super::give_up`]).
+    pub unanswered: Vec<EndpointId>,
 }
 
 /// Records a group of attempts in one transaction: states, log, successors, breakers. `jitter` in `0.0..1.0`.
@@ -283,7 +305,7 @@ async fn record_once(
     if !ended.is_empty() {
         tx.query(RELEASE_SUCCESSORS, &[&ended]).await?;
     }
-    recorded.breakers_opened = move_breakers(&tx, policy, group, &ours, probe_jitter).await?;
+    move_breakers(&tx, policy, group, &ours, probe_jitter, &mut recorded).await?;
     crate::fault::point("record.before_commit");
     tx.commit().await?;
     Ok(recorded)
@@ -302,14 +324,23 @@ async fn log_attempts(session: &Session, group: &[(ClaimedCallback, Attempt)]) -
     Ok(())
 }
 
+/// What a group tells of an endpoint in trouble.
+struct Trouble {
+    failures: i32,
+    /// Some answer came, if not a good one.
+    answered: bool,
+    since: Timestamp,
+}
+
 async fn move_breakers(
     session: &Session,
     policy: &RetryPolicy,
     group: &[(ClaimedCallback, Attempt)],
     ours: &BTreeSet<CallbackId>,
     jitter: f64,
-) -> Result<usize, DbError> {
-    let answered: BTreeSet<EndpointId> = group
+    recorded: &mut RecordedAttempts,
+) -> Result<(), DbError> {
+    let well: BTreeSet<EndpointId> = group
         .iter()
         // Only an answer shows that an endpoint is well; what was never sent shows nothing.
         .filter(|(claimed, attempt)| {
@@ -317,30 +348,43 @@ async fn move_breakers(
         })
         .map(|(claimed, _)| claimed.endpoint_id)
         .collect();
-    let mut troubled: BTreeMap<EndpointId, i32> = BTreeMap::new();
+    let mut troubled: BTreeMap<EndpointId, Trouble> = BTreeMap::new();
     for (claimed, attempt) in group {
-        if attempt.endpoint_trouble && !answered.contains(&claimed.endpoint_id) {
-            *troubled.entry(claimed.endpoint_id).or_default() += 1;
+        if attempt.endpoint_trouble && !well.contains(&claimed.endpoint_id) {
+            let trouble = troubled.entry(claimed.endpoint_id).or_insert(Trouble {
+                failures: 0,
+                answered: false,
+                since: claimed.started_at,
+            });
+            trouble.failures += 1;
+            trouble.answered |= attempt.status_code.is_some();
+            trouble.since = trouble.since.min(claimed.started_at);
         }
     }
-    let (endpoints, failures): (Vec<EndpointId>, Vec<i32>) = troubled.into_iter().unzip();
-    let well: Vec<EndpointId> = answered.iter().copied().collect();
-    let locked = session.query(LOCK_ENDPOINTS, &[&well, &endpoints]).await?;
-    let recovered: Vec<EndpointId> = locked.iter().map(|row| row.get(0)).filter(|id| answered.contains(id)).collect();
+    let endpoints: Vec<EndpointId> = troubled.keys().copied().collect();
+    let answering: Vec<EndpointId> = well.iter().copied().collect();
+    let locked = session.query(LOCK_ENDPOINTS, &[&answering, &endpoints]).await?;
+    let recovered: Vec<EndpointId> = locked.iter().map(|row| row.get(0)).filter(|id| well.contains(id)).collect();
     if !recovered.is_empty() {
         session.execute(CLOSE_BREAKERS, &[&recovered]).await?;
     }
     if endpoints.is_empty() {
-        return Ok(0);
+        return Ok(());
     }
-    let mut opened = 0;
-    for row in session.query(COUNT_FAILURES, &[&endpoints, &failures]).await? {
-        let (endpoint, failures): (EndpointId, i32) = (row.get(0), row.get(1));
+    let failures: Vec<i32> = troubled.values().map(|one| one.failures).collect();
+    let answered: Vec<bool> = troubled.values().map(|one| one.answered).collect();
+    let since: Vec<Timestamp> = troubled.values().map(|one| one.since).collect();
+    let pause = policy.longest_pause.as_secs_f64();
+    for row in session.query(COUNT_FAILURES, &[&endpoints, &failures, &answered, &since, &pause]).await? {
+        let (endpoint, failures, unanswered): (EndpointId, i32, f64) = (row.get(0), row.get(1), row.get(2));
         if failures >= policy.breaker_threshold {
             let probes = u32::try_from(failures - policy.breaker_threshold).unwrap_or(0) + 1;
             session.execute(OPEN_BREAKER, &[&endpoint, &policy.probe.delay(probes, jitter).as_secs_f64()]).await?;
-            opened += 1;
+            recorded.breakers_opened += 1;
+        }
+        if unanswered >= policy.give_up.as_secs_f64() {
+            recorded.unanswered.push(endpoint);
         }
     }
-    Ok(opened)
+    Ok(())
 }

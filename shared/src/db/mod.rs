@@ -12,8 +12,10 @@ pub mod callback_list;
 pub mod callbacks;
 pub mod certificates;
 pub mod controllers;
+pub mod endpoint_list;
 pub mod endpoints;
 pub mod installation;
+pub mod give_up;
 pub mod intake;
 pub mod leader;
 pub mod leases;
@@ -57,8 +59,10 @@ pub fn all_statements() -> Vec<(&'static str, &'static str)> {
         callbacks::STATEMENTS,
         certificates::STATEMENTS,
         controllers::STATEMENTS,
+        endpoint_list::STATEMENTS,
         endpoints::STATEMENTS,
         installation::STATEMENTS,
+        give_up::STATEMENTS,
         intake::STATEMENTS,
         leader::STATEMENTS,
         leases::STATEMENTS,

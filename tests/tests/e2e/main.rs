@@ -5,6 +5,7 @@ mod access;
 mod audit;
 mod calendar;
 mod callback_answers;
+mod callback_lists;
 mod callbacks;
 mod canaries;
 mod cancellation;

@@ -21,6 +21,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::claim::Claimer;
 use crate::deliver::deliver;
+use crate::give_up::GiveUp;
 use crate::load::Load;
 use crate::options::Ready;
 use crate::record::Recorder;
@@ -31,9 +32,10 @@ pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), DbError> {
     let tasks = TaskTracker::new();
     let permits = Arc::new(Semaphore::new(ready.deliveries.into()));
     let load = Load::new(permits.clone());
+    let givers = GiveUp::start(service.db.clone(), ready.policy.give_up, service.shutdown.clone(), &tasks);
     let dispatcher = Dispatcher(Arc::new(Shared {
         claimer: Claimer::start(service.db.clone(), ready.clone(), load.clone()),
-        recorder: Recorder::start(service.db.clone(), ready.clone(), load.clone()),
+        recorder: Recorder::start(service.db.clone(), ready.clone(), load.clone(), givers),
         load,
         permits,
         ready,

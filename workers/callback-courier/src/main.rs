@@ -3,6 +3,7 @@
 mod claim;
 mod deliver;
 mod dispatch;
+mod give_up;
 mod load;
 mod options;
 mod record;

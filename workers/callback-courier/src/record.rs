@@ -9,6 +9,7 @@ use lethe::disposition::Disposition;
 use lethe::fault;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::give_up::GiveUp;
 use crate::load::Load;
 use crate::options::Ready;
 
@@ -27,9 +28,9 @@ pub(crate) struct Recorder(mpsc::Sender<Item>);
 
 impl Recorder {
     /// Starts the task; it ends when the last recorder is gone.
-    pub(crate) fn start(db: Db, ready: Arc<Ready>, load: Load) -> Self {
+    pub(crate) fn start(db: Db, ready: Arc<Ready>, load: Load, give_up: GiveUp) -> Self {
         let (sender, receiver) = mpsc::channel(4 * GROUP);
-        tokio::spawn(record_all(db, ready, load, receiver));
+        tokio::spawn(record_all(db, ready, load, give_up, receiver));
         Self(sender)
     }
 
@@ -42,12 +43,12 @@ impl Recorder {
     }
 }
 
-async fn record_all(db: Db, ready: Arc<Ready>, load: Load, mut receiver: mpsc::Receiver<Item>) {
+async fn record_all(db: Db, ready: Arc<Ready>, load: Load, give_up: GiveUp, mut receiver: mpsc::Receiver<Item>) {
     let mut items = Vec::with_capacity(GROUP);
     while load.gather(&mut receiver, &mut items, GROUP).await {
         let (outcomes, acknowledgements): (Vec<_>, Vec<_>) =
             items.drain(..).map(|item| ((item.claimed, item.attempt), item.recorded)).unzip();
-        record_group(&db, &ready, &outcomes).await;
+        record_group(&db, &ready, &give_up, &outcomes).await;
         for acknowledgement in acknowledgements {
             let _ = acknowledgement.send(());
         }
@@ -56,7 +57,7 @@ async fn record_all(db: Db, ready: Arc<Ready>, load: Load, mut receiver: mpsc::R
 
 /// Records a group, however long that takes: without the record a delivered callback would be sent again. Where the
 /// database refuses one outcome and nothing else, the group is halved until that one stands alone and is left out.
-async fn record_group(db: &Db, ready: &Ready, outcomes: &[(ClaimedCallback, Attempt)]) {
+async fn record_group(db: &Db, ready: &Ready, give_up: &GiveUp, outcomes: &[(ClaimedCallback, Attempt)]) {
     let mut parts = vec![outcomes];
     let mut reconnect = Reconnect::default();
     while let Some(part) = parts.pop() {
@@ -67,6 +68,7 @@ async fn record_group(db: &Db, ready: &Ready, outcomes: &[(ClaimedCallback, Atte
                     metrics::counter!("lethe_callbacks_recorded_total", "state" => state).increment(count as u64);
                 }
                 metrics::counter!("lethe_breakers_opened_total").increment(recorded.breakers_opened as u64);
+                recorded.unanswered.into_iter().for_each(|endpoint| give_up.tell(endpoint));
             }
             Err(error) if error.disposition() == Disposition::Poison && part.len() > 1 => {
                 let (first, second) = part.split_at(part.len() / 2);

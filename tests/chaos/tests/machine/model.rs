@@ -376,7 +376,13 @@ impl Pair<'_> {
         let group: Vec<_> = claimed.into_iter().map(|one| (one, attempt.clone())).collect();
         let step = Duration::from_secs(CALLBACK_STEP);
         let backoff = BackoffPolicy::new(step, step).unwrap();
-        let policy = RetryPolicy { backoff, give_up: Duration::from_hours(900), breaker_threshold: 10, probe: backoff };
+        let policy = RetryPolicy {
+            backoff,
+            give_up: Duration::from_hours(900),
+            breaker_threshold: 10,
+            probe: backoff,
+            longest_pause: step,
+        };
         callbacks::record(db, &policy, &group, || 0.0).await.unwrap();
         // Recorded twice, it is no longer ours and changes nothing.
         callbacks::record(db, &policy, &group, || 0.0).await.unwrap();

@@ -10,6 +10,7 @@ mod dead_letter;
 mod dead_letter_replay;
 mod doctor;
 mod doctor_schedule;
+mod endpoint;
 mod import;
 mod import_run;
 mod request;
@@ -41,6 +42,9 @@ pub(crate) enum Command {
     /// Show callbacks, and send them once more
     #[command(subcommand)]
     Callback(callback::Command),
+    /// Show where callbacks go, and give an endpoint up
+    #[command(subcommand)]
+    Endpoint(endpoint::Command),
     /// Show, replay and discard messages that were set aside
     #[command(subcommand, name = "dead-letter")]
     DeadLetter(dead_letter::Command),
@@ -70,6 +74,7 @@ impl Command {
             Self::Request(command) => command.run(output).await,
             Self::Batch(command) => command.run(output).await,
             Self::Callback(command) => command.run(output).await,
+            Self::Endpoint(command) => command.run(output).await,
             Self::DeadLetter(command) => command.run(output).await,
             Self::Audit(command) => command.run(output).await,
             Self::Certificate(command) => command.run(output).await,
