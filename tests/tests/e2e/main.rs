@@ -14,6 +14,7 @@ mod claims;
 mod clock;
 mod command_line;
 mod dead_letter;
+mod endpoints;
 mod erasure;
 mod exported;
 mod fuzz;

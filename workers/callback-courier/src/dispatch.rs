@@ -1,8 +1,8 @@
 //! From wake-ups to deliveries. Each endpoint that was woken has one task in this process, which claims what is due as
 //! the endpoint's limit allows, delivers, and ends when nothing is left. So one endpoint that hangs holds its own few
-//! permits and nothing else.
+//! permits and nothing else, and one controller its share of them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -10,11 +10,11 @@ use futures_util::FutureExt;
 use lethe::broker::topology::CALLBACK_DELIVERY;
 use lethe::broker::wake::EndpointWakeUp;
 use lethe::broker::{Consumer, Gather, GroupHandler, Message, Outcome};
-use lethe::db::DbError;
 use lethe::db::callbacks::ClaimedCallback;
+use lethe::db::{Db, DbError};
 use lethe::request::EndpointId;
 use lethe::service::Service;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -25,6 +25,7 @@ use crate::give_up::GiveUp;
 use crate::load::Load;
 use crate::options::Ready;
 use crate::record::Recorder;
+use crate::share::{Permit, Share, Shares};
 
 /// Delivers until the service is told to stop.
 pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), DbError> {
@@ -37,7 +38,8 @@ pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), DbError> {
         claimer: Claimer::start(service.db.clone(), ready.clone(), load.clone()),
         recorder: Recorder::start(service.db.clone(), ready.clone(), load.clone(), givers),
         load,
-        permits,
+        shares: Shares::new(permits, ready.share.into()),
+        db: service.db.clone(),
         ready,
         active: Mutex::default(),
         tasks: tasks.clone(),
@@ -65,7 +67,8 @@ struct Shared {
     ready: Arc<Ready>,
     recorder: Recorder,
     load: Load,
-    permits: Arc<Semaphore>,
+    shares: Shares,
+    db: Db,
     /// Endpoints with a task, which hears of each further wake-up.
     active: Mutex<HashMap<EndpointId, Arc<Notify>>>,
     tasks: TaskTracker,
@@ -75,11 +78,12 @@ struct Shared {
 impl GroupHandler for Dispatcher {
     /// A wake-up needs no more than to be heard: should we die now, the callbacks are due still, and found again.
     async fn handle(&self, group: &[Message]) -> Vec<Outcome> {
-        group
+        let mut woken = BTreeSet::new();
+        let outcomes = group
             .iter()
             .map(|message| match serde_json::from_slice(&message.body) {
                 Ok(EndpointWakeUp { endpoint_id }) => {
-                    wake(&self.0, endpoint_id);
+                    woken.insert(endpoint_id);
                     Outcome::Done
                 }
                 Err(_) => Outcome::DeadLetter {
@@ -87,11 +91,17 @@ impl GroupHandler for Dispatcher {
                     reason: "not a wake-up for an endpoint".to_owned(),
                 },
             })
-            .collect()
+            .collect();
+        let woken: Vec<EndpointId> = woken.into_iter().collect();
+        match self.0.shares.of(&self.0.db, &woken).await {
+            Ok(shares) => shares.into_iter().for_each(|(endpoint_id, share)| wake(&self.0, endpoint_id, share)),
+            Err(error) => tracing::warn!(%error, endpoints = woken.len(), "endpoints could not be woken"),
+        }
+        outcomes
     }
 }
 
-fn wake(shared: &Arc<Shared>, endpoint_id: EndpointId) {
+fn wake(shared: &Arc<Shared>, endpoint_id: EndpointId, share: Share) {
     let mut active = shared.active.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(woken) = active.get(&endpoint_id) {
         woken.notify_one();
@@ -100,7 +110,7 @@ fn wake(shared: &Arc<Shared>, endpoint_id: EndpointId) {
     let woken = Arc::new(Notify::new());
     active.insert(endpoint_id, woken.clone());
     let shared = shared.clone();
-    shared.tasks.clone().spawn(async move { drain(&shared, endpoint_id, &woken).await });
+    shared.tasks.clone().spawn(async move { drain(&shared, endpoint_id, &share, &woken).await });
 }
 
 /// Whether no other wake-up came meanwhile; then the endpoint is no longer active.
@@ -114,11 +124,11 @@ fn ends(shared: &Shared, endpoint_id: EndpointId, woken: &Notify) -> bool {
 }
 
 /// Delivers what an endpoint has until nothing is due any more.
-async fn drain(shared: &Arc<Shared>, endpoint_id: EndpointId, woken: &Notify) {
+async fn drain(shared: &Arc<Shared>, endpoint_id: EndpointId, share: &Share, woken: &Notify) {
     let limit = usize::try_from(shared.ready.limits.in_flight).unwrap_or(1);
     let mut in_flight = JoinSet::new();
     loop {
-        let claimed = claim(shared, endpoint_id, limit - in_flight.len(), in_flight.is_empty()).await;
+        let claimed = claim(shared, endpoint_id, share, limit - in_flight.len(), in_flight.is_empty()).await;
         let idle = claimed.is_empty();
         for (callback, permit) in claimed {
             let shared = shared.clone();
@@ -150,18 +160,19 @@ async fn drain(shared: &Arc<Shared>, endpoint_id: EndpointId, woken: &Notify) {
 async fn claim(
     shared: &Shared,
     endpoint_id: EndpointId,
+    share: &Share,
     room: usize,
     wait: bool,
-) -> Vec<(ClaimedCallback, OwnedSemaphorePermit)> {
+) -> Vec<(ClaimedCallback, Permit)> {
     let mut permits = Vec::with_capacity(room);
     if wait && room > 0 {
         tokio::select! {
-            first = shared.permits.clone().acquire_owned() => permits.extend(first),
+            first = share.acquire() => permits.extend(first),
             () = shared.shutdown.cancelled() => {}
         }
     }
     while permits.len() < room
-        && let Ok(permit) = shared.permits.clone().try_acquire_owned()
+        && let Some(permit) = share.try_acquire()
     {
         permits.push(permit);
     }

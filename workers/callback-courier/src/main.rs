@@ -7,6 +7,7 @@ mod give_up;
 mod load;
 mod options;
 mod record;
+mod share;
 
 use std::process::ExitCode;
 

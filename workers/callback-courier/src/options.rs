@@ -46,6 +46,11 @@ pub(crate) struct Options {
     #[arg(long = "callback-deliveries-per-endpoint", env = "LETHE_CALLBACK_DELIVERIES_PER_ENDPOINT", default_value_t = 8, value_name = "NUMBER",
           value_parser = clap::value_parser!(u16).range(1..=1_000))]
     deliveries_per_endpoint: u16,
+    /// Deliveries in flight at once to the endpoints of one controller, in this process; unless given, an eighth of
+    /// all, and room for two endpoints at least
+    #[arg(long = "callback-deliveries-per-controller", env = "LETHE_CALLBACK_DELIVERIES_PER_CONTROLLER", value_name = "NUMBER",
+          value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    deliveries_per_controller: Option<u16>,
     /// Consecutive failures of an endpoint after which only one delivery at a time probes it
     #[arg(long = "callback-breaker", env = "LETHE_CALLBACK_BREAKER", default_value_t = 10, value_name = "NUMBER",
           value_parser = clap::value_parser!(u16).range(1..=10_000))]
@@ -72,6 +77,8 @@ pub(crate) struct Ready {
     pub(crate) policy: RetryPolicy,
     pub(crate) limits: EndpointLimits,
     pub(crate) deliveries: u16,
+    /// The share of one controller in them.
+    pub(crate) share: u16,
 }
 
 impl lethe::service::Ready for Ready {
@@ -96,10 +103,16 @@ impl Options {
             // A probe comes at most so late, and then takes its time; the rest is for a courier that restarts.
             longest_pause: 2 * (probe_max.get() + DELIVERY_TIMEOUT),
         };
+        let share = self.deliveries_per_controller.unwrap_or_else(|| self.eighth()).min(self.deliveries);
         let limits = EndpointLimits {
             in_flight: self.deliveries_per_endpoint.into(),
             lease: DELIVERY_TIMEOUT + Duration::from_secs(30),
         };
-        Ok(Ready { processor, keys, links, client, policy, limits, deliveries: self.deliveries })
+        Ok(Ready { processor, keys, links, client, policy, limits, deliveries: self.deliveries, share })
+    }
+
+    /// One controller's share, unless another one is given.
+    fn eighth(&self) -> u16 {
+        (self.deliveries / 8).max(self.deliveries_per_endpoint.saturating_mul(2))
     }
 }

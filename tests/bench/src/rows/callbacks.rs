@@ -56,7 +56,9 @@ pub(crate) async fn lethe(bench: &Bench, receivers: &Receivers, count: u64, cour
     let link = Link::connect(bench).await;
     let endpoints: Vec<i64> = bench.world.all("SELECT endpoint_id FROM lethe.endpoints", &[]).await;
     let wake_ups: Vec<Vec<u8>> = endpoints.iter().map(|id| format!(r#"{{"endpoint_id":{id}}}"#).into_bytes()).collect();
-    let workers = bench.workers(&vec!["callback-courier"; couriers], &[]).await;
+    // There is one controller only: its share is all of it, as the raw program's is.
+    let share = [("LETHE_CALLBACK_DELIVERIES_PER_CONTROLLER", "1024")];
+    let workers = bench.workers(&vec!["callback-courier"; couriers], &share).await;
     let delivered = receivers.expect(count);
     let meter = bench.meter(&workers);
     let route = Route { exchange: "", routing_key: CALLBACK_DELIVERY.name, reply_to: None };
