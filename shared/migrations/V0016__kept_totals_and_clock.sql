@@ -128,11 +128,10 @@ CREATE TRIGGER count_nothing AFTER TRUNCATE ON lethe.requests
 CREATE TRIGGER count_nothing AFTER TRUNCATE ON lethe.callbacks
     FOR EACH STATEMENT EXECUTE FUNCTION lethe.count_nothing();
 
--- Lists. Keys of requests grow with their receipt, so the primary key lists the latest ones; `requests_listed` gives way to
--- an index by controller. No index names the status (docs/adr/0024-changes-in-place.md): what is pending or completed is
+-- Lists. Keys of requests grow with their receipt, so the primary key lists the latest ones, and `requests_of_controller`
+-- (V0015) those of one controller. No index names the status (docs/adr/0024-changes-in-place.md): what is pending or completed is
 -- found by its batch, what is in progress by its slice.
 DROP INDEX lethe.requests_listed;
-CREATE INDEX requests_of_controller ON lethe.requests (controller_id, request_key);
 CREATE INDEX requests_cancelled ON lethe.requests (request_key) WHERE cancelled_at IS NOT NULL;
 CREATE INDEX requests_cancelled_of_controller ON lethe.requests (controller_id, request_key)
     WHERE cancelled_at IS NOT NULL;

@@ -21,9 +21,6 @@ SELECT state, sum(n)
         SELECT state, -delta FROM lethe.callback_deltas) AS counted
  GROUP BY 1 HAVING sum(n) <> 0;
 
--- Why a callback was given up before its own time was used up.
-ALTER TABLE lethe.callbacks ADD COLUMN IF NOT EXISTS exhausted_reason text;
-
 -- What stays of a request for good: its repetition is always known.
 CREATE TABLE lethe.past_requests (
     controller_id            text NOT NULL,

@@ -63,7 +63,7 @@ statements! {
              WHERE request_key = ANY ($1) AND state IN ('waiting', 'ready') ORDER BY callback_id FOR UPDATE)
         UPDATE lethe.callbacks c
            SET state = 'exhausted', finished_at = lethe.now(), lease_token = NULL, lease_expires_at = NULL,
-               exhausted_reason = 'retention'
+               exhausted_because = 'retention'
           FROM open WHERE c.callback_id = open.callback_id";
     PURGE = "
         UPDATE lethe.requests SET sealed_request = NULL, purged_at = lethe.now() WHERE request_key = ANY ($1)";

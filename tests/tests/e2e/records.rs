@@ -24,7 +24,7 @@ async fn the_retention_ends_whatever_is_undelivered_and_its_callbacks_are_given_
     publisher.request("acme", &request).await;
     let kept = "SELECT sealed_request IS NOT NULL FROM lethe.requests WHERE subject_request_id::text = $1";
     becomes("what is kept", seconds(20), false, async || world.one(kept, &[&request.id]).await).await;
-    let callbacks = "SELECT state || ' ' || coalesce(exhausted_reason, '') FROM lethe.callbacks ORDER BY sequence";
+    let callbacks = "SELECT state || ' ' || coalesce(exhausted_because, '') FROM lethe.callbacks ORDER BY sequence";
     assert_eq!(world.all::<String>(callbacks, &[]).await, ["exhausted retention"; 3]);
     let told = "SELECT count(*) FROM lethe.audit_entries WHERE event = 'callback.exhausted'";
     assert_eq!(world.one::<i64>(told, &[]).await, 3);
