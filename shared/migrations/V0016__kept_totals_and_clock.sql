@@ -57,6 +57,11 @@ CREATE TABLE lethe.callback_deltas (
     delta bigint NOT NULL
 );
 
+-- Nothing but their content tells them apart, which a publication FOR ALL TABLES has to be told
+-- (docs/adr/0036-a-key-for-event-batches.md).
+ALTER TABLE lethe.request_deltas REPLICA IDENTITY FULL;
+ALTER TABLE lethe.callback_deltas REPLICA IDENTITY FULL;
+
 -- What stays as it was cancels out. They run with the rights of the owner: whoever may add a request may not change a total
 -- by hand.
 CREATE FUNCTION lethe.count_requests() RETURNS trigger

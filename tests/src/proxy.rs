@@ -85,12 +85,7 @@ impl Drop for Proxy {
     }
 }
 
-async fn carry(
-    mut client: TcpStream,
-    target: (String, u16),
-    mut way: watch::Receiver<Way>,
-    received: Arc<AtomicU64>,
-) {
+async fn carry(mut client: TcpStream, target: (String, u16), mut way: watch::Receiver<Way>, received: Arc<AtomicU64>) {
     let now = *way.borrow_and_update();
     match now {
         Way::Refusing => return,
