@@ -1,13 +1,14 @@
 -- What is one and the same for all processes of an installation, and a bound on what one result can write to the trail.
 
 -- Which master key seals what this database holds. A process with another one would take requests in that nobody else can
--- open; it ends instead. Written once, by the first process that has a key.
+-- open; it ends instead. Written once, by the first process that has a key. Not by the gateway: it sees no request by which it
+-- could tell that its key is another one.
 CREATE TABLE lethe.installation (
     only_row               boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     master_key_fingerprint bytea NOT NULL CHECK (octet_length(master_key_fingerprint) = 32),
     recorded_at            timestamptz NOT NULL DEFAULT lethe.now()
 );
-GRANT SELECT, INSERT ON lethe.installation TO lethe_gateway;
+GRANT SELECT ON lethe.installation TO lethe_gateway;
 
 -- Each range of a download is an entry of the trail that nobody can ever delete. Whoever has a token must not be able to
 -- write as many as there are seconds in its lifetime.

@@ -10,6 +10,7 @@ use lethe::callback::signature::Algorithm;
 use lethe::crypto::Keys;
 use lethe::db::Db;
 use lethe::db::controllers::{self, NewController};
+use lethe::db::installation;
 use lethe::opendsr::DeniedValues;
 use lethe::request::ControllerId;
 use lethe::stores::import::{self, EventBatchLine, ProfileLine};
@@ -54,6 +55,9 @@ impl World {
         }
         let db = Db::new(&database_url, 16, "lethe-tests").unwrap();
         let files = KeyFiles::write(&folder);
+        // A gateway alone waits until somebody has said so.
+        let keys = Keys::from_master_key(&std::fs::read_to_string(&files.master).unwrap()).unwrap();
+        installation::check_master_key(&db, &keys).await.unwrap();
         Self { name, database_url, amqp_url, db, management, folder, files, credentials: Mutex::default() }
     }
 

@@ -11,7 +11,7 @@ use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicNackOptions, Bas
 use lapin::types::{AMQPValue, FieldTable};
 use tokio_util::sync::CancellationToken;
 
-use super::dead_letters::SET_ASIDE_AT;
+use super::dead_letters::{SET_ASIDE_AT, VERIFIED_USER};
 use super::publisher::{Outgoing, Publisher};
 use super::topology::{self, Queue, dead_letters_of};
 use super::{Broker, BrokerError, screen};
@@ -324,6 +324,9 @@ impl<H: GroupHandler> Consumer<H> {
             .header("routing-key", message.routing_key.clone())
             .header(SET_ASIDE_AT, jiff::Timestamp::now().to_string());
         letter.content_type.clone_from(&message.content_type);
+        if let Some(user) = &message.user_id {
+            letter = letter.header(VERIFIED_USER, user.clone());
+        }
         if let Some(controller_id) = message.controller_id.as_ref().filter(|id| id.len() <= 64) {
             letter = letter.header("controller-id", controller_id.clone());
         }

@@ -19,6 +19,9 @@ use crate::request::ControllerId;
 /// The header that says when a message was set aside.
 pub const SET_ASIDE_AT: &str = "set-aside-at";
 
+/// The header with the property `user_id` of the message that a copy of ours is of.
+pub const VERIFIED_USER: &str = "verified-user";
+
 /// Headers that RabbitMQ puts on what it takes out of a queue.
 const DEATHS: &str = "x-death";
 const FIRST_DEATH: &str = "x-first-death-reason";
@@ -34,7 +37,7 @@ pub fn queues() -> Vec<String> {
 /// it: a controller may put any header on a message of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SetAsideBy {
-    /// One of our processes, which had checked its sender unless its cause says otherwise.
+    /// One of our processes. It had checked the sender, unless the cause is `forbidden` or `never_ended`.
     Us,
     /// The alternate exchange: no queue takes its routing key. Nobody has checked its sender.
     AlternateExchange,
@@ -59,7 +62,7 @@ pub struct Letter {
     pub routing_key: String,
     /// Whose, where that can be an id.
     pub controller_id: Option<ControllerId>,
-    /// The property `user_id`, which the broker verified; our own copies have none.
+    /// The property `user_id`, which the broker verified.
     pub user_id: Option<String>,
     /// When it was set aside; the broker does not say.
     pub set_aside_at: Option<Timestamp>,
@@ -93,6 +96,8 @@ struct Label {
     message: Option<String>,
     routing_key: String,
     controller_id: Option<String>,
+    /// Of the message that it is a copy of.
+    user_id: Option<String>,
     set_aside_at: Option<Timestamp>,
 }
 
@@ -126,14 +131,16 @@ impl Label {
             message: text("error-message"),
             routing_key: text("routing-key").unwrap_or_default(),
             controller_id: text("controller-id"),
+            user_id: text(VERIFIED_USER),
             set_aside_at: text(SET_ASIDE_AT).and_then(|text| text.parse().ok()),
         }
     }
 
-    /// The controller is the one in whose name the routing key speaks.
+    /// The controller is the one in whose name the routing key speaks, where the broker shows that.
     fn by_broker(by: SetAsideBy, cause: &str, message: Option<String>, routing_key: String) -> Self {
-        let controller_id = routing_key.split('.').next().map(str::to_owned);
-        Self { by, cause: cause.to_owned(), message, routing_key, controller_id, set_aside_at: None }
+        let speaks_for = routing_key.split('.').next().map(str::to_owned);
+        let controller_id = speaks_for.filter(|_| by == SetAsideBy::AlternateExchange);
+        Self { by, cause: cause.to_owned(), message, routing_key, controller_id, user_id: None, set_aside_at: None }
     }
 }
 
@@ -173,7 +180,7 @@ impl Browser {
             cause: label.cause,
             message: label.message,
             controller_id: label.controller_id.and_then(|text| text.parse().ok()),
-            user_id: delivery.properties.user_id().as_ref().map(|user| user.as_str().to_owned()),
+            user_id: label.user_id.or_else(|| Some(delivery.properties.user_id().as_ref()?.as_str().to_owned())),
             set_aside_at: label.set_aside_at,
             routing_key: label.routing_key,
             body: delivery.data,

@@ -2,6 +2,7 @@
 //! not hold up acknowledgements.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
@@ -86,7 +87,7 @@ pub(super) fn short(text: &str) -> ShortString {
 #[derive(Debug)]
 pub struct Publisher {
     broker: Broker,
-    link: Mutex<Option<Link>>,
+    link: Mutex<Option<Arc<Link>>>,
 }
 
 impl Publisher {
@@ -96,21 +97,18 @@ impl Publisher {
         Self { broker, link: Mutex::new(None) }
     }
 
-    /// A channel in confirm mode. There is one connection at a time, and it is kept while the broker blocks it.
-    ///
-    /// # Errors
-    /// [`BrokerError`].
-    pub async fn channel(&self) -> Result<Channel, BrokerError> {
-        let mut link = self.link.lock().await;
-        if let Some(link) = link.as_ref().filter(|link| link.is_connected()) {
-            return if link.is_blocked() { Err(BrokerError::Blocked) } else { Ok(link.channel().clone()) };
+    /// A connection whose channel is in confirm mode. There is one at a time, and it is kept while the broker blocks it.
+    async fn link(&self) -> Result<Arc<Link>, BrokerError> {
+        let mut slot = self.link.lock().await;
+        if let Some(link) = slot.as_ref().filter(|link| link.is_connected()) {
+            return if link.is_blocked() { Err(BrokerError::Blocked) } else { Ok(link.clone()) };
         }
-        *link = None;
-        let fresh = self.broker.connect_to_publish().await?;
-        let channel = fresh.channel().clone();
-        channel.confirm_select(ConfirmSelectOptions::default()).await?;
-        *link = Some(fresh);
-        Ok(channel)
+        *slot = None;
+        let link = Arc::new(self.broker.connect_to_publish().await?);
+        let confirm = link.channel().confirm_select(ConfirmSelectOptions::default());
+        tokio::time::timeout(CONFIRM_TIMEOUT, confirm).await.map_err(|_| BrokerError::Timeout(CONFIRM_TIMEOUT))??;
+        *slot = Some(link.clone());
+        Ok(link)
     }
 
     /// Publishes all and waits until the broker has confirmed all of them.
@@ -121,24 +119,29 @@ impl Publisher {
         if messages.is_empty() {
             return Ok(());
         }
-        let channel = self.channel().await?;
-        self.answered(Self::publish_all(&channel, messages)).await
+        let link = self.link().await?;
+        self.answered(&link, Self::publish_all(link.channel(), messages)).await
     }
 
     /// Waits for an answer, for a while. Without one the next caller begins with a new connection, unless the broker has
     /// blocked this one: another would be blocked as well, and the broker keeps every one of them.
-    async fn answered<T>(&self, step: impl Future<Output = Result<T, BrokerError>>) -> Result<T, BrokerError> {
+    async fn answered<T>(
+        &self,
+        link: &Arc<Link>,
+        step: impl Future<Output = Result<T, BrokerError>>,
+    ) -> Result<T, BrokerError> {
         let outcome = tokio::time::timeout(CONFIRM_TIMEOUT, step).await;
         let outcome = outcome.unwrap_or(Err(BrokerError::Timeout(CONFIRM_TIMEOUT)));
         match outcome {
             // A full queue is no fault of the connection.
             Ok(_) | Err(BrokerError::Refused) => outcome,
+            Err(_) if link.is_connected() && link.is_blocked() => Err(BrokerError::Blocked),
             Err(error) => {
-                let mut link = self.link.lock().await;
-                if link.as_ref().is_some_and(|link| link.is_connected() && link.is_blocked()) {
-                    return Err(BrokerError::Blocked);
+                // Somebody else may have connected again meanwhile.
+                let mut slot = self.link.lock().await;
+                if slot.as_ref().is_some_and(|current| Arc::ptr_eq(current, link)) {
+                    *slot = None;
                 }
-                *link = None;
                 Err(error)
             }
         }
@@ -170,12 +173,12 @@ impl Publisher {
     /// # Errors
     /// [`BrokerError`].
     pub async fn queue_state(&self, queue: &str) -> Result<QueueState, BrokerError> {
-        let channel = self.channel().await?;
-        self.answered(async { Ok(super::topology::state(&channel, queue).await?) }).await
+        let link = self.link().await?;
+        self.answered(&link, async { Ok(super::topology::state(link.channel(), queue).await?) }).await
     }
 
     /// Whether the connection is up; `false` before the first use.
     pub async fn is_connected(&self) -> bool {
-        self.link.lock().await.as_ref().is_some_and(Link::is_connected)
+        self.link.lock().await.as_ref().is_some_and(|link| link.is_connected())
     }
 }

@@ -22,6 +22,11 @@ const HEARTBEAT: u8 = 8;
 const FRAME_END: u8 = 0xCE;
 /// Type, channel and size.
 const PREFIX: usize = 7;
+/// The prefix of a content header, its class, its weight and the size of the body.
+const HEADER_START: usize = PREFIX + 2 + 2 + 8;
+/// Class `connection`.
+const CONNECTION: u16 = 10;
+const TUNE: u16 = 30;
 /// Class `basic` (AMQP 0-9-1, 1.8).
 const BASIC: u16 = 60;
 const DELIVER: u16 = 60;
@@ -41,7 +46,9 @@ pub(super) struct Screen {
     held: Vec<u8>,
     /// What is left of a frame that is not looked at.
     passing: usize,
-    /// Bytes of a frame at most.
+    /// What is left of a content header that is too large, which nobody reads.
+    dropping: usize,
+    /// Bytes of a frame at most, as it was agreed; more ends the connection in the library.
     frame_max: usize,
     /// Channels whose next content header belongs to a message with an unreadable name.
     tainted: BTreeSet<u16>,
@@ -50,7 +57,7 @@ pub(super) struct Screen {
 impl Screen {
     /// For a connection whose frames hold at most `frame_max` bytes.
     pub(super) const fn new(frame_max: u32) -> Self {
-        Self { held: Vec::new(), passing: 0, frame_max: frame_max as usize, tainted: BTreeSet::new() }
+        Self { held: Vec::new(), passing: 0, dropping: 0, frame_max: frame_max as usize, tainted: BTreeSet::new() }
     }
 
     /// Takes what the broker has sent, and appends to `out` what the library may read of it.
@@ -66,26 +73,45 @@ impl Screen {
                 bytes = later;
                 continue;
             }
-            let wanted = self.frame_len().unwrap_or(PREFIX);
-            let (now, later) = bytes.split_at((wanted - self.held.len()).min(bytes.len()));
+            if self.dropping > 0 {
+                let (now, later) = bytes.split_at(self.dropping.min(bytes.len()));
+                self.dropping -= now.len();
+                bytes = later;
+                continue;
+            }
+            let (now, later) = bytes.split_at((self.wanted() - self.held.len()).min(bytes.len()));
             self.held.extend_from_slice(now);
             bytes = later;
             if !matches!(self.held.first(), None | Some(&(METHOD | HEADER | BODY | HEARTBEAT))) {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "the server does not speak AMQP 0-9-1"));
             }
             let Some(len) = self.frame_len() else { continue };
-            if len > self.frame_max.saturating_add(PREFIX + 1) {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "a frame is larger than was agreed"));
-            }
-            if !matches!(self.held[0], METHOD | HEADER) {
+            let is_header = self.held[0] == HEADER;
+            if !is_header && self.held[0] != METHOD {
                 self.passing = len - self.held.len();
                 out.append(&mut self.held);
             } else if self.held.len() == len {
                 self.judge();
                 out.append(&mut self.held);
+            } else if len > self.frame_max && !is_header {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "a frame is larger than was agreed"));
+            } else if len > self.frame_max && self.held.len() == HEADER_START {
+                self.dropping = len - HEADER_START;
+                self.judge();
+                out.append(&mut self.held);
             }
         }
         Ok(())
+    }
+
+    /// How many bytes have to be held before something is done about them.
+    fn wanted(&self) -> usize {
+        match self.frame_len() {
+            None => PREFIX,
+            // Brokers allow a little more than was agreed, and add headers of their own.
+            Some(len) if len > self.frame_max && self.held[0] == HEADER => HEADER_START,
+            Some(len) => len,
+        }
     }
 
     /// The length of the frame whose prefix is held.
@@ -97,18 +123,36 @@ impl Screen {
     /// Rewrites the held frame where the library could not read it.
     fn judge(&mut self) {
         let channel = u16::from_be_bytes([self.held[1], self.held[2]]);
-        let end = self.held.len() - 1;
         if self.held[0] == METHOD {
+            let end = self.held.len() - 1;
+            self.heed_tune();
             if mend_names(&mut self.held[PREFIX..end]) {
                 self.tainted.insert(channel);
             }
             return;
         }
-        let mut content = Reader(&self.held[PREFIX..end]);
+        let mut content = Reader(&self.held[PREFIX..]);
         let Ok(size) = content.fixed_header() else { return };
-        let verdict = if self.tainted.remove(&channel) { Err(Unreadable::Text) } else { content.properties() };
+        let is_tainted = self.tainted.remove(&channel);
+        let verdict = match content.0.split_last() {
+            None => Err(Unreadable::Size),
+            Some(_) if is_tainted => Err(Unreadable::Text),
+            Some((_, properties)) => Reader(properties).properties(),
+        };
         if let Err(why) = verdict {
             self.held = without_properties(channel, size, why.as_str());
+        }
+    }
+
+    /// The broker may agree to smaller frames only: `connection.tune`, in which 0 is no limit (AMQP 0-9-1, 1.4.2.6).
+    fn heed_tune(&mut self) {
+        let mut tune = Reader(&self.held[PREFIX..]);
+        if (tune.u16(), tune.u16()) == (Ok(CONNECTION), Ok(TUNE))
+            && tune.u16().is_ok()
+            && let Ok(offered) = tune.fixed().map(u32::from_be_bytes)
+            && offered > 0
+        {
+            self.frame_max = self.frame_max.min(offered as usize);
         }
     }
 }
@@ -183,6 +227,8 @@ enum Unreadable {
     Type,
     Length,
     Depth,
+    Size,
+    Reserved,
 }
 
 impl Unreadable {
@@ -192,6 +238,8 @@ impl Unreadable {
             Self::Type => "a header has a type that AMQP 0-9-1 does not know",
             Self::Length => "a property is longer or shorter than it says",
             Self::Depth => "the headers are nested too deeply",
+            Self::Size => "the properties are larger than a frame",
+            Self::Reserved => "a header has a name that is reserved",
         }
     }
 }
@@ -219,8 +267,8 @@ impl<'a> Reader<'a> {
         self.take(length.into())
     }
 
-    fn short(&mut self) -> Result<(), Unreadable> {
-        std::str::from_utf8(self.short_bytes()?).map(drop).map_err(|_| Unreadable::Text)
+    fn short(&mut self) -> Result<&'a str, Unreadable> {
+        std::str::from_utf8(self.short_bytes()?).map_err(|_| Unreadable::Text)
     }
 
     fn long(&mut self) -> Result<&'a [u8], Unreadable> {
@@ -245,7 +293,7 @@ impl<'a> Reader<'a> {
                 }
                 12 | 11 => drop(self.take(1)?),
                 6 => drop(self.take(8)?),
-                _ => self.short()?,
+                _ => drop(self.short()?),
             }
         }
         if self.0.is_empty() { Ok(()) } else { Err(Unreadable::Length) }
@@ -253,7 +301,10 @@ impl<'a> Reader<'a> {
 
     fn table(&mut self, depth: u32) -> Result<(), Unreadable> {
         while !self.0.is_empty() {
-            self.short()?;
+            // Only we write it, and not to the broker.
+            if self.short()? == UNREADABLE && depth == 1 {
+                return Err(Unreadable::Reserved);
+            }
             self.value(depth)?;
         }
         Ok(())
@@ -358,6 +409,10 @@ mod tests {
             (content_header(HEADERS_ONLY, &table(&[9, b'a'])), Unreadable::Length),
             (content_header(HEADERS_ONLY, &table(&nested(MAX_DEPTH as usize + 1))), Unreadable::Depth),
             (content_header(HEADERS_ONLY, &table(&nested(18_000))), Unreadable::Depth),
+            (
+                content_header(HEADERS_ONLY, &table(&[&[18][..], UNREADABLE.as_bytes(), b"V"].concat())),
+                Unreadable::Reserved,
+            ),
         ] {
             assert_eq!(reason(&screened(&frame, 1_000)).as_deref(), Some(why.as_str()));
         }
@@ -380,9 +435,42 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_larger_than_was_agreed_ends_the_connection() {
+    fn properties_larger_than_a_frame_are_not_read() {
+        let fits = 128 * 1024 - PREFIX - 1 - 12 - 2 - 4;
+        let filled = |size: usize| {
+            content_header(
+                HEADERS_ONLY,
+                &table(&[&[1, b'a', b'S'][..], &length(&vec![b'x'; size - 7]), &vec![b'x'; size - 7]].concat()),
+            )
+        };
+        let neighbour = content_header(0, b"");
+        for step in [1_000, 131_072, usize::MAX >> 1] {
+            assert_eq!(screened(&filled(fits), step), filled(fits));
+            for size in [fits + 1, fits + 8, 2 * fits] {
+                let out = screened(&[filled(size), neighbour.clone()].concat(), step);
+                assert_eq!(reason(&out[..out.len() - neighbour.len()]).as_deref(), Some(Unreadable::Size.as_str()));
+                assert!(out.ends_with(&neighbour));
+            }
+        }
+    }
+
+    #[test]
+    fn frames_are_as_small_as_the_broker_wants_them() {
+        let tune =
+            [&CONNECTION.to_be_bytes()[..], &TUNE.to_be_bytes(), &[0, 0], &4_096_u32.to_be_bytes(), &[0, 20]].concat();
+        let long = content_header(
+            HEADERS_ONLY,
+            &table(&[&[1, b'a', b'S'][..], &length(&[b'x'; 5_000]), &[b'x'; 5_000]].concat()),
+        );
+        let out = screened(&[frame(METHOD, &tune), long].concat(), 100);
+        let at = frame(METHOD, &tune).len();
+        assert_eq!(reason(&out[at..]).as_deref(), Some(Unreadable::Size.as_str()));
+    }
+
+    #[test]
+    fn what_is_no_frame_ends_the_connection() {
         let mut out = Vec::new();
-        assert!(Screen::new(4_096).feed(&[HEADER, 0, 1, 0, 1, 0, 0], &mut out).is_err());
+        assert!(Screen::new(4_096).feed(&[METHOD, 0, 1, 0, 1, 0, 0], &mut out).is_err());
         assert!(Screen::new(4_096).feed(b"HTTP/1.1 400", &mut out).is_err());
     }
 

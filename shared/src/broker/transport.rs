@@ -62,6 +62,13 @@ impl Screened {
         let cut = Box::pin(cut.cancelled_owned());
         Self { socket, screen: Screen::new(frame_max), chunk, screened: Vec::new(), read: 0, cut }
     }
+
+    fn check_cut(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        match self.cut.as_mut().poll(cx) {
+            Poll::Ready(()) => Err(io::ErrorKind::ConnectionAborted.into()),
+            Poll::Pending => Ok(()),
+        }
+    }
 }
 
 impl AsyncRead for Screened {
@@ -70,9 +77,7 @@ impl AsyncRead for Screened {
         while this.read == this.screened.len() {
             this.screened.clear();
             this.read = 0;
-            if this.cut.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
-            }
+            this.check_cut(cx)?;
             let received = ready!(Pin::new(&mut this.socket).poll_read(cx, &mut this.chunk))?;
             if received == 0 {
                 return Poll::Ready(Ok(0));
@@ -89,6 +94,7 @@ impl AsyncRead for Screened {
 
 impl AsyncWrite for Screened {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.check_cut(cx)?;
         Pin::new(&mut self.socket).poll_write(cx, bytes)
     }
 
@@ -97,14 +103,17 @@ impl AsyncWrite for Screened {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.check_cut(cx)?;
         Pin::new(&mut self.socket).poll_write_vectored(cx, slices)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check_cut(cx)?;
         Pin::new(&mut self.socket).poll_flush(cx)
     }
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check_cut(cx)?;
         Pin::new(&mut self.socket).poll_close(cx)
     }
 }

@@ -8,6 +8,8 @@ use crate::config::ConfigError;
 
 /// Seconds between two heartbeats: without them a connection that was cut silently looks alive for hours.
 const HEARTBEAT: u16 = 20;
+/// Bytes that every peer must take (AMQP 0-9-1, 1.4.2.6).
+const FRAME_MIN: u32 = 4096;
 const PARAMETERS: [&str; 5] = ["frame_max", "channel_max", "heartbeat", "connection_timeout", "auth_mechanism"];
 
 /// The brokers that a URL names, in its order; all but host and port are the same for all of them.
@@ -37,6 +39,9 @@ pub(super) fn parse(text: &str) -> Result<Vec<AMQPUri>, ConfigError> {
         if let Some((name, _)) = url.query_pairs().find(|(name, _)| !PARAMETERS.contains(&&**name)) {
             let known = PARAMETERS.join(", ");
             return Err(invalid(&format!("has the parameter {name:?}, which is not supported; these are: {known}")));
+        }
+        if uri.query.frame_max.is_some_and(|bytes| bytes < FRAME_MIN) {
+            return Err(invalid("has a frame_max below 4096, the smallest that AMQP 0-9-1 allows"));
         }
         uri.query.heartbeat.get_or_insert(HEARTBEAT);
         uris.push(uri);
@@ -78,6 +83,7 @@ mod tests {
             "amqp://u:12#secret@mq/x",
             "amqp://u:secret@mq/x?cacertfile=/etc/ca.pem",
             "amqp://u:secret@mq/x#y",
+            "amqp://u:secret@mq/x?frame_max=0",
         ] {
             let message = parse(text).unwrap_err().to_string();
             assert!(message.contains("AMQP_URL") && !message.contains("secret"), "{text}: {message}");

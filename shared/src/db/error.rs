@@ -30,6 +30,9 @@ pub enum DbError {
         "the database was used with another master key (LETHE_MASTER_KEY_FILE): what this process seals nobody else could open"
     )]
     OtherMasterKey,
+    /// No process has recorded yet which master key the database is used with.
+    #[error("it is not known yet which master key the database is used with: start a scheduler, which records its own")]
+    NoMasterKey,
     /// The epoch of this leader is over; another one leads.
     #[error("the leadership was lost")]
     LeadershipLost,
@@ -171,6 +174,7 @@ impl DbError {
                 Self::Pool { .. }
                 | Self::Postgres { .. }
                 | Self::ReadOnly
+                | Self::NoMasterKey
                 | Self::NoCalendar
                 | Self::LeaseLost
                 | Self::LeadershipLost

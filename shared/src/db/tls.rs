@@ -38,7 +38,10 @@ pub(super) fn parse(text: &str) -> Result<(tokio_postgres::Config, MakeRustlsCon
     if database.contains('@') || query.contains('@') || text.contains('#') {
         return Err(invalid("must not hold /, ?, # or @ in user or password; write them as %2f, %3f, %23 and %40"));
     }
-    if authority.rsplit_once('@').map_or(authority, |(_, hosts)| hosts).split(',').any(str::is_empty) {
+    let hosts = authority.rsplit_once('@').map_or(authority, |(_, hosts)| hosts);
+    let elsewhere =
+        hosts.is_empty() && form_urlencoded::parse(query.as_bytes()).any(|(name, _)| name.starts_with("host"));
+    if hosts.split(',').any(str::is_empty) && !elsewhere {
         return Err(invalid("names no host"));
     }
     let (mut mode, mut root) = (None, None);
@@ -191,6 +194,12 @@ mod tests {
         let hosts = ["a", "fd00::5", "c"].map(|name| tokio_postgres::config::Host::Tcp(name.to_owned()));
         assert_eq!((config.get_hosts(), config.get_ports()), (&hosts[..], &[1, 2, 5432][..]));
         assert_eq!((config.get_password(), config.get_dbname()), (Some(&b"p/@"[..]), Some("d")));
+    }
+
+    #[test]
+    fn a_host_may_stand_among_the_parameters() {
+        let (config, _) = parse("postgres:///d?host=/run/postgresql&sslmode=disable").unwrap();
+        assert_eq!(config.get_hosts(), [tokio_postgres::config::Host::Unix("/run/postgresql".into())]);
     }
 
     #[test]

@@ -79,6 +79,30 @@ async fn another_master_key_ends_the_process_before_it_takes_anything() {
 }
 
 #[tokio::test]
+async fn a_wrong_key_does_not_become_the_one_of_a_database_with_data() {
+    let world = World::new().await;
+    world.controller("acme").await;
+    let (scheduler, gateway) = Gateway::with_scheduler(&world, WEEKLY).await;
+    let request = Request::erasure("x@example.com");
+    assert_eq!(gateway.caller(&world, "acme").request(request.bytes()).await.status, 201);
+    scheduler.stop().await;
+    // As after the upgrade from a release that recorded no key.
+    world.run("DELETE FROM lethe.installation").await;
+    let other = world.folder.join("other.key");
+    std::fs::write(&other, base64::engine::general_purpose::STANDARD.encode([7; 32])).unwrap();
+    let other = other.display().to_string();
+    let mut wrong = Worker::spawn(&world, "scheduler", &[("LETHE_MASTER_KEY_FILE", &other)]);
+    assert_eq!(wrong.exit(seconds(20)).await.code(), Some(64), "{}", wrong.log());
+    // A gateway cannot tell, and leaves it to others.
+    let waiting = Worker::spawn(&world, "gateway", &[("LETHE_MASTER_KEY_FILE", &other)]);
+    eventually("it waits", seconds(20), async || waiting.log().contains("start a scheduler")).await;
+    let right = Worker::start(&world, "scheduler", WEEKLY).await;
+    let mut waiting = waiting;
+    assert_eq!(waiting.exit(seconds(20)).await.code(), Some(64), "{}", waiting.log());
+    right.stop().await;
+}
+
+#[tokio::test]
 async fn a_batch_that_a_failover_has_lost_is_opened_again() {
     let world = World::new().await;
     world.controller("acme").await;

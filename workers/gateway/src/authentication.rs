@@ -87,8 +87,8 @@ impl Callers {
         let busy = |_| Refusal::later("as many credentials as this server allows are being verified; try again");
         let _waiting = self.verifying.try_acquire().map_err(busy)?;
         let holder = controllers::by_api_key(&self.db.session().await?, &credentials.api_key).await?;
-        // A key that does not exist costs as much time as one that does, so that nobody can tell them apart; but a crowd
-        // of those must not keep the cores from the others.
+        // A key that does not exist costs as much time as one that does, so that nobody can tell them apart. A crowd of them
+        // must not keep the cores from the others, though: then all but one are refused at once.
         let pretending = match &holder {
             Some(_) => None,
             None => match self.pretending.try_acquire() {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lethe::broker::dead_letters::SET_ASIDE_AT;
+use lethe::broker::dead_letters::{SET_ASIDE_AT, VERIFIED_USER};
 use lethe::broker::{Message, Outcome, Outgoing, Publisher, topology};
 use lethe::callback::signature::{self, Algorithm};
 use lethe::config::Processor;
@@ -116,6 +116,10 @@ impl Desk {
 
 /// The controller that a queue is named after: the first word of its name, where that can be an id.
 fn owner_of(queue: &str) -> Option<ControllerId> {
+    // RabbitMQ's own names: queues that a server named, and direct reply-to.
+    if queue.starts_with("amq.") {
+        return None;
+    }
     queue.split_once('.')?.0.parse().ok()
 }
 
@@ -144,6 +148,9 @@ fn rejected_copy(message: &Message, answer: &Answer) -> Option<Outgoing> {
         .header("status", answer.status.to_string())
         .header("routing-key", message.routing_key.clone())
         .header(SET_ASIDE_AT, jiff::Timestamp::now().to_string());
+    if let Some(user) = &message.user_id {
+        copy = copy.header(VERIFIED_USER, user.clone());
+    }
     copy.content_type.clone_from(&message.content_type);
     copy.correlation_id.clone_from(&message.correlation_id);
     if let Some(controller_id) = claimed_controller(message) {
@@ -157,14 +164,14 @@ pub(crate) struct Senders(HashMap<String, Controller>);
 
 impl Senders {
     /// Why nothing is sent to this queue for this message. Queues are named after their controllers, as the permissions of
-    /// these are; with ours anybody could have an answer put into any of them.
+    /// these are; with ours anybody could have an answer put into any of them. Whose message it is the broker has verified.
     fn refusal_of(&self, reply_to: &str, message: &Message) -> Option<ApiError> {
         if is_reserved(reply_to) {
             return Some(ApiError::new(400, "reply_to must not begin with dsr."));
         }
-        let owner = owner_of(reply_to).filter(|owner| Some(owner.as_str()) != message.controller_id.as_deref())?;
-        let foreign = self.0.contains_key(owner.as_str());
-        foreign.then(|| ApiError::forbidden("reply_to names a queue of another controller"))
+        let owner = self.0.get(owner_of(reply_to)?.as_str())?;
+        let is_owners = owner.any_amqp_user || (message.user_id.is_some() && message.user_id == owner.amqp_user);
+        (!is_owners).then(|| ApiError::forbidden("reply_to names a queue of another controller"))
     }
 
     fn check(&self, message: &Message) -> Checked {
@@ -172,9 +179,6 @@ impl Senders {
         let claimed = claimed.ok_or_else(|| ApiError::new(400, "the header controller-id is required"))?;
         if message.routing_key.split('.').next() != Some(claimed) {
             return Err(ApiError::forbidden("the header controller-id is not the first word of the routing key"));
-        }
-        if let Some(refusal) = message.reply_to.as_deref().and_then(|name| self.refusal_of(name, message)) {
-            return Err(refusal);
         }
         let unknown = || ApiError::forbidden("there is no such controller; add it with `lethe controller add`");
         let controller = self.0.get(claimed).ok_or_else(unknown)?;
@@ -185,7 +189,9 @@ impl Senders {
             None => false,
         };
         if allowed {
-            Ok(controller.controller_id.clone())
+            // Last: what is refused for anything else than its sender may be handled again later, without a check of it.
+            let refusal = message.reply_to.as_deref().and_then(|name| self.refusal_of(name, message));
+            refusal.map_or_else(|| Ok(controller.controller_id.clone()), Err)
         } else if controller.amqp_user.is_some() {
             Err(ApiError::forbidden("the property user_id is not the AMQP user of this controller"))
         } else {

@@ -1,5 +1,7 @@
 //! `lethe doctor`: looks at everything that must be right, and says what to do about what is not.
 
+use std::time::Duration;
+
 use anyhow::bail;
 use clap::Args;
 use jiff::Timestamp;
@@ -123,7 +125,7 @@ impl Doctor {
             return;
         }
         if let Ok(keys) = self.keys.keys() {
-            let checked = installation::check_master_key(&db, &keys).await;
+            let checked = installation::compare_master_key(&db, &keys).await;
             findings.check(
                 "master key",
                 checked,
@@ -343,7 +345,14 @@ async fn broker(findings: &mut Findings) {
         );
     }
     let advice = "set max_message_size = 2097152 in rabbitmq.conf: larger messages only cost memory";
-    match takes_large_messages(link.channel()).await {
+    let asked = tokio::time::timeout(PATIENCE, takes_large_messages(link.channel())).await;
+    let Ok(takes) = asked else {
+        let advice = "free memory or disk on its machine: nothing can be published until then";
+        let what = if link.is_blocked() { "has raised an alarm" } else { "confirms no message" };
+        findings.add("RabbitMQ", Verdict::Bad, what, advice);
+        return;
+    };
+    match takes {
         Ok(false) => {
             findings.add("max_message_size", Verdict::Good, "messages over 2 MiB are stopped at the broker", "");
         }
@@ -352,6 +361,9 @@ async fn broker(findings: &mut Findings) {
     }
     link.close().await;
 }
+
+/// How long the broker may take to answer.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Publishes one byte more than 2 MiB to a queue of our own, which ends with the connection. The channel may end with it.
 async fn takes_large_messages(channel: &Channel) -> Result<bool, lapin::Error> {
