@@ -63,6 +63,10 @@ pub(crate) enum ScaleName {
     Lateness,
     /// The time of each command of the runbook
     Commands,
+    /// How long a controller waits beside one whose tables are locked
+    Neighbour,
+    /// How long the largest subjects take where statements may take three seconds
+    Large,
 }
 
 /// A curve of growth.
@@ -142,4 +146,10 @@ sizes! {
     most_scale_requests: 3_000_000, 0;
     /// Endpoints of scale [default: 100000, quick 10000]
     scale_endpoints: 100_000, 10_000;
+    /// Slices of the busy controller of the row neighbour [default: 4000, quick 400]
+    scale_slices: 4_000, 400;
+    /// Event batches of 200 kB of the row large [default: 10000, quick 500]
+    scale_batches: 10_000, 500;
+    /// Profiles of the row large [default: 300000, quick 15000]
+    scale_profiles: 300_000, 15_000;
 }

@@ -3,6 +3,7 @@
 
 mod commands;
 mod schedule;
+mod work;
 
 use std::time::{Duration, Instant};
 
@@ -40,6 +41,8 @@ pub(crate) async fn run(bench: &mut Bench, names: &[ScaleName], report: &mut Rep
                 ScaleName::Round => schedule::round(bench, size, report).await,
                 ScaleName::Lateness => schedule::lateness(bench, size, report).await,
                 ScaleName::Commands => commands::times(bench, size, report).await,
+                ScaleName::Neighbour => work::neighbour(bench, size, report).await,
+                ScaleName::Large => work::large(bench, size, report).await,
             }
         }
     }
