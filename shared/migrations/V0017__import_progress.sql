@@ -14,3 +14,7 @@ CREATE TABLE lethe.import_progress (
 CREATE INDEX import_progress_by_controller ON lethe.import_progress (controller_id, stored_at);
 CREATE INDEX import_progress_by_age ON lethe.import_progress (stored_at);
 COMMENT ON TABLE lethe.import_progress IS 'How far files of event batches were imported; kept for 90 days.';
+
+-- When a line of an import replaced the profile, which makes it data that was received then. `updated_at` cannot say so: a
+-- controller's own SQL sets it as well, on a profile that an erasure has to take.
+ALTER TABLE subject_data.profiles ADD COLUMN replaced_at timestamptz;

@@ -16,11 +16,12 @@ use crate::db::{Db, DbError, Tx, slices, statements};
 use crate::request::{ControllerId, Mpid, RequestKey};
 
 statements! {
-    /// A profile that was created or replaced after the start of the execution is a new one and stays (ADR 0037).
+    /// A profile that was created, or replaced by an import, after the start of the execution is a new one and stays
+    /// (ADR 0037). What a controller's own SQL changes meanwhile is the same one: it goes.
     DELETE_PROFILES = "
         WITH gone AS (
             DELETE FROM subject_data.profiles
-             WHERE controller_id = $1 AND mpid = ANY ($2) AND updated_at <= $3 RETURNING mpid)
+             WHERE controller_id = $1 AND mpid = ANY ($2) AND coalesce(replaced_at, created_at) <= $3 RETURNING mpid)
         SELECT mpid, count(*) FROM gone GROUP BY mpid";
     /// Identities have no time of receipt of their own: they go with their profile, and stay with a new one. The profiles
     /// are named once more, here and in `COUNT`: the planner, which expects few new ones, would look for these in the
@@ -31,7 +32,7 @@ statements! {
              WHERE i.controller_id = $1 AND i.mpid = ANY ($2)
                AND NOT EXISTS (SELECT FROM subject_data.profiles p
                                 WHERE p.controller_id = $1 AND p.mpid = i.mpid AND p.mpid = ANY ($2)
-                                  AND p.updated_at > $3) RETURNING mpid)
+                                  AND coalesce(p.replaced_at, p.created_at) > $3) RETURNING mpid)
         SELECT mpid, count(*) FROM gone GROUP BY mpid";
     /// A step is bounded in rows and in bytes, as stored, and deletes one row at least. It goes on behind the last row of the
     /// step before, so that what is dead and not yet forgotten is not walked over again; rows are found by the key and
@@ -64,20 +65,23 @@ statements! {
                     THEN set_config('statement_timeout', '10s', true) END";
     COUNT = "
         SELECT mpid, sum(before)::bigint, sum(later)::bigint FROM (
-            SELECT mpid, count(*) FILTER (WHERE updated_at <= $3) AS before, count(*) FILTER (WHERE updated_at > $3) AS later
+            SELECT mpid, count(*) FILTER (WHERE coalesce(replaced_at, created_at) <= $3) AS before,
+                   count(*) FILTER (WHERE coalesce(replaced_at, created_at) > $3) AS later
               FROM subject_data.profiles WHERE controller_id = $1 AND mpid = ANY ($2) GROUP BY mpid
             UNION ALL
             SELECT i.mpid, count(*) FILTER (WHERE p.mpid IS NULL), count(*) FILTER (WHERE p.mpid IS NOT NULL)
               FROM subject_data.profile_identities i
               LEFT JOIN subject_data.profiles p
-                ON p.controller_id = $1 AND p.mpid = i.mpid AND p.mpid = ANY ($2) AND p.updated_at > $3
+                ON p.controller_id = $1 AND p.mpid = i.mpid AND p.mpid = ANY ($2)
+               AND coalesce(p.replaced_at, p.created_at) > $3
              WHERE i.controller_id = $1 AND i.mpid = ANY ($2) GROUP BY i.mpid
             UNION ALL
             SELECT mpid, count(*) FILTER (WHERE received_at <= $3), count(*) FILTER (WHERE received_at > $3)
               FROM subject_data.event_batches WHERE controller_id = $1 AND mpid = ANY ($2) GROUP BY mpid) held
          GROUP BY mpid";
-    /// The same rows that an erasure deletes: profiles, and identities without one. Several values of a type are a list, so
-    /// that no key stands twice. Audience memberships are inferred data and left out (contract 7).
+    /// Of everybody who was held at the start of the execution, as they are now: profiles, and identities without one. One
+    /// that was replaced since is still somebody's who asked. Several values of a type are a list, so that no key stands
+    /// twice. Audience memberships are inferred data and left out (contract 7).
     EXPORT_PROFILES = "
         SELECT json_build_object(
                    'mpid', m.mpid,
@@ -94,7 +98,7 @@ statements! {
                                          ELSE json_agg(identity_value ORDER BY identity_value) END AS value
                       FROM subject_data.profile_identities
                      WHERE controller_id = $1 AND mpid = m.mpid GROUP BY identity_type) t) i
-         WHERE p.updated_at <= $3 OR (p.mpid IS NULL AND i.identities IS NOT NULL)
+         WHERE p.created_at <= $3 OR (p.mpid IS NULL AND i.identities IS NOT NULL)
          ORDER BY m.mpid";
     /// A page of the event batches of one profile, in the order of arrival; pages go on behind the last id.
     EXPORT_EVENT_BATCHES = "

@@ -94,6 +94,7 @@ async fn a_profile_that_is_replaced_after_the_start_is_a_new_one_and_stays() {
     let acme = world.controller("acme").await;
     world.person(&acme, 1, "ada@example.com", 2).await;
     world.person(&acme, 2, "ada@example.com", 1).await;
+    world.person(&acme, 3, "ada@example.com", 1).await;
     let trap = "CREATE FUNCTION public.trap() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'not yet'; END $$;
                 CREATE TRIGGER trap BEFORE DELETE ON subject_data.profiles_p1 FOR EACH ROW EXECUTE FUNCTION public.trap()";
     world.run(trap).await;
@@ -108,6 +109,8 @@ async fn a_profile_that_is_replaced_after_the_start_is_a_new_one_and_stays() {
     // One person comes back meanwhile, under a new address; the other one's line is what is stored already.
     world.profile(&acme, 1, &[("email", "ada@example.com"), ("other", "back")]).await;
     world.profile(&acme, 2, &[("email", "ada@example.com")]).await;
+    // A statement of the controller's own makes no new profile.
+    world.run("UPDATE subject_data.profiles SET attributes = '{\"seen\": 2}', updated_at = now() WHERE mpid = 3").await;
     world.run("DROP FUNCTION public.trap() CASCADE").await;
     world.reaches(&request.id, "completed").await;
     assert_eq!(
@@ -116,6 +119,32 @@ async fn a_profile_that_is_replaced_after_the_start_is_a_new_one_and_stays() {
         "the profile counts from its replacement, its identities with it"
     );
     assert_eq!(world.rows_of(&acme, 2).await, (0, 0, 0));
-    let expected = Receipt { deleted: 2 + 3, arrived: Some(3), verified: true, failure: None };
+    assert_eq!(world.rows_of(&acme, 3).await, (0, 0, 0), "it was held before, whatever was written to it since");
+    let expected = Receipt { deleted: 2 + 3 + 3, arrived: Some(3), verified: true, failure: None };
     assert_eq!(receipt(&world, &request.id).await, Some(expected));
+}
+
+#[tokio::test]
+async fn a_profile_that_is_replaced_between_two_attempts_is_in_the_file() {
+    let world = World::new().await;
+    let acme = world.controller("acme").await;
+    world.person(&acme, 1, "ada@example.com", 1).await;
+    let trap =
+        "CREATE FUNCTION public.trap() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'not yet'; END $$;
+                CREATE TRIGGER trap BEFORE INSERT ON lethe.results FOR EACH ROW EXECUTE FUNCTION public.trap()";
+    world.run(trap).await;
+    let _workers = Worker::several(&world, &["scheduler", "identity-matcher", "access-compiler"], SECONDS).await;
+    let publisher = Publisher::connect(&world).await;
+    let request = Request::access("ada@example.com");
+    publisher.request("acme", &request).await;
+    eventually("the compilation has begun and failed", seconds(10), async || {
+        world.one("SELECT EXISTS (SELECT FROM lethe.slices WHERE attempts > 0 AND last_error IS NOT NULL)", &[]).await
+    })
+    .await;
+    world.profile(&acme, 1, &[("email", "ada@example.com"), ("other", "back")]).await;
+    world.run("DROP FUNCTION public.trap() CASCADE").await;
+    world.reaches(&request.id, "completed").await;
+    let lines = parsed(&open(&world, &request.id).await);
+    assert_eq!(lines.len(), 2, "the profile and its event batch: {lines:?}");
+    assert_eq!(lines[0]["identities"], json!({"email": "ada@example.com", "other": "back"}));
 }

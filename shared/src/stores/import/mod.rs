@@ -42,13 +42,15 @@ mod sql {
                                 AS q (mpid, identity_type, identity_value)) g
                 USING (mpid, identity_type, identity_value)
              WHERE is_stored IS NULL OR is_given IS NULL";
-        /// Locks each profile as well, so that two imports of one do not mix their identities.
+        /// Locks each profile as well, so that two imports of one do not mix their identities. Only here is a profile
+        /// replaced: an erasure under way leaves it.
         UPSERT_PROFILES = "
             INSERT INTO subject_data.profiles AS p (controller_id, mpid, attributes, audiences)
             SELECT $1, mpid, attributes::jsonb, audiences::jsonb
               FROM unnest($2::bigint[], $3::text[], $4::text[]) AS q (mpid, attributes, audiences) ORDER BY mpid
             ON CONFLICT (controller_id, mpid) DO UPDATE
-               SET attributes = excluded.attributes, audiences = excluded.audiences, updated_at = clock_timestamp()";
+               SET attributes = excluded.attributes, audiences = excluded.audiences,
+                   updated_at = clock_timestamp(), replaced_at = clock_timestamp()";
         /// What the profiles no longer have.
         DELETE_GONE_IDENTITIES = "
             DELETE FROM subject_data.profile_identities i
