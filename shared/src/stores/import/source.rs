@@ -138,6 +138,8 @@ pub struct Reading {
     pub(super) number: u64,
     pub(super) bytes: u64,
     pub(super) digest: Context,
+    /// Nothing was read, or a line break last: what comes next is a new line.
+    is_at_line: bool,
 }
 
 impl std::fmt::Debug for Reading {
@@ -148,7 +150,7 @@ impl std::fmt::Debug for Reading {
 
 impl Default for Reading {
     fn default() -> Self {
-        Self { number: 0, bytes: 0, digest: Context::new(&digest::SHA256) }
+        Self { number: 0, bytes: 0, digest: Context::new(&digest::SHA256), is_at_line: true }
     }
 }
 
@@ -156,6 +158,7 @@ impl Reading {
     pub(super) fn take(&mut self, bytes: &[u8]) {
         self.bytes += bytes.len() as u64;
         self.digest.update(bytes);
+        self.is_at_line = bytes.last().map_or(self.is_at_line, |last| *last == b'\n');
     }
 
     pub(super) fn end(&self) -> LineEnd {
@@ -230,7 +233,8 @@ impl<R: BufRead> Lines<R> {
         if piece.is_empty() {
             return Ok(Next::End);
         }
-        self.reading.number += 1;
+        // A file whose last line had no end when it was read has grown: what comes first is the rest of that line.
+        self.reading.number += u64::from(self.reading.is_at_line);
         // All of a file may be one array on one line: its beginning tells, and the rest is never held.
         if piece.split(|byte| *byte == b'\n').next().is_some_and(is_array) {
             self.is_inside = true;
@@ -357,6 +361,20 @@ mod tests {
         cut.truncate(cut.len() - 20);
         let mut reader = Source::unpacked(Cursor::new(cut)).unwrap().unwrap();
         assert!(reader.read_to_end(&mut Vec::new()).is_err(), "a file that was cut off is not taken for whole");
+    }
+
+    #[test]
+    fn the_end_of_a_line_that_had_none_is_not_a_line() {
+        for (before, grown) in [("{1}\n{2}", "\n{3}\n"), ("{1}\n{2}", "\r\n{3}\n"), ("{1}\n{2}\n", "{3}\n")] {
+            let mut reading = Reading::default();
+            reading.take(before.as_bytes());
+            reading.number = 2;
+            let mut rest = Lines::new(grown.as_bytes(), 100, reading);
+            assert_eq!(rest.next_line().unwrap(), Some(Ok("{3}")));
+            let whole = [before, grown].concat();
+            let sha256 = crate::crypto::sha256(whole.as_bytes());
+            assert_eq!(rest.end(), LineEnd { number: 3, bytes: whole.len() as u64, sha256 }, "{grown:?}");
+        }
     }
 
     #[test]
