@@ -93,6 +93,48 @@ async fn an_import_that_is_killed_or_interrupted_is_gone_on_with_and_doubles_not
     assert_eq!((&grown["lines"], counted(&world).await), (&json!(100), (1_100, 1_100)));
 }
 
+/// With `--resume` the import stops, says why, and stores nothing.
+async fn nothing_is_known(world: &World, import: &[&str]) {
+    let before = counted(world).await;
+    let ran = lethe(world, &[import, &["--resume"]].concat()).await;
+    assert_eq!((ran.code, ran.out.as_str()), (Some(1), ""));
+    assert!(ran.err.contains("nothing is known of") && ran.err.contains("leave --resume out"), "{}", ran.err);
+    assert_eq!(counted(world).await, before);
+}
+
+#[tokio::test]
+async fn a_file_that_is_not_recognised_is_not_begun_anew() {
+    let world = World::new().await;
+    world.controller("acme").await;
+    let file = write(&world, "batches.jsonl", batches(1..=30));
+    let import = ["import", "event-batches", file.as_str(), "--controller", "acme"];
+    nothing_is_known(&world, &import).await;
+    assert_eq!(json(&world, &import).await["lines"], 30);
+    // A line that is stored was changed: what the database has is not in the file any more.
+    write(&world, "batches.jsonl", batches(1..=40).replace("\"n\":5}", "\"n\":500}"));
+    nothing_is_known(&world, &import).await;
+    assert_eq!(counted(&world).await, (30, 30));
+}
+
+#[tokio::test]
+async fn a_run_that_was_told_where_to_begin_takes_the_place_of_an_earlier_one() {
+    let world = World::new().await;
+    world.controller("acme").await;
+    let broken = batches(1..=30).replace("{\"mpid\":7,\"n\":11}", "{}").replace("{\"mpid\":7,\"n\":21}", "{}");
+    let file = write(&world, "batches.jsonl", &broken);
+    let import = ["import", "event-batches", file.as_str(), "--controller", "acme"];
+    assert_eq!(lethe(&world, &import).await.code, Some(1));
+    assert_eq!(lethe(&world, &[&import[..], &["--from-line", "12"]].concat()).await.code, Some(1));
+    assert_eq!(counted(&world).await, (19, 19), "up to 10, and from 12 to 20");
+    // Line 11 is mended as well, which the second run has passed over: its record does not know the file any more, and by
+    // that of the first one the lines from 12 on would come again.
+    write(&world, "batches.jsonl", batches(1..=30));
+    nothing_is_known(&world, &import).await;
+    assert_eq!(json(&world, &[&import[..], &["--from-line", "21"]].concat()).await["lines"], 10);
+    assert_eq!(json(&world, &[&import[..], &["--resume"]].concat()).await["lines"], 0);
+    assert_eq!(counted(&world).await, (29, 29));
+}
+
 #[tokio::test]
 async fn a_file_that_was_mended_is_gone_on_with_at_the_line() {
     let world = World::new().await;
@@ -116,7 +158,9 @@ async fn a_file_that_was_mended_is_gone_on_with_at_the_line() {
     assert_eq!(json(&world, &resumed).await["resumed_after_line"], 249);
     assert_eq!(counted(&world).await, (300, 300));
     // Another controller's import of the same file is another import.
-    let theirs = json(&world, &["import", "event-batches", &file, "--controller", "other", "--resume"]).await;
+    let theirs = ["import", "event-batches", file.as_str(), "--controller", "other"];
+    nothing_is_known(&world, &theirs).await;
+    let theirs = json(&world, &theirs).await;
     assert_eq!((&theirs["lines"], &theirs["batches_without_profile"]), (&json!(300), &json!(300)));
     let both = lethe(&world, &[&resumed[..], &["--from-line", "3"]].concat()).await;
     assert_eq!(both.code, Some(64), "one or the other: {}", both.err);

@@ -23,6 +23,8 @@ statements! {
     MOVE_PROGRESS = "
         UPDATE lethe.import_progress SET bytes = $3, lines = $4, sha256 = $5, stored_at = clock_timestamp()
          WHERE import_id = $1 AND controller_id = $2 AND bytes = $6";
+    SUPERSEDE_PROGRESS = "
+        DELETE FROM lethe.import_progress WHERE controller_id = $1 AND import_id = ANY ($2)";
 }
 
 /// How far one import is.
@@ -31,15 +33,23 @@ pub struct Progress {
     import_id: Uuid,
     /// The end of the last line that is stored; `None` before the first.
     stored: Option<LineEnd>,
+    /// Earlier runs that count no more as soon as this one has stored something.
+    superseded: Vec<Uuid>,
 }
 
 impl Default for Progress {
     fn default() -> Self {
-        Self { import_id: Uuid::new_v4(), stored: None }
+        Self { import_id: Uuid::new_v4(), stored: None, superseded: Vec::new() }
     }
 }
 
 impl Progress {
+    /// A new run, in the place of earlier ones: to go on with one of these would store once more what this run stores.
+    #[must_use]
+    pub fn in_place_of(earlier: &[(Self, Reading)]) -> Self {
+        Self { superseded: earlier.iter().map(|(progress, _)| progress.import_id).collect(), ..Self::default() }
+    }
+
     /// The number of the last line that is stored; 0 before the first.
     #[must_use]
     pub fn line(&self) -> u64 {
@@ -56,7 +66,12 @@ impl Progress {
     pub(super) async fn record(&self, tx: &Tx, controller_id: &ControllerId, end: &LineEnd) -> Result<(), ImportError> {
         let (bytes, lines) = (signed(end.bytes), signed(end.number));
         let moved = match &self.stored {
-            None => tx.execute(BEGIN_PROGRESS, &[&self.import_id, controller_id, &bytes, &lines, &end.sha256]).await?,
+            None => {
+                if !self.superseded.is_empty() {
+                    tx.execute(SUPERSEDE_PROGRESS, &[controller_id, &self.superseded]).await?;
+                }
+                tx.execute(BEGIN_PROGRESS, &[&self.import_id, controller_id, &bytes, &lines, &end.sha256]).await?
+            }
             Some(before) => {
                 let before = signed(before.bytes);
                 let params: [&(dyn tokio_postgres::types::ToSql + Sync); 6] =
@@ -87,19 +102,19 @@ pub async fn known(db: &Db, controller_id: &ControllerId) -> Result<Vec<Progress
     let unsigned = |number: i64| u64::try_from(number).unwrap_or(0);
     let progress = rows.iter().map(|row| {
         let end = LineEnd { bytes: unsigned(row.get(1)), number: unsigned(row.get(2)), sha256: row.get(3) };
-        Progress { import_id: row.get(0), stored: Some(end) }
+        Progress { import_id: row.get(0), stored: Some(end), superseded: Vec::new() }
     });
     Ok(progress.collect())
 }
 
-/// Which import began with the same content, and came furthest. What was read of `reader` up to its end is returned with
-/// it; `reader` itself may be further.
+/// Which imports began with the same content, the one that came furthest last. What was read of `reader` up to the end of
+/// each is returned with it; `reader` itself may be further.
 ///
 /// # Errors
 /// What reading failed with.
-pub fn recognise(mut reader: impl BufRead, mut known: Vec<Progress>) -> io::Result<Option<(Progress, Reading)>> {
+pub fn recognise(mut reader: impl BufRead, mut known: Vec<Progress>) -> io::Result<Vec<(Progress, Reading)>> {
     known.sort_by_key(Progress::bytes);
-    let (mut reading, mut found) = (Reading::default(), None);
+    let (mut reading, mut found) = (Reading::default(), Vec::new());
     for progress in known {
         let Some(end) = &progress.stored else { continue };
         pass(&mut reader, &mut reading, end.bytes)?;
@@ -108,7 +123,7 @@ pub fn recognise(mut reader: impl BufRead, mut known: Vec<Progress>) -> io::Resu
         }
         reading.number = end.number;
         if reading.end() == *end {
-            found = Some((progress, reading.clone()));
+            found.push((progress, reading.clone()));
         }
     }
     Ok(found)
@@ -148,13 +163,17 @@ mod tests {
         let known = || {
             vec![progress(content, 3), progress(b"{1}\n", 1), progress(b"{1}\n{x}\n", 2), progress(b"{1}\n{2}\n", 2)]
         };
-        let line = |content: &[u8]| recognise(content, known()).unwrap().map_or(0, |(progress, _)| progress.line());
+        let line =
+            |content: &[u8]| recognise(content, known()).unwrap().last().map_or(0, |(progress, _)| progress.line());
         assert_eq!(line(content), 3);
         assert_eq!(line(b"{1}\n{2}\n{3}\n{4}\n"), 3, "it has grown");
         assert_eq!(line(b"{1}\n{2}\n{mended}\n"), 2);
         assert_eq!(line(b"{1}"), 0);
         assert_eq!(line(b"{2}\n{1}\n"), 0);
-        let (_, reading) = recognise(&content[..], known()).unwrap().unwrap();
+        let all = recognise(&content[..], known()).unwrap();
+        let lines: Vec<u64> = all.iter().map(|(progress, _)| progress.line()).collect();
+        assert_eq!(lines, [1, 2, 3]);
+        let (_, reading) = all.last().unwrap();
         assert_eq!((reading.number, reading.bytes), (3, 12));
     }
 }

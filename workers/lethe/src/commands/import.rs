@@ -117,7 +117,7 @@ async fn check_controller(db: &Db, source: &Source) -> anyhow::Result<()> {
 
 async fn profiles(db: &Db, source: &Source, denied: DeniedValues, output: Output) -> anyhow::Result<Summary> {
     check_controller(db, source).await?;
-    let content = open(source, Vec::new()).await?.1;
+    let content = open(source, Earlier::Ignored).await?.1;
     let mut run = Run::new(source, output, false, 0)?;
     let mut left_out = import::LeftOut::default();
     let parse = move |line: &str| ProfileLine::parse(line, &denied);
@@ -140,7 +140,12 @@ async fn profiles(db: &Db, source: &Source, denied: DeniedValues, output: Output
 async fn event_batches(db: &Db, source: &Source, resume: bool, output: Output) -> anyhow::Result<Summary> {
     check_controller(db, source).await?;
     let known = import::known(db, &source.controller).await?;
-    let (mut progress, content) = open(source, if resume { known } else { Vec::new() }).await?;
+    let earlier = match (resume, source.from_line) {
+        (true, _) => Earlier::GoneOnWith(known),
+        (false, 1) => Earlier::Ignored,
+        (false, _) => Earlier::Superseded(known),
+    };
+    let (mut progress, content) = open(source, earlier).await?;
     let resumed_after_line = progress.line();
     let mut run = Run::new(source, output, true, resumed_after_line)?;
     let mut without_profile = 0;
@@ -153,22 +158,42 @@ async fn event_batches(db: &Db, source: &Source, resume: bool, output: Output) -
     Ok(Summary { resumed_after_line, batches_without_profile: without_profile, ..run.finish() })
 }
 
+/// What earlier runs of the same file mean for this one.
+enum Earlier {
+    Ignored,
+    /// The one that came furthest is gone on with.
+    GoneOnWith(Vec<Progress>),
+    /// Where to begin was told: what they knew is not the whole of what is stored any more.
+    Superseded(Vec<Progress>),
+}
+
 /// Opens the file behind what is stored of it.
-async fn open(source: &Source, known: Vec<Progress>) -> anyhow::Result<(Progress, Content)> {
+async fn open(source: &Source, earlier: Earlier) -> anyhow::Result<(Progress, Content)> {
     let path = source.file.clone();
-    let open = move || -> Result<(Progress, Content), SourceError> {
+    let open = move || -> Result<Option<(Progress, Content)>, SourceError> {
         let unreadable = |source| SourceError::Read { line: 1, source };
-        let found = if known.is_empty() {
-            None
-        } else {
-            import::recognise(import::Source::open(&path)?.into_reader(), known).map_err(unreadable)?
+        let recognise = |known: Vec<Progress>| {
+            if known.is_empty() {
+                return Ok(Vec::new());
+            }
+            import::recognise(import::Source::open(&path)?.into_reader(), known).map_err(unreadable)
+        };
+        let (progress, reading) = match earlier {
+            Earlier::Ignored => (Progress::default(), Reading::default()),
+            Earlier::Superseded(known) => (Progress::in_place_of(&recognise(known)?), Reading::default()),
+            Earlier::GoneOnWith(known) => match recognise(known)?.pop() {
+                Some(furthest) => furthest,
+                None => return Ok(None),
+            },
         };
         let file = import::Source::open(&path)?;
         let (size, taken, mut reader) = (file.size(), file.taken(), file.into_reader());
-        let (progress, reading) = found.unwrap_or_default();
         import::pass(&mut reader, &mut Reading::default(), progress.bytes()).map_err(unreadable)?;
-        Ok((progress, Content { reader, reading, size, taken }))
+        Ok(Some((progress, Content { reader, reading, size, taken })))
     };
     let opened = tokio::task::spawn_blocking(open).await.context("the thread that opens the file has ended")?;
-    opened.with_context(|| format!("{} cannot be imported", source.file.display()))
+    let file = source.file.display();
+    opened.with_context(|| format!("{file} cannot be imported"))?.with_context(|| {
+        format!("nothing is known of {file}: it was changed, or never imported; leave --resume out to import all of it")
+    })
 }

@@ -149,7 +149,8 @@ impl<'a> Run<'a> {
     }
 
     fn way_from(&self, line: u64) -> String {
-        format!("--from-line {line}{}", if self.resumes { " (or --resume)" } else { "" })
+        // Of a file of which nothing is stored, `--resume` knows nothing.
+        format!("--from-line {line}{}", if self.resumes && self.stored_line > 0 { " (or --resume)" } else { "" })
     }
 
     fn go_on(&self) -> String {
