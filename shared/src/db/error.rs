@@ -2,7 +2,7 @@
 
 use tokio_postgres::error::SqlState;
 
-use super::server_error::{MigrationFailure, PoolRefusal, ServerError};
+use super::server_error::{MigrationFailure, PoolRefusal, ServerError, is_raised};
 use crate::crypto::CryptoError;
 use crate::disposition::Disposition;
 use crate::request::calendar::{CalendarExhausted, InvalidSchedule};
@@ -148,6 +148,12 @@ impl DbError {
     #[must_use]
     pub fn is_too_much(&self) -> bool {
         self.code().is_some_and(|code| *code == SqlState::QUERY_CANCELED || code.code().starts_with("53"))
+    }
+
+    /// A function or a trigger raised it, with whatever code.
+    #[must_use]
+    pub fn is_raised(&self) -> bool {
+        matches!(self, Self::Postgres { source } if is_raised(source))
     }
 
     /// What it means for the work at hand.

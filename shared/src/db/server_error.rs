@@ -111,13 +111,19 @@ impl fmt::Debug for MigrationFailure {
 
 impl Error for MigrationFailure {}
 
-/// Errors of data (class 22) quote the value that is wrong, and a trigger's own words (P0) may be anything. Others name
-/// tables, columns and constraints, in the message; the detail names rows.
+/// Whether a statement RAISE of a function or a trigger made the error: whatever code it gave, the words are its author's.
+pub(super) fn is_raised(error: &tokio_postgres::Error) -> bool {
+    error.as_db_error().is_some_and(|error| error.routine() == Some("exec_stmt_raise"))
+}
+
+/// Errors of data (class 22) quote the value that is wrong, and a trigger's own words may be anything. Others name tables,
+/// columns and constraints, in the message; the detail names rows.
 fn describe(error: &tokio_postgres::Error) -> String {
+    let is_raised = is_raised(error);
     match error.as_db_error() {
         Some(error) => {
             let code = error.code().code();
-            if code.starts_with("22") || code.starts_with("P0") {
+            if is_raised || code.starts_with("22") || code.starts_with("P0") {
                 format!("PostgreSQL said {code} (its words may quote data and are not shown)")
             } else {
                 format!("PostgreSQL said {code}: {}", error.message())

@@ -58,6 +58,17 @@ async fn the_import_names_lines_fields_and_rules_only() {
 }
 
 #[tokio::test]
+async fn what_a_function_raises_is_not_shown_whatever_its_code() {
+    let world = World::new().await;
+    for code in ["P0001", "45000", "LT999", "58030"] {
+        let raise = format!("DO $$ BEGIN RAISE EXCEPTION 'canary' USING ERRCODE = '{code}'; END $$");
+        let error = world.db.session().await.unwrap().batch_execute(&raise).await.unwrap_err();
+        let shown = format!("{error} {error:?}");
+        assert!(shown.contains(code) && !shown.contains(CANARY), "{shown}");
+    }
+}
+
+#[tokio::test]
 async fn handing_in_a_request_repeats_nothing_of_it() {
     let world = World::new().await;
     world.controller("acme").await;

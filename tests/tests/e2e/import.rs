@@ -246,17 +246,26 @@ async fn a_line_that_cannot_be_taken_is_named_and_the_lines_before_it_are_stored
     assert_eq!(world.rows_of(&acme, 1).await.2, 3);
 }
 
+/// What the trigger of [`refuse_sevens`] does.
+async fn raise_with(world: &World, code: &str) {
+    world
+        .run(&format!(
+            "CREATE OR REPLACE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                 IF NEW.body ->> 'n' = '7' THEN
+                     RAISE EXCEPTION 'not %', NEW.body USING DETAIL = 'row ' || NEW.body::text, ERRCODE = '{code}';
+                 END IF;
+                 RETURN NEW;
+             END $$"
+        ))
+        .await;
+}
+
 /// A check and a trigger that refuse one profile and one event batch, and say more of it than anybody should read.
 async fn refuse_sevens(world: &World) {
+    raise_with(world, "P0001").await;
     world
         .run(
             "ALTER TABLE subject_data.profiles_p1 ADD CONSTRAINT no_seven CHECK (attributes ->> 'n' IS DISTINCT FROM '7');
-             CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-                 IF NEW.body ->> 'n' = '7' THEN
-                     RAISE EXCEPTION 'not %', NEW.body USING DETAIL = 'row ' || NEW.body::text;
-                 END IF;
-                 RETURN NEW;
-             END $$;
              CREATE TRIGGER refuse BEFORE INSERT ON subject_data.event_batches_p1 FOR EACH ROW EXECUTE FUNCTION public.refuse()",
         )
         .await;
@@ -267,10 +276,14 @@ async fn a_line_that_postgresql_refuses_stands_alone_and_is_not_quoted() {
     let world = World::new().await;
     world.controller("acme").await;
     refuse_sevens(&world).await;
-    for (what, table, rule) in [
-        ("profiles", "profiles", "a check of the table fails (SQLSTATE 23514)"),
-        ("event-batches", "event_batches", "SQLSTATE P0001"),
+    for (what, table, code, rule) in [
+        ("profiles", "profiles", "P0001", "a check of the table fails (SQLSTATE 23514)"),
+        ("event-batches", "event_batches", "P0001", "SQLSTATE P0001"),
+        // A trigger may give a code of its own.
+        ("event-batches", "event_batches", "45000", "SQLSTATE 45000"),
     ] {
+        raise_with(&world, code).await;
+        world.run(&format!("TRUNCATE subject_data.{table}")).await;
         let line = |n: i64| json!({"mpid": n, "n": n.to_string(), "attributes": {"n": n, "x": "canary"}}).to_string();
         let lines: Vec<String> = (1..=20).map(line).collect();
         let file = write(&world, "refused.jsonl", lines.join("\n"));

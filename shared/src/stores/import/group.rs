@@ -131,7 +131,8 @@ pub async fn store(
 /// Whether the server refuses what it was given: data, checks, limits, and what a trigger raises.
 fn is_refusal(error: &ImportError) -> bool {
     let ImportError::Store(error) = error else { return false };
-    error.disposition() == Disposition::Poison || error.class() == "sqlstate_P0001"
+    let is_raised = matches!(error, StoreError::Db(error) if error.is_raised());
+    is_raised || error.disposition() == Disposition::Poison || error.class() == "sqlstate_P0001"
 }
 
 fn is_too_much(error: &ImportError) -> bool {
