@@ -197,6 +197,9 @@ pub async fn keep_alive(db: &Db, claimed: &Claimed) -> DbError {
 pub enum Trouble {
     /// This slice cannot be worked on now; others of its controller may.
     Slice,
+    /// Writers from before the start are under way. Nothing was touched, so it is not known whether the controller's data
+    /// can be worked on.
+    Writers,
     /// The controller's data cannot be worked on now: locked, slow, away.
     Controller,
     /// Waiting does not mend it.
@@ -246,7 +249,7 @@ pub async fn give_back(
             if begins {
                 tx.execute(PAUSE, &[&of.0, of.1, &wait(failures).as_secs_f64()]).await?;
             }
-        } else if claimed.paused_before {
+        } else if claimed.paused_before && trouble != Trouble::Writers {
             tx.execute(RESUME, &[&claimed.stage.as_str(), &claimed.controller_id]).await?;
         }
     }

@@ -21,9 +21,13 @@ statements! {
         SELECT transaction::text, prepared FROM pg_prepared_xacts
          WHERE database = current_database() AND prepared < clock_timestamp() - interval '5 minutes'
          ORDER BY prepared LIMIT 10";
+    /// A pause may outlive its work: whoever finished the last slice has died before the pause was ended.
     PAUSES = "
-        SELECT stage, controller_id, class, failures, since FROM lethe.pauses
-         WHERE failures > 1 ORDER BY since LIMIT 10";
+        SELECT p.stage, p.controller_id, p.class, p.failures, p.since FROM lethe.pauses p
+         WHERE p.failures > 1
+           AND EXISTS (SELECT FROM lethe.slices s
+                        WHERE s.stage = p.stage AND s.controller_id = p.controller_id AND s.state = 'ready')
+         ORDER BY p.since LIMIT 10";
     FOR_OPERATOR = "
         SELECT controller_id, last_error, count(*) FROM lethe.slices
          WHERE state = 'ready' AND needs_operator GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2 LIMIT 10";

@@ -58,7 +58,8 @@ impl StoreError {
     pub fn trouble(&self) -> Trouble {
         match self {
             Self::Db(error) => Trouble::of(error),
-            Self::WritersUnderWay | Self::Remainder { .. } => Trouble::Slice,
+            Self::WritersUnderWay => Trouble::Writers,
+            Self::Remainder { .. } => Trouble::Slice,
         }
     }
 

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use jiff::SignedDuration;
 use lethe::backoff::BackoffPolicy;
 use lethe::broker::{Broker, Publisher as Wakes, wake};
+use lethe::db::obstacles;
 use lethe::db::slices::{self, Claimed, Stage, Trouble, Turn};
 use lethe::request::{ControllerId, SliceId};
 use lethe_tests::cli::json;
@@ -262,6 +263,22 @@ async fn trouble_of_a_single_slice_stops_no_other_and_ends_a_pause() {
     let session = world.db.session().await.unwrap();
     assert_eq!(slices::nudge(&session, Stage::Erasure, 60.0, 100).await.unwrap().len(), 1, "one, after a pause");
     assert!(claim(&world, &Turn::default()).await.is_some());
+}
+
+#[tokio::test]
+async fn a_pause_without_work_is_not_shown() {
+    let world = world_with(&[("a", 1)]).await;
+    world
+        .run(
+            "INSERT INTO lethe.pauses (stage, controller_id, class, failures, since, paused_at, paused_until)
+             SELECT 'erasure', 'a', 'test', 3, i, i, i FROM (SELECT lethe.now()) AS c (i)",
+        )
+        .await;
+    let session = world.db.session().await.unwrap();
+    let shown = async || obstacles::find(&session).await.unwrap().pauses.len();
+    assert_eq!(shown().await, 1);
+    world.run("UPDATE lethe.slices SET state = 'completed'").await;
+    assert_eq!(shown().await, 0);
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use lethe::db::Tx;
 use lethe_tests::erasure::receipt;
-use lethe_tests::wait::{eventually, seconds, stays};
+use lethe_tests::wait::{becomes, eventually, seconds, stays};
 use lethe_tests::{Publisher, Request, SECONDS, Worker, World};
 
 const ERASURE: [&str; 3] = ["scheduler", "identity-matcher", "erasure-executor"];
@@ -95,6 +95,25 @@ async fn a_writer_that_is_prepared_meanwhile_is_waited_for() {
     world.run(&format!("COMMIT PREPARED '{}'", world.name)).await;
     world.reaches(&request.id, "completed").await;
     assert_eq!(rows(&world).await, (0, 0, 0));
+}
+
+#[tokio::test]
+async fn a_wait_for_writers_does_not_show_that_the_tables_can_be_worked_on() {
+    let world = world_of_acme().await;
+    let first = writer(&world, INSERT).await;
+    let pause = "INSERT INTO lethe.pauses (stage, controller_id, class, since, paused_at, paused_until)
+                 SELECT 'erasure', 'acme', 'sqlstate_55P03', i, i, i FROM (SELECT lethe.now() - interval '1 minute') c (i)";
+    world.run(pause).await;
+    let (_workers, request) = begin(&world).await;
+    eventually("another attempt", seconds(10), async || {
+        world.one::<i32>("SELECT attempts FROM lethe.slices", &[]).await >= 2
+    })
+    .await;
+    assert_eq!(world.one::<i64>("SELECT count(*) FROM lethe.pauses", &[]).await, 1);
+    first.commit().await.unwrap();
+    world.reaches(&request.id, "completed").await;
+    let pauses = async || world.one::<i64>("SELECT count(*) FROM lethe.pauses", &[]).await;
+    becomes("pauses", seconds(10), 0, pauses).await;
 }
 
 /// The time of receipt is computed before the row finds its partition: with a large first row that takes a while.
