@@ -307,6 +307,25 @@ async fn a_line_that_postgresql_refuses_stands_alone_and_is_not_quoted() {
 }
 
 #[tokio::test]
+async fn a_report_never_overwrites_what_is_imported() {
+    let world = World::new().await;
+    world.controller("acme").await;
+    let content = "{\"mpid\":1}\n{\"mpid\":\"x\"}\n";
+    let file = write(&world, "lines.jsonl", content);
+    let link = world.folder.join("link.jsonl").display().to_string();
+    std::os::unix::fs::symlink(&file, &link).unwrap();
+    for what in ["profiles", "event-batches"] {
+        for report in [&file, &link] {
+            let import = ["import", what, &file, "--controller", "acme", "--skip-invalid", "--report", report];
+            let ran = lethe(&world, &import).await;
+            assert!(ran.code == Some(64) && ran.err.contains("is the file of the import itself"), "{}", ran.err);
+            assert_eq!(std::fs::read_to_string(&file).unwrap(), content);
+        }
+    }
+    assert_eq!(profiles(&world).await, 0);
+}
+
+#[tokio::test]
 async fn marks_packing_and_other_encodings() {
     let world = World::new().await;
     world.controller("acme").await;

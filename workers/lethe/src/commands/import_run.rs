@@ -4,7 +4,8 @@
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, Write};
 use std::ops::Range;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -15,6 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use super::import::{Source, Summary};
+use crate::context::Usage;
 use crate::output::Output;
 
 /// Bytes of one transaction at most, and one line.
@@ -204,6 +206,12 @@ async fn requested(stop: &mut watch::Receiver<bool>) {
     }
 }
 
+/// By whatever names, links included.
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    let identity = |path: &Path| path.metadata().map(|file| (file.dev(), file.ino())).ok();
+    identity(one).is_some_and(|file| identity(other) == Some(file))
+}
+
 /// The list of lines that were left out, as JSON Lines: number, field and rule, never a value.
 struct Report {
     path: PathBuf,
@@ -218,6 +226,10 @@ impl Report {
             name.push(".refused.jsonl");
             name.into()
         });
+        if is_same_file(&path, &source.file) {
+            let path = path.display();
+            bail!(Usage(format!("the report {path} is the file of the import itself; name another one with --report")));
+        }
         let file = OpenOptions::new().create(true).write(true).append(goes_on).truncate(!goes_on).open(&path);
         let file = file.with_context(|| {
             format!("the report {} cannot be written; name another one with --report", path.display())
