@@ -117,12 +117,13 @@ statements! {
             SELECT c.callback_id FROM lethe.callbacks c
              WHERE c.request_key = latest.request_key AND c.state = 'delivered') c
          LIMIT $2";
+    /// The requests are locked as well: what a purge is under way with is waited for, and has nothing to send then.
     REPLAY = "
         WITH wanted AS MATERIALIZED (
-            SELECT c.callback_id FROM lethe.callbacks c JOIN lethe.requests r USING (request_key)
+            SELECT c.callback_id FROM lethe.requests r JOIN lethe.callbacks c USING (request_key)
              WHERE c.callback_id = ANY ($1) AND ($2::text IS NULL OR r.controller_id = $2)
                AND c.state = $3 AND r.sealed_request IS NOT NULL
-             ORDER BY c.callback_id LIMIT $4 FOR UPDATE OF c)
+             ORDER BY c.callback_id LIMIT $4 FOR SHARE OF r FOR UPDATE OF c)
         UPDATE lethe.callbacks c
            SET state = 'ready', replays = c.replays + 1, retrying_for = '0', next_attempt_at = lethe.now(),
                replayed_at = lethe.now(), exhausted_because = NULL, finished_at = NULL
@@ -162,7 +163,7 @@ pub struct CallbackRow {
     pub last_error_class: Option<String>,
     /// What exactly failed, where the class does not tell.
     pub last_reason: Option<String>,
-    /// Why it is exhausted: `time_used_up`, `endpoint_given_up` or `given_up_by_operator`.
+    /// Why it is exhausted: `time_used_up`, `endpoint_given_up`, `given_up_by_operator` or `retention`.
     pub exhausted_because: Option<String>,
     /// When the status was reached.
     pub created_at: Timestamp,

@@ -27,6 +27,19 @@ statements! {
         UPDATE lethe.callbacks
            SET lease_token = NULL, lease_expires_at = NULL, next_attempt_at = lethe.now() + interval '1 hour'
          WHERE callback_id = ANY ($1) AND lease_token = $2";
+    /// The requests of these were purged: nothing of theirs can be sent any more. As the purge does it.
+    EXHAUST_PURGED = "
+        WITH open AS MATERIALIZED (
+            SELECT callback_id FROM lethe.callbacks
+             WHERE request_key = ANY (ARRAY (SELECT r.request_key FROM lethe.callbacks c
+                                               JOIN lethe.requests r USING (request_key)
+                                              WHERE c.callback_id = ANY ($1) AND c.lease_token = $2
+                                                AND r.sealed_request IS NULL AND r.sealed_reporting IS NULL))
+               AND state IN ('waiting', 'ready') ORDER BY callback_id FOR UPDATE)
+        UPDATE lethe.callbacks c
+           SET state = 'exhausted', finished_at = lethe.now(), lease_token = NULL, lease_expires_at = NULL,
+               exhausted_because = 'retention'
+          FROM open WHERE c.callback_id = open.callback_id";
     /// Only the holder of the lease records. In the order of the key, as everyone who locks several callbacks.
     FINISH = "
         UPDATE lethe.callbacks c
@@ -82,6 +95,9 @@ statements! {
     OPEN_BREAKER = "
         UPDATE lethe.endpoints SET open_until = lethe.now() + make_interval(secs => $2) WHERE endpoint_id = $1";
 }
+
+/// For so long a callback is put off that cannot be read.
+pub const UNREADABLE: Duration = Duration::from_hours(1);
 
 /// A callback under a lease of this process.
 #[derive(Clone, Debug)]
@@ -143,9 +159,13 @@ pub async fn claim(
         [&endpoints, &wanted, &token, &limits.lease.as_secs_f64(), &limits.in_flight];
     let rows = session.query(CLAIM, &params).await?;
     // One that cannot be read (sealed under another master key, say) must not hold up the others of its endpoint.
-    let mut unreadable: Vec<CallbackId> = Vec::new();
+    let (mut unreadable, mut purged): (Vec<CallbackId>, Vec<CallbackId>) = (Vec::new(), Vec::new());
     let mut claimed = Vec::with_capacity(rows.len());
     for row in &rows {
+        if row.get::<_, Option<&[u8]>>(8).is_none() && row.get::<_, Option<&[u8]>>(15).is_none() {
+            purged.push(row.get(0));
+            continue;
+        }
         match read_claimed(row, keys, token) {
             Ok(callback) => claimed.push(callback),
             Err(error) => {
@@ -157,6 +177,11 @@ pub async fn claim(
     }
     if !unreadable.is_empty() {
         session.execute(PUT_OFF, &[&unreadable, &token]).await?;
+    }
+    if !purged.is_empty() {
+        let callbacks = session.execute(EXHAUST_PURGED, &[&purged, &token]).await?;
+        tracing::warn!(callbacks, "callbacks were given up: their requests were purged");
+        metrics::counter!("lethe_callbacks_given_up_total", "reason" => "retention").increment(callbacks);
     }
     Ok(claimed)
 }

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use lethe::db::callback_list::{self, Filter};
+use lethe::db::callback_list::{self, Filter, Replay};
 use lethe_tests::World;
+use lethe_tests::wait::{becomes, seconds};
 use serde_json::Value;
 
 /// Two controllers; "acme" with 4 endpoints and a share of everything, "other" with 400 endpoints and the rest. Callbacks
@@ -135,4 +136,35 @@ async fn every_list_of_endpoints_is_served_by_an_index() {
         let (plan, touched) = explained(&world, statements, name, "text, bigint, bigint", values).await;
         assert!(touched < 1_000, "{name} ({values}): {touched} blocks: {plan}");
     }
+}
+
+#[tokio::test]
+async fn a_replay_waits_for_a_purge_that_is_under_way_and_sends_nothing_of_it() {
+    let world = World::new().await;
+    world.controller("acme").await;
+    world
+        .run(
+            "INSERT INTO lethe.endpoints (controller_id, scheme, host, port) VALUES ('acme', 'https', 'example.com', 443);
+             INSERT INTO lethe.requests (controller_id, subject_request_id, api_version, request_type, status, lane, sealed_request,
+                                         content_digest, submitted_time, received_at, expected_completion_time)
+             VALUES ('acme', gen_random_uuid(), '3.0', 'erasure', 'pending', 'erasure', 'x', sha256('x'), now(), now(), now());
+             INSERT INTO lethe.callbacks (callback_id, request_key, url_no, sequence, endpoint_id, request_status,
+                                          expected_completion_time, state, next_attempt_at, created_at)
+             SELECT gen_random_uuid(), request_key, 0, 0, endpoint_id, 'pending', now(), 'delivered', now(), now()
+               FROM lethe.requests, lethe.endpoints",
+        )
+        .await;
+    let acme = "acme".parse().unwrap();
+    let what = Replay { callbacks: None, controller_id: Some(&acme), state: "delivered", limit: 10 };
+    let purge = world.db.begin("purging").await.unwrap();
+    purge.batch_execute("UPDATE lethe.requests SET sealed_request = NULL, purged_at = lethe.now()").await.unwrap();
+    let waiting =
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    let purging = async {
+        becomes("replays that wait", seconds(10), 1, async || world.one::<i64>(waiting, &[]).await).await;
+        purge.commit().await.unwrap();
+    };
+    let (replayed, ()) = tokio::join!(callback_list::replay(&world.db, &what), purging);
+    assert!(replayed.unwrap().0.is_empty());
+    assert_eq!(world.one::<String>("SELECT state FROM lethe.callbacks", &[]).await, "delivered");
 }

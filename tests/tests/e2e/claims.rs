@@ -2,6 +2,8 @@
 //! (ADR 0025).
 
 use jiff::SignedDuration;
+use lethe::db::callbacks::{self, EndpointLimits};
+use lethe::request::EndpointId;
 use lethe_tests::World;
 use lethe_tests::wait::{eventually, seconds};
 use serde_json::Value;
@@ -196,4 +198,19 @@ async fn a_claim_costs_the_same_however_much_was_delivered_before_it() {
     let back = blocks(&world, true).await;
     assert!(back > later + 2_000, "{later} blocks, {back} from the beginning");
     dump.batch_execute("COMMIT").await.unwrap();
+}
+
+/// A purge and a replay of the release before could meet. The records of a request with an open callback never end.
+#[tokio::test]
+async fn what_is_claimed_of_a_purged_request_is_exhausted_with_all_the_others_of_it() {
+    let world = world_with(3).await;
+    world.run("UPDATE lethe.callbacks SET state = 'waiting' WHERE url_no = 3").await;
+    let session = world.db.session().await.unwrap();
+    let limits = EndpointLimits { in_flight: LIMIT, lease: seconds(60) };
+    let endpoint: EndpointId = world.one("SELECT endpoint_id FROM lethe.endpoints", &[]).await;
+    let claimed = callbacks::claim(&session, &world.keys(), limits, &[(endpoint, 1)]).await.unwrap();
+    assert!(claimed.is_empty());
+    let exhausted = "SELECT count(*) FROM lethe.callbacks
+                      WHERE state = 'exhausted' AND exhausted_because = 'retention' AND lease_token IS NULL";
+    assert_eq!(world.one::<i64>(exhausted, &[]).await, 3);
 }
