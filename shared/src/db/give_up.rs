@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 use super::callbacks::RELEASE_SUCCESSORS;
 use super::{Db, DbError, Tx, statements};
 use crate::request::{CallbackId, ControllerId, EndpointId};
@@ -19,9 +21,8 @@ statements! {
              WHERE l.callback_id = ANY (ARRAY (
                 SELECT c.callback_id FROM lethe.callbacks c
                  WHERE c.endpoint_id = $1 AND c.state = 'ready' AND c.state <> 'delivered'
-                   AND c.created_at <= (SELECT now FROM instant) - make_interval(secs => $2)
-                   AND (c.replayed_at IS NULL
-                        OR c.replayed_at <= (SELECT now FROM instant) - make_interval(secs => $2))
+                   AND c.created_at <= $2
+                   AND (c.replayed_at IS NULL OR c.replayed_at <= $2)
                    AND (c.lease_expires_at IS NULL OR c.lease_expires_at <= (SELECT now FROM instant))
                  ORDER BY c.created_at LIMIT $3))
                AND l.state = 'ready' AND (l.lease_expires_at IS NULL OR l.lease_expires_at <= (SELECT now FROM instant))
@@ -31,6 +32,7 @@ statements! {
                finished_at = (SELECT now FROM instant)
           FROM chosen WHERE c.callback_id = chosen.callback_id
         RETURNING c.callback_id";
+    CUTOFF = "SELECT lethe.now() - make_interval(secs => $1)";
     ENDPOINT = "
         SELECT controller_id, scheme || '://' || host || ':' || port, given_up_at IS NOT NULL,
                extract(epoch FROM unanswered_for)::float8
@@ -79,7 +81,16 @@ impl GivenUpBy {
     }
 }
 
-/// Exhausts the oldest callbacks of an endpoint, [`STEP`] at most, in one transaction, and records that the endpoint is
+/// Up to when a callback must have been created for all the steps of one giving up. Read once: what comes while they are
+/// under way is left alone, and they come to an end.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn cutoff(db: &Db, by: GivenUpBy) -> Result<Timestamp, DbError> {
+    Ok(db.session().await?.query_one(CUTOFF, &[&by.age().as_secs_f64()]).await?.get(0))
+}
+
+/// Exhausts the oldest callbacks of an endpoint from before the [`cutoff`], [`STEP`] at most, in one transaction, and records that the endpoint is
 /// given up. Their successors are ready then, and the next step takes those that are old enough. Whoever ends between
 /// two steps leaves whole ones behind: the next attempt that fails begins again.
 ///
@@ -87,11 +98,16 @@ impl GivenUpBy {
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn step(db: &Db, endpoint_id: EndpointId, by: GivenUpBy, is_first: bool) -> Result<Option<Step>, DbError> {
+pub async fn step(
+    db: &Db,
+    endpoint_id: EndpointId,
+    by: GivenUpBy,
+    cutoff: Timestamp,
+    is_first: bool,
+) -> Result<Option<Step>, DbError> {
     super::retrying(|| async {
         let tx = db.begin("give_up_endpoint").await?;
-        let age = by.age().as_secs_f64();
-        let rows = tx.query(EXHAUST, &[&endpoint_id, &age, &STEP, &by.reason()]).await?;
+        let rows = tx.query(EXHAUST, &[&endpoint_id, &cutoff, &STEP, &by.reason()]).await?;
         let exhausted: Vec<CallbackId> = rows.iter().map(|row| row.get(0)).collect();
         if !exhausted.is_empty() {
             tx.query(RELEASE_SUCCESSORS, &[&exhausted]).await?;

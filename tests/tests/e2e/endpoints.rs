@@ -1,6 +1,7 @@
 //! Endpoints: one that never answers comes to an end, one controller's hold up nobody else's, and those with nothing to
 //! do cost nothing (ADR 0030, 0031).
 
+use lethe::db::give_up::{self, GivenUpBy};
 use lethe::request::EndpointId;
 use lethe_tests::cli::{json, lethe};
 use lethe_tests::wait::{becomes, eventually, seconds};
@@ -132,6 +133,42 @@ async fn an_operator_gives_up_what_waits_for_an_endpoint() {
     let unknown = lethe(&world, &["endpoint", "give-up", "4711"]).await;
     assert!(unknown.code != Some(0) && unknown.err.contains("lethe endpoint list"), "{}", unknown.err);
     assert!(lethe(&world, &["endpoint", "list"]).await.out.contains(DEAD));
+}
+
+#[tokio::test]
+async fn what_comes_while_an_endpoint_is_given_up_is_left_alone() {
+    let world = World::new().await;
+    world.controller("acme").await;
+    world
+        .run(
+            "INSERT INTO lethe.endpoints (controller_id, scheme, host, port) VALUES ('acme', 'https', 'example.com', 443);
+             INSERT INTO lethe.requests (controller_id, subject_request_id, api_version, request_type, status, lane,
+                                         content_digest, submitted_time, received_at, expected_completion_time)
+             VALUES ('acme', gen_random_uuid(), '3.0', 'erasure', 'pending', 'erasure', sha256('x'), now(), now(), now())",
+        )
+        .await;
+    let come = async |sequence: usize| {
+        world
+            .run(&format!(
+                "INSERT INTO lethe.callbacks (callback_id, request_key, url_no, sequence, endpoint_id, request_status,
+                                              expected_completion_time, state, next_attempt_at, created_at)
+                 SELECT gen_random_uuid(), request_key, n, {sequence}, endpoint_id, 'pending', now(), 'ready', now(), now()
+                   FROM lethe.requests, lethe.endpoints, generate_series(1, 600) AS n"
+            ))
+            .await;
+    };
+    come(0).await;
+    let endpoint: EndpointId = world.one("SELECT endpoint_id FROM lethe.endpoints", &[]).await;
+    let by = GivenUpBy::Operator { older_than: seconds(0) };
+    let cutoff = give_up::cutoff(&world.db, by).await.unwrap();
+    let mut exhausted = Vec::new();
+    // As many again with each step: it ends all the same.
+    for number in 1..=3 {
+        exhausted.push(give_up::step(&world.db, endpoint, by, cutoff, number == 1).await.unwrap().unwrap().exhausted);
+        come(number).await;
+    }
+    assert_eq!(exhausted, [500, 100, 0]);
+    assert_eq!(count(&world, "callbacks WHERE state = 'ready'").await, 1_800);
 }
 
 /// Of a controller's tarpits each is an endpoint with a limit and a breaker of its own.

@@ -39,8 +39,10 @@ impl GiveUp {
 
 async fn exhaust(db: &Db, endpoint: EndpointId, after: Duration, shutdown: &CancellationToken) -> Result<(), DbError> {
     let mut callbacks = 0;
+    let by = GivenUpBy::Courier { after };
+    let cutoff = give_up::cutoff(db, by).await?;
     while !shutdown.is_cancelled() {
-        let Some(step) = give_up::step(db, endpoint, GivenUpBy::Courier { after }, false).await? else { break };
+        let Some(step) = give_up::step(db, endpoint, by, cutoff, false).await? else { break };
         if step.first {
             metrics::counter!("lethe_endpoints_given_up_total").increment(1);
         }

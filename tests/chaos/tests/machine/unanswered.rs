@@ -56,7 +56,8 @@ async fn unanswered(bench: &Bench) -> i64 {
 }
 
 async fn step(bench: &Bench, endpoint: EndpointId) -> Option<Step> {
-    give_up::step(&bench.world.db, endpoint, BY_COURIER, false).await.unwrap()
+    let cutoff = give_up::cutoff(&bench.world.db, BY_COURIER).await.unwrap();
+    give_up::step(&bench.world.db, endpoint, BY_COURIER, cutoff, false).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

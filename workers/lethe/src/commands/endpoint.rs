@@ -90,8 +90,10 @@ async fn give_up(output: Output, endpoint: EndpointId, older_than: Duration) -> 
     let row = endpoint_list::find(&db.session().await?, endpoint).await?.ok_or_else(unknown)?;
     let bar = output.progress(u64::try_from(row.ready).unwrap_or(0), "callbacks");
     let (mut exhausted, mut is_first) = (0, true);
+    let by = GivenUpBy::Operator { older_than };
+    let cutoff = give_up::cutoff(&db, by).await?;
     loop {
-        let step = give_up::step(&db, endpoint, GivenUpBy::Operator { older_than }, is_first).await?;
+        let step = give_up::step(&db, endpoint, by, cutoff, is_first).await?;
         let step = step.ok_or_else(unknown)?;
         is_first = false;
         if step.exhausted == 0 {
