@@ -12,12 +12,22 @@ const DRIFT: u32 = 100;
 const AGREEMENT_LASTS: SignedDuration = SignedDuration::from_mins(10);
 
 /// The time since the machine began, suspension included: a laptop that slept has not jumped. Elsewhere than on Linux the time
-/// that the process has run.
-pub(crate) fn uptime() -> Duration {
-    static BEGAN: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
-    let text = std::fs::read_to_string("/proc/uptime").ok();
-    let seconds = text.and_then(|text| text.split_whitespace().next()?.parse::<f64>().ok());
-    seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).unwrap_or_else(|| BEGAN.elapsed())
+/// that the process has run. Which of the two is decided once, since they do not begin at the same instant; `None` where the
+/// clock cannot be read now.
+pub(crate) fn uptime() -> Option<Duration> {
+    static PROCESS: std::sync::LazyLock<Option<Instant>> =
+        std::sync::LazyLock::new(|| (!std::path::Path::new(UPTIME).exists()).then(Instant::now));
+    PROCESS.map_or_else(of_machine, |began| Some(began.elapsed()))
+}
+
+const UPTIME: &str = "/proc/uptime";
+
+fn of_machine() -> Option<Duration> {
+    read_uptime(&std::fs::read_to_string(UPTIME).ok()?)
+}
+
+fn read_uptime(text: &str) -> Option<Duration> {
+    Duration::try_from_secs_f64(text.split_whitespace().next()?.parse().ok()?).ok()
 }
 
 /// What is believed of PostgreSQL's clock.
@@ -48,6 +58,12 @@ impl Guard {
         self.ahead
     }
 
+    /// Whether the last leader has proved the clock right that we doubt. Nobody of this process leads: `known` is not ours.
+    fn is_proved(&self, seen: &Seen) -> bool {
+        let near = |known: Timestamp| seen.wall.duration_since(known).abs() <= CLOCK_TOLERANCE;
+        self.ahead.is_some() && seen.epoch.is_none() && seen.known.is_some_and(near)
+    }
+
     /// Judges what PostgreSQL has shown at the instant `at` of our own clock, when the process's own wall clock showed
     /// `witness`.
     pub(crate) fn judge(&mut self, seen: &Seen, witness: Timestamp, at: Duration) {
@@ -57,7 +73,7 @@ impl Guard {
                 .is_some_and(|agreed| (-CLOCK_TOLERANCE..=AGREEMENT_LASTS).contains(&seen.wall.duration_since(agreed)));
         self.agreements = Some(seen.agreements);
         let believed = match (self.expected(at), self.believed) {
-            _ if agreed => Ok(seen.wall),
+            _ if agreed || self.is_proved(seen) => Ok(seen.wall),
             (Some(expected), Some((_, since))) => {
                 let ahead = seen.wall.duration_since(expected);
                 let faster = SignedDuration::try_from(at.saturating_sub(since) / DRIFT).unwrap_or_default();
@@ -156,6 +172,31 @@ mod tests {
         watch.0.judge(&agreement(DAY + 5, DAY), at(DAY), Duration::from_secs(10));
         assert!(watch.0.ahead().is_none());
         assert_eq!(watch.0.expected(Duration::from_secs(15)), Some(at(DAY + 10)));
+    }
+
+    #[test]
+    fn a_standby_believes_again_what_the_leader_has_proved() {
+        let mut watch = Watch::begin();
+        assert!(!watch.look(5, DAY), "by our own clock it has jumped");
+        let mut led_by_another = |wall: i64, known: i64, after: u64| {
+            let seen = Seen { epoch: None, ..seen(wall, Some(known)) };
+            watch.0.judge(&seen, at(wall), Duration::from_secs(after));
+            watch.0.ahead().is_none()
+        };
+        assert!(!led_by_another(DAY + 5, 0, 10), "the leader does not believe it either");
+        assert!(led_by_another(DAY + 10, DAY + 8, 15));
+        assert!(led_by_another(DAY + 15, DAY + 13, 20));
+        let mut leading = Watch::begin();
+        assert!(!leading.look(5, DAY));
+        leading.0.judge(&seen(DAY + 5, Some(DAY + 5)), at(DAY), Duration::from_secs(10));
+        assert!(leading.0.ahead().is_some(), "who leads proves nothing to itself");
+    }
+
+    #[test]
+    fn the_time_that_the_machine_runs_is_read_or_not_known() {
+        assert_eq!(read_uptime("12.50 40.00\n"), Some(Duration::from_millis(12_500)));
+        assert!(["", "\n", "x 1", "-1 2", "nan 1"].iter().all(|text| read_uptime(text).is_none()));
+        assert!(uptime() <= uptime());
     }
 
     #[test]

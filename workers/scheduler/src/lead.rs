@@ -63,7 +63,8 @@ impl Lead {
     /// The term in which we lead, where the clock is believed: for what cannot be undone.
     pub(crate) fn term(&self) -> Option<Term> {
         let epoch = self.epoch()?;
-        let clock = self.with(|state| state.guard.ahead().is_none().then(|| state.guard.expected(uptime())))??;
+        let at = uptime()?;
+        let clock = self.with(|state| state.guard.ahead().is_none().then(|| state.guard.expected(at)))??;
         Some(Term::new(epoch, clock))
     }
 
@@ -131,11 +132,15 @@ impl Lead {
             return Ok(());
         }
         let session = db.session().await?;
-        let (asked, expected) = (Instant::now(), self.with(|state| state.guard.expected(uptime())));
+        let expected = uptime().and_then(|at| self.with(|state| state.guard.expected(at)));
+        let asked = Instant::now();
         let seen = leader::ask(&session, holder, LEASE, expected).await?;
         self.with(|state| {
             // What was believed is measured from the answer: until then the clock may have gone on.
-            state.guard.judge(&seen, Timestamp::now(), uptime());
+            // A clock of our own that cannot be read judges nothing: until it can there is no term.
+            if let Some(at) = uptime() {
+                state.guard.judge(&seen, Timestamp::now(), at);
+            }
             state.held = seen.epoch.map(|epoch| (epoch, asked));
         });
         self.0.known.notify_one();
