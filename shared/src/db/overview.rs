@@ -130,10 +130,14 @@ pub async fn measure(db: &Db) -> Result<Overview, DbError> {
 /// # Errors
 /// [`DbError::LeadershipLost`].
 pub async fn fold(db: &Db, epoch: i64, limit: i64) -> Result<i64, DbError> {
-    let tx = db.begin("fold_totals").await?;
-    leader::assert(&tx, epoch).await?;
-    let requests: i64 = tx.query_one(FOLD_REQUESTS, &[&limit]).await?.get(0);
-    let callbacks: i64 = tx.query_one(FOLD_CALLBACKS, &[&limit]).await?.get(0);
-    tx.commit().await?;
-    Ok(requests.max(callbacks))
+    // The end of a batch folds what is left of it: each takes its rows of differences in an order of its own.
+    super::retrying(|| async {
+        let tx = db.begin("fold_totals").await?;
+        leader::assert(&tx, epoch).await?;
+        let requests: i64 = tx.query_one(FOLD_REQUESTS, &[&limit]).await?.get(0);
+        let callbacks: i64 = tx.query_one(FOLD_CALLBACKS, &[&limit]).await?.get(0);
+        tx.commit().await?;
+        Ok(requests.max(callbacks))
+    })
+    .await
 }

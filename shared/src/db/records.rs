@@ -58,14 +58,14 @@ statements! {
     REMOVE_SLICES = "
         DELETE FROM lethe.slices
          WHERE slice_id = ANY (ARRAY (SELECT slice_id FROM lethe.slices WHERE batch_id = $1 LIMIT $2))";
-    /// A difference that comes to be folded later would leave a total of nothing behind.
-    FORGET_TOTALS = "
-        WITH folded AS (DELETE FROM lethe.request_deltas WHERE batch_id = $1 RETURNING request_type, status, delta),
-        totals AS (
-            INSERT INTO lethe.request_totals AS t (request_type, status, total)
-            SELECT request_type, status, sum(delta) FROM folded GROUP BY 1, 2
-            ON CONFLICT (request_type, status) DO UPDATE SET total = t.total + excluded.total)
-        DELETE FROM lethe.batch_totals WHERE batch_id = $1";
+    /// A difference that comes to be folded later would leave a total of nothing behind. First the differences, as
+    /// everyone who folds, and the totals with a look of their own: a fold may have ended meanwhile.
+    FOLD_BATCH = "
+        WITH folded AS (DELETE FROM lethe.request_deltas WHERE batch_id = $1 RETURNING request_type, status, delta)
+        INSERT INTO lethe.request_totals AS t (request_type, status, total)
+        SELECT request_type, status, sum(delta) FROM folded GROUP BY 1, 2
+        ON CONFLICT (request_type, status) DO UPDATE SET total = t.total + excluded.total";
+    FORGET_TOTALS = "DELETE FROM lethe.batch_totals WHERE batch_id = $1";
     REMOVE_BATCH = "DELETE FROM lethe.batches WHERE batch_id = $1";
 }
 
@@ -191,6 +191,7 @@ async fn end_batch(db: &Db, term: &Term, batch: BatchId) -> Result<bool, DbError
     tx.query(ANNOUNCE, &[]).await?;
     let slices = tx.execute(REMOVE_SLICES, &[&batch, &SLICES]).await?;
     if i64::try_from(slices).is_ok_and(|slices| slices < SLICES) {
+        tx.execute(FOLD_BATCH, &[&batch]).await?;
         tx.execute(FORGET_TOTALS, &[&batch]).await?;
         tx.execute(REMOVE_BATCH, &[&batch]).await?;
     }
