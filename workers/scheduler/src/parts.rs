@@ -14,6 +14,8 @@ use crate::schedule::Scheduler;
 pub(crate) enum Turn {
     /// There is more to do.
     AtOnce,
+    /// There is more to do, and others wait while it is done: after a short pause.
+    Soon,
     /// After the pause.
     Later,
 }
@@ -21,6 +23,10 @@ pub(crate) enum Turn {
 impl Turn {
     pub(crate) const fn at_once_if(more: bool) -> Self {
         if more { Self::AtOnce } else { Self::Later }
+    }
+
+    pub(crate) const fn soon_if(more: bool) -> Self {
+        if more { Self::Soon } else { Self::Later }
     }
 }
 
@@ -35,6 +41,8 @@ pub(crate) trait Part: Send + 'static {
     fn turn(&mut self, scheduler: &Scheduler) -> impl Future<Output = Result<Turn, DbError>> + Send;
 }
 
+/// The pause before a turn that comes soon.
+const SOON: Duration = Duration::from_millis(100);
 /// How long a turn may go on once the process is told to stop. What it has not committed is done again.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -76,8 +84,9 @@ pub(crate) async fn run<P: Part>(scheduler: Arc<Scheduler>, mut part: P) {
             tokio::task::yield_now().await;
             continue;
         }
+        let pause = if matches!(outcome, Ok(Turn::Soon)) { SOON.min(P::EVERY) } else { P::EVERY };
         tokio::select! {
-            () = tokio::time::sleep(P::EVERY) => {}
+            () = tokio::time::sleep(pause) => {}
             () = shutdown.cancelled() => {}
         }
     }

@@ -18,6 +18,11 @@ const FORGOTTEN_AT_ONCE: i64 = 500;
 /// A message lives for 14 days (contract 3).
 const MESSAGES_LIVE: Duration = Duration::from_hours(15 * 24);
 
+/// Whether a turn has forgotten as much as one may, so that there may be more.
+fn is_full(forgotten: u64) -> bool {
+    i64::try_from(forgotten).is_ok_and(|forgotten| forgotten >= FORGOTTEN_AT_ONCE)
+}
+
 /// Purges requests that ended longer ago than the retention.
 #[derive(Default)]
 pub(crate) struct Purge(purge::Walk);
@@ -79,7 +84,7 @@ impl Part for Cancellations {
         if forgotten > 0 {
             tracing::info!(cancellations = forgotten, "remembered cancellations ran out; their requests never came");
         }
-        Ok(Turn::Later)
+        Ok(Turn::soon_if(is_full(forgotten)))
     }
 }
 
@@ -89,7 +94,8 @@ impl Part for MessageFailures {
 
     async fn turn(&mut self, scheduler: &Scheduler) -> Result<Turn, DbError> {
         let Some(term) = scheduler.lead.term() else { return Ok(Turn::Later) };
-        message_failures::forget_old(&scheduler.service.db, &term, MESSAGES_LIVE, FORGOTTEN_AT_ONCE).await?;
-        Ok(Turn::Later)
+        let db = &scheduler.service.db;
+        let forgotten = message_failures::forget_old(db, &term, MESSAGES_LIVE, FORGOTTEN_AT_ONCE).await?;
+        Ok(Turn::soon_if(is_full(forgotten)))
     }
 }
