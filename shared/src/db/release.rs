@@ -88,6 +88,8 @@ pub struct Step {
     pub held_back: usize,
     /// Nothing of the batch is left to release.
     pub finished: bool,
+    /// The batch is not due, or another one has released it: nothing was done.
+    pub passed_over: bool,
 }
 
 struct Candidate {
@@ -126,8 +128,8 @@ fn read_candidate(row: &Row, keys: &Keys) -> Result<Candidate, DbError> {
     Ok(Candidate { key: row.get(0), controller_id, request, approved: row.get::<_, &str>(4) == "approved" })
 }
 
-/// The next requests of a batch, `None` where it is not due, and how far we are then. Written now: whatever of them cannot be released is handled in
-/// this transaction.
+/// The next requests of a batch, `None` where it is not due. How far we are then is written now: whatever of them cannot
+/// be released is handled in this transaction.
 async fn take(tx: &Tx, batch_id: BatchId, limits: SliceLimits) -> Result<Option<Vec<Row>>, DbError> {
     let Some(place) = tx.query_opt(PLACE, &[&batch_id]).await? else { return Ok(None) };
     let (controller, request): (&str, RequestKey) = (place.get(0), place.get(1));
@@ -152,11 +154,11 @@ async fn match_again(session: &Session, candidates: &[Candidate], cap: u32) -> R
     matching::find(session, &wanted).await
 }
 
-/// Releases the next requests of a batch under the leader's term. One that is not due counts as finished.
+/// Releases the next requests of a batch under the leader's term. One that is not due is passed over.
 ///
 /// # Errors
 /// [`DbError::LeadershipLost`]; [`DbError::ClockAhead`]; [`DbError::Crypto`] where a request was sealed under another master key. After an
-/// error nothing of this step took place.
+/// error nothing of this step took place; where it was too much ([`DbError::is_too_much`]), less of it may do.
 pub async fn step(
     db: &Db,
     keys: &Keys,
@@ -165,14 +167,7 @@ pub async fn step(
     cap: u32,
     limits: SliceLimits,
 ) -> Result<Step, DbError> {
-    let mut limits = limits;
-    loop {
-        match super::retrying(|| step_once(db, keys, term, batch, cap, limits)).await {
-            // Too much for one statement: less of it may do.
-            Err(error) if error.is_too_much() && limits.step > 1 => limits.step /= 2,
-            outcome => return outcome,
-        }
-    }
+    super::retrying(|| step_once(db, keys, term, batch, cap, limits)).await
 }
 
 async fn step_once(
@@ -187,7 +182,7 @@ async fn step_once(
     leader::assert_term(&tx, term).await?;
     let Some(rows) = take(&tx, batch_id, limits).await? else {
         tx.rollback().await;
-        return Ok(Step { finished: true, ..Step::default() });
+        return Ok(Step { passed_over: true, ..Step::default() });
     };
     let (mut candidates, unreadable) = read_candidates(&rows, keys)?;
     if candidates.is_empty() {

@@ -67,7 +67,7 @@ pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), DbError> {
 async fn rounds(scheduler: &Scheduler) {
     let healthy = scheduler.service.health.component("schedule");
     let shutdown = &scheduler.service.shutdown;
-    let mut calendar_of = None;
+    let (mut calendar_of, mut sizes) = (None, release::Sizes::default());
     // Not ready before it is known who leads, and the leader not before its calendar is in force.
     tokio::select! {
         () = scheduler.lead.known() => {}
@@ -75,7 +75,7 @@ async fn rounds(scheduler: &Scheduler) {
     }
     while !shutdown.is_cancelled() {
         let started = Instant::now();
-        let outcome = round(scheduler, &mut calendar_of).await;
+        let outcome = round(scheduler, &mut calendar_of, &mut sizes).await;
         scheduler.lead.progress();
         if let Ok(Some(_)) = outcome {
             metrics::histogram!("lethe_schedule_round_seconds").record(started.elapsed().as_secs_f64());
@@ -99,7 +99,11 @@ async fn rounds(scheduler: &Scheduler) {
 }
 
 /// A round while we lead: whether a release goes on at once. `None` while another one leads.
-async fn round(scheduler: &Scheduler, calendar_of: &mut Option<i64>) -> Result<Option<bool>, DbError> {
+async fn round(
+    scheduler: &Scheduler,
+    calendar_of: &mut Option<i64>,
+    sizes: &mut release::Sizes,
+) -> Result<Option<bool>, DbError> {
     let db = &scheduler.service.db;
     let Some(epoch) = scheduler.lead.epoch() else { return Ok(None) };
     if *calendar_of != Some(epoch) {
@@ -110,7 +114,7 @@ async fn round(scheduler: &Scheduler, calendar_of: &mut Option<i64>) -> Result<O
     let due = batches::due(&db.session().await?).await?;
     // Each part is tried, whatever came of the others; the first failure is the one that is told.
     let closed = if due.closing { close(scheduler).await } else { Ok(()) };
-    let released = if due.release || due.closing { release::due_batches(scheduler).await } else { Ok(false) };
+    let released = if due.release || due.closing { release::due_batches(scheduler, sizes).await } else { Ok(false) };
     let completed = if due.completion { batches::complete(db, epoch).await.map(drop) } else { Ok(()) };
     closed?;
     let in_a_hurry = released?;
