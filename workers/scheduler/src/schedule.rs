@@ -8,7 +8,7 @@ use lethe::audit::Sealer;
 use lethe::db::{DbError, batches, calendar};
 use lethe::service::Service;
 use tokio::sync::Notify;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::cancellations::{self, Markers};
@@ -28,14 +28,23 @@ pub(crate) struct Scheduler {
     pub(crate) hurry: Notify,
 }
 
-/// Schedules until the service is told to stop.
-pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), DbError> {
+/// Why the schedule ended before its time.
+#[derive(Debug, thiserror::Error)]
+#[error("a part of the schedule has ended before its time: the process ends, and is to be started again")]
+pub(crate) struct PartEnded {
+    #[source]
+    panic: Option<JoinError>,
+}
+
+/// Schedules until the service is told to stop. A part that ends before takes the process with it: nobody else would do its
+/// work, and without the keeper of the lead nobody leads.
+pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), PartEnded> {
     let lead = Lead::new(ready.clock_absence);
     let mut tasks = JoinSet::new();
     let (wakes, to_wake) = wakes::channel();
     let interval = ready.interval;
     let done = CancellationToken::new();
-    let keeping = tokio::spawn(lead.clone().keep(service.clone(), interval, done.clone()));
+    let mut keeping = tokio::spawn(lead.clone().keep(service.clone(), interval, done.clone()));
     tasks.spawn(wakes::publish(service.publisher.clone(), to_wake, service.shutdown.clone()));
     let sealer = seal::Seal(Sealer::new(ready.signatory.clone()));
     let scheduler =
@@ -55,11 +64,33 @@ pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), DbError> {
     tasks.spawn(parts::run(scheduler.clone(), measure::Totals));
     tasks.spawn(parts::run(scheduler.clone(), measure::Gauges));
     tasks.spawn(parts::run(scheduler.clone(), measure::Lost));
-    rounds(&scheduler).await;
-    while tasks.join_next().await.is_some() {}
+    watched(rounds(&scheduler), &mut tasks, &mut keeping, &scheduler.service.shutdown).await?;
     // The lead goes last: what was under way is done in its term.
     done.cancel();
     let _ = keeping.await;
+    Ok(())
+}
+
+/// Runs the rounds, and then waits for the parts; ends at once where a part, or the keeper of the lead, ends early.
+async fn watched(
+    rounds: impl Future<Output = ()>,
+    tasks: &mut JoinSet<()>,
+    keeping: &mut JoinHandle<()>,
+    shutdown: &CancellationToken,
+) -> Result<(), PartEnded> {
+    tokio::pin!(rounds);
+    let mut in_rounds = true;
+    while in_rounds || !tasks.is_empty() {
+        tokio::select! {
+            () = &mut rounds, if in_rounds => in_rounds = false,
+            Some(part) = tasks.join_next() => match part {
+                // Told to stop, each ends when it is ready.
+                Ok(()) if shutdown.is_cancelled() => {}
+                ended => return Err(PartEnded { panic: ended.err() }),
+            },
+            keeper = &mut *keeping => return Err(PartEnded { panic: keeper.err() }),
+        }
+    }
     Ok(())
 }
 
@@ -128,4 +159,32 @@ async fn close(scheduler: &Scheduler) -> Result<(), DbError> {
         tracing::info!(batch = %batch.batch_id, lane = %batch.lane, tick = %batch.tick_at, runs = %batch.runs_at, "batch closed");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn outcome(
+        part: impl Future<Output = ()> + Send + 'static,
+        keeper: impl Future<Output = ()> + Send + 'static,
+        told_to_stop: bool,
+    ) -> Result<(), PartEnded> {
+        let (mut tasks, mut keeping, shutdown) = (JoinSet::new(), tokio::spawn(keeper), CancellationToken::new());
+        if told_to_stop {
+            shutdown.cancel();
+        }
+        tasks.spawn(part);
+        watched(shutdown.cancelled(), &mut tasks, &mut keeping, &shutdown).await
+    }
+
+    #[tokio::test]
+    async fn a_part_or_a_keeper_that_ends_early_ends_the_schedule() {
+        let forever = std::future::pending::<()>;
+        assert!(outcome(async { panic!("a part") }, forever(), false).await.is_err_and(|ended| ended.panic.is_some()));
+        assert!(outcome(async {}, forever(), false).await.is_err_and(|ended| ended.panic.is_none()));
+        assert!(outcome(forever(), async { panic!("the keeper") }, false).await.is_err());
+        assert!(outcome(async {}, forever(), true).await.is_ok(), "told to stop, a part may end");
+        assert!(outcome(async { panic!("a part") }, forever(), true).await.is_err(), "but not like this");
+    }
 }
