@@ -25,6 +25,7 @@ pub mod migrate;
 pub mod obstacles;
 pub mod overview;
 pub mod purge;
+pub mod put_off;
 pub mod records;
 pub mod release;
 pub mod reporting;
@@ -71,6 +72,7 @@ pub fn all_statements() -> Vec<(&'static str, &'static str)> {
         obstacles::STATEMENTS,
         overview::STATEMENTS,
         purge::STATEMENTS,
+        put_off::STATEMENTS,
         records::STATEMENTS,
         release::STATEMENTS,
         request_lists::STATEMENTS,

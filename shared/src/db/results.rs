@@ -45,6 +45,9 @@ statements! {
     TODAY = "SELECT (lethe.now() AT TIME ZONE 'UTC')::date, lethe.wall_clock()";
 }
 
+/// An object that could not be deleted is tried again after this at most.
+pub const LONGEST_WAIT: std::time::Duration = std::time::Duration::from_hours(6);
+
 /// The record of a result file.
 #[derive(Clone, Debug)]
 pub struct NewResult {

@@ -106,3 +106,50 @@ async fn a_lease_from_the_far_future_is_taken_over() {
     let _scheduler = Worker::start(&world, "scheduler", &[]).await;
     becomes("the epoch", seconds(10), 8, async || world.one::<i64>("SELECT epoch FROM lethe.leaders", &[]).await).await;
 }
+
+/// What is put off by a clock that was ahead is due when that clock is reached; here 30 days later.
+#[tokio::test]
+async fn what_was_put_off_while_the_clock_was_ahead_is_brought_back() {
+    let world = World::new().await;
+    world.controller("acme").await;
+    world.run(AHEAD).await;
+    world
+        .run(
+            "INSERT INTO lethe.endpoints (controller_id, scheme, host, port, consecutive_failures, open_until)
+             VALUES ('acme', 'https', 'example.com', 443, 20, lethe.now() + interval '5 minutes');
+             INSERT INTO lethe.requests (controller_id, subject_request_id, api_version, request_type, status, lane,
+                                         content_digest, submitted_time, received_at, expected_completion_time)
+             VALUES ('acme', gen_random_uuid(), '3.0', 'erasure', 'pending', 'erasure', sha256('x'), now(), now(), now());
+             INSERT INTO lethe.callbacks (callback_id, request_key, url_no, sequence, endpoint_id, request_status,
+                                          expected_completion_time, state, next_attempt_at, created_at)
+             SELECT gen_random_uuid(), request_key, n, 0, endpoint_id, 'pending', now(), 'ready',
+                    CASE n WHEN 1 THEN now() + interval '50 minutes' ELSE lethe.now() + interval '6 hours' END, now()
+               FROM lethe.requests, lethe.endpoints, generate_series(1, 3) AS n;
+             INSERT INTO lethe.calendars (erasure_schedule, expedited_schedule, access_schedule, waiting_period, completion_margin)
+             VALUES ('30 12 * * MON', '30 12 * * *', '5 0 * * MON,THU', '7 days', '2 days');
+             INSERT INTO lethe.batches (lane, tick_at, runs_at, calendar_version, state)
+             SELECT 'erasure', now(), now(), max(version), 'released' FROM lethe.calendars;
+             INSERT INTO lethe.slices (batch_id, controller_id, stage, request_count, mpid_count, first_request, last_request,
+                                       next_attempt_at)
+             SELECT max(batch_id), 'acme', 'erasure', 1, 1, 1, 1, lethe.now() + interval '10 minutes' FROM lethe.batches;
+             INSERT INTO lethe.results (result_id, request_key, token_salt, token_sha256, object_path, media_type, size_bytes,
+                                        lines, wrapped_key, expiry_day, expires_at, expired_at, delete_after)
+             SELECT gen_random_uuid(), request_key, 'x', sha256('x'), 'x', 'text/plain', 1, 1, NULL, now(), now(), now(),
+                    lethe.now() + interval '6 hours' FROM lethe.requests",
+        )
+        .await;
+    world.run(BACK).await;
+    let scheduler = Worker::start(&world, "scheduler", &[]).await;
+    let put_off = async |what: &str, wait: &str| {
+        let sql = format!("SELECT count(*) FROM lethe.{what} > lethe.now() + interval '{wait}'");
+        world.one::<i64>(&sql, &[]).await
+    };
+    eventually("all of it is brought back", seconds(15), async || {
+        put_off("callbacks WHERE next_attempt_at", "1 hour").await == 0
+            && put_off("endpoints WHERE open_until", "5 minutes").await == 0
+            && put_off("slices WHERE next_attempt_at", "10 minutes").await == 0
+            && put_off("results WHERE delete_after", "6 hours").await == 0
+    })
+    .await;
+    assert!(scheduler.log().contains("items=5"), "what waits as it should is left alone: {}", scheduler.log());
+}

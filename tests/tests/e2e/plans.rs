@@ -1,7 +1,7 @@
 //! Whatever loops and commands ask again and again is served by an index: asserted by what the plans read, since a machine may
 //! be slow and an index is not (DESIGN rule 18).
 
-use lethe::db::{batches, leader, overview, purge, records, release, request_lists, results};
+use lethe::db::{batches, leader, overview, purge, put_off, records, release, request_lists, results};
 use lethe::request::{BatchId, RequestKey, RequestStatus};
 use lethe_tests::World;
 use lethe_tests::cli::json;
@@ -123,6 +123,9 @@ async fn what_the_leader_asks_again_and_again_reads_no_history() {
     }
     for name in ["FOLD_REQUESTS", "FOLD_CALLBACKS"] {
         is_served(&world, overview::STATEMENTS, name, &[&1_000_i64]).await;
+    }
+    for (name, _) in put_off::STATEMENTS {
+        is_served(&world, put_off::STATEMENTS, name, &[&3_600.0, &500_i64]).await;
     }
     let holder = uuid::Uuid::new_v4();
     is_served(&world, leader::STATEMENTS, "ACQUIRE", &[&holder, &15.0, &None::<jiff::Timestamp>]).await;

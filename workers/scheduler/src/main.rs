@@ -8,6 +8,7 @@ mod lead;
 mod measure;
 mod options;
 mod parts;
+mod put_off;
 mod redrive;
 mod release;
 mod retention;

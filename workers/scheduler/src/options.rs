@@ -11,6 +11,8 @@ use lethe::config::{
     CalendarOptions, CapOptions, ConfigError, HumanDuration, KeyOptions, ResultOptions, SigningOptions,
 };
 use lethe::crypto::Keys;
+use lethe::db::put_off::Longest;
+use lethe::db::{callbacks, results};
 use lethe::request::Calendar;
 use lethe::results::day_keys::DayKeys;
 use lethe::results::store::{self, Store};
@@ -51,6 +53,25 @@ pub(crate) struct Options {
     /// The same as the couriers': beyond the retention and this no callback keeps what is personal
     #[arg(long = "callback-give-up", env = "LETHE_CALLBACK_GIVE_UP", default_value = "72h", value_name = "DURATION")]
     give_up: HumanDuration,
+    /// The same as the couriers': no callback is put off for longer
+    #[arg(
+        long = "callback-max-retry",
+        env = "LETHE_CALLBACK_MAX_RETRY",
+        default_value = "6h",
+        value_name = "DURATION"
+    )]
+    callback_max_retry: HumanDuration,
+    /// The same as the couriers': no endpoint is held for longer
+    #[arg(
+        long = "callback-max-probe",
+        env = "LETHE_CALLBACK_MAX_PROBE",
+        default_value = "5m",
+        value_name = "DURATION"
+    )]
+    callback_max_probe: HumanDuration,
+    /// The same as that of executors and compilers: no slice is put off for longer
+    #[arg(long = "store-max-retry", env = "LETHE_STORE_MAX_RETRY", default_value = "10m", value_name = "DURATION")]
+    store_max_retry: HumanDuration,
     /// How long no scheduler may have led before the first one that leads again needs `lethe clock agree`
     #[arg(long = "clock-absence", env = "LETHE_CLOCK_ABSENCE", default_value = "24h", value_name = "DURATION")]
     clock_absence: HumanDuration,
@@ -70,6 +91,8 @@ pub(crate) struct Ready {
     pub(crate) retention: Duration,
     pub(crate) record_retention: Duration,
     pub(crate) give_up: Duration,
+    /// What is put off for longer was put off by a clock that was ahead.
+    pub(crate) longest: Longest,
     pub(crate) clock_absence: SignedDuration,
     pub(crate) signatory: Arc<Signatory>,
 }
@@ -81,6 +104,16 @@ impl lethe::service::Ready for Ready {
 }
 
 impl Options {
+    /// Not below what whoever puts something off does by itself, whatever the settings.
+    fn longest(&self) -> Longest {
+        Longest {
+            callback: self.callback_max_retry.get().max(callbacks::UNREADABLE),
+            endpoint: self.callback_max_probe.get().max(Duration::from_mins(5)),
+            slice: self.store_max_retry.get().max(Duration::from_mins(10)),
+            object: results::LONGEST_WAIT,
+        }
+    }
+
     pub(crate) fn check(self) -> Result<Ready, ConfigError> {
         let positive = |setting, duration: HumanDuration| {
             let duration = duration.get();
@@ -95,6 +128,7 @@ impl Options {
         if self.record_retention < self.retention {
             return Err(ConfigError::new("LETHE_RECORD_RETENTION", "must not be shorter than LETHE_RETENTION"));
         }
+        let longest = self.longest();
         Ok(Ready {
             calendar: self.calendar.calendar(),
             cap: self.cap.max_mpids_per_request,
@@ -108,6 +142,7 @@ impl Options {
             retention: self.retention.get(),
             record_retention: self.record_retention.get(),
             give_up: self.give_up.get(),
+            longest,
             clock_absence: self.clock_absence.signed(),
             signatory: Arc::new(signatory),
         })

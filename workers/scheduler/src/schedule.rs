@@ -15,7 +15,7 @@ use crate::cancellations::{self, Markers};
 use crate::lead::Lead;
 use crate::options::Ready;
 use crate::wakes::{self, Wakes};
-use crate::{expiry, keys, measure, parts, redrive, release, retention, seal};
+use crate::{expiry, keys, measure, parts, put_off, redrive, release, retention, seal};
 
 /// Everything that the parts of the scheduler share.
 pub(crate) struct Scheduler {
@@ -60,6 +60,7 @@ pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), PartEnded>
     tasks.spawn(parts::run(scheduler.clone(), retention::Records::default()));
     tasks.spawn(parts::run(scheduler.clone(), retention::Cancellations));
     tasks.spawn(parts::run(scheduler.clone(), retention::MessageFailures));
+    tasks.spawn(parts::run(scheduler.clone(), put_off::PutOff));
     tasks.spawn(parts::run(scheduler.clone(), sealer));
     tasks.spawn(parts::run(scheduler.clone(), measure::Totals));
     tasks.spawn(parts::run(scheduler.clone(), measure::Gauges));

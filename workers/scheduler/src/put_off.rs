@@ -1,0 +1,28 @@
+//! What was put off while PostgreSQL's clock was ahead would stay put off for as long as it was ahead.
+
+use std::time::Duration;
+
+use lethe::db::DbError;
+use lethe::db::put_off;
+
+use crate::parts::{Part, Turn};
+use crate::schedule::Scheduler;
+
+const AT_ONCE: i64 = 500;
+
+/// Brings back what is put off further than anything waits.
+pub(crate) struct PutOff;
+
+impl Part for PutOff {
+    const NAME: &'static str = "put_off";
+    const EVERY: Duration = Duration::from_secs(10);
+
+    async fn turn(&mut self, scheduler: &Scheduler) -> Result<Turn, DbError> {
+        let Some(term) = scheduler.lead.term() else { return Ok(Turn::Later) };
+        let brought = put_off::bring_back(&scheduler.service.db, &term, scheduler.ready.longest, AT_ONCE).await?;
+        if brought.items > 0 {
+            tracing::warn!(items = brought.items, "what was put off by a clock that was ahead was brought back");
+        }
+        Ok(Turn::soon_if(brought.more))
+    }
+}
