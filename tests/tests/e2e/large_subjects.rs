@@ -81,6 +81,38 @@ async fn an_approved_request_with_many_profiles_is_erased_in_steps_that_fit() {
     assert_eq!(world.one::<i64>("SELECT count(*) FROM subject_data.event_batches", &[]).await, 0);
 }
 
+/// The large batch is due first; it is tried once in a round, in a smaller step each time.
+#[tokio::test]
+async fn a_batch_whose_steps_are_too_much_holds_up_no_other() {
+    const REQUESTS: usize = 300;
+    let world = World::new().await;
+    world.controller("acme").await;
+    let first = Worker::several(&world, &["scheduler", "identity-matcher"], &[]).await;
+    let publisher = Publisher::connect(&world).await;
+    let mut requests: Vec<Request> = (0..REQUESTS).map(|_| Request::erasure("ada@example.com").expedited()).collect();
+    requests.push(Request::erasure("bob@example.com"));
+    publisher.send_all(&requests.iter().map(|one| publisher.sending("acme", "request", one)).collect::<Vec<_>>()).await;
+    world.count_reaches("pending", i64::try_from(requests.len()).unwrap()).await;
+    drop(first);
+    world
+        .run(
+            "CREATE FUNCTION public.slow() RETURNS trigger LANGUAGE plpgsql AS $f$
+             BEGIN PERFORM pg_sleep(0.005); RETURN NEW; END $f$;
+             CREATE TRIGGER slow BEFORE UPDATE ON lethe.requests FOR EACH ROW
+                WHEN (NEW.status = 'in_progress') EXECUTE FUNCTION public.slow()",
+        )
+        .await;
+    world.set_clock(world.now().await + jiff::SignedDuration::from_hours(24 * 20)).await;
+    let _matcher = Worker::start(&world, "identity-matcher", &[]).await;
+    let _scheduler = Worker::start(&world, "scheduler", &[("DATABASE_URL", &impatient(&world))]).await;
+    world.count_reaches("in_progress", i64::try_from(requests.len()).unwrap()).await;
+    let others_first = "
+        SELECT min(s.created_at) FILTER (WHERE s.batch_id = small.batch_id)
+               < min(s.created_at) FILTER (WHERE s.batch_id <> small.batch_id)
+          FROM lethe.slices s, (SELECT batch_id FROM lethe.requests WHERE subject_request_id::text = $1) small";
+    assert!(world.one::<bool>(others_first, &[&requests[REQUESTS].id]).await);
+}
+
 /// Slow to read: a policy of the gateway's role, which the owner of the tables is not under.
 #[tokio::test]
 async fn what_is_left_is_counted_in_pieces_that_fit() {
