@@ -2,6 +2,7 @@
 
 use lethe::db::leader::{self, Term};
 use lethe::db::purge::{Purged, Retention, Walk};
+use lethe::db::{overview, records};
 use lethe_tests::cli::{json, lethe};
 use lethe_tests::wait::{becomes, eventually, seconds};
 use lethe_tests::worker::ALL;
@@ -215,5 +216,38 @@ async fn nothing_but_what_is_over_can_be_removed() {
             session.batch_execute("ROLLBACK").await.unwrap();
             assert_eq!(code.as_deref(), if allowed { None } else { Some("LT003") }, "{steps}: {outcome:?}");
         }
+    }
+}
+
+/// The end of a batch waits for a fold that is under way, and sees what it has made.
+#[tokio::test]
+async fn a_fold_that_meets_the_end_of_a_batch_leaves_no_total_behind() {
+    let world = World::new().await;
+    let epoch = leader::acquire(&world.db, uuid::Uuid::new_v4(), seconds(60)).await.unwrap().unwrap();
+    world
+        .run(
+            "INSERT INTO lethe.calendars (erasure_schedule, expedited_schedule, access_schedule, waiting_period, completion_margin)
+             VALUES ('* * * * *', '* * * * *', '* * * * *', '0', '0');
+             INSERT INTO lethe.batches (lane, tick_at, runs_at, calendar_version, state, completed_at)
+             SELECT 'erasure', t, t, 1, 'completed', t FROM (SELECT now() - interval '1 h') AS at (t);
+             INSERT INTO lethe.request_deltas (batch_id, request_type, status, delta)
+             SELECT batch_id, 'erasure', 'completed', delta FROM lethe.batches, (VALUES (1), (-1)) AS deltas (delta)",
+        )
+        .await;
+    let sql = overview::STATEMENTS.iter().find(|(name, _)| *name == "FOLD_REQUESTS").unwrap().1;
+    let fold = world.db.begin("fold").await.unwrap();
+    assert_eq!(fold.query_one(sql, &[&100_i64]).await.unwrap().get::<_, i64>(0), 2);
+    let waiting =
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    let folding = async {
+        becomes("ends of batches that wait", seconds(10), 1, async || world.one::<i64>(waiting, &[]).await).await;
+        fold.commit().await.unwrap();
+    };
+    let (mut walk, term) = (records::Walk::default(), Term::without_clock(epoch));
+    let (ended, ()) = tokio::join!(walk.step(&world.db, &term, seconds(1), 100), folding);
+    ended.unwrap();
+    for table in ["batches", "batch_totals", "request_deltas"] {
+        let left = format!("SELECT count(*) FROM lethe.{table}");
+        assert_eq!(world.one::<i64>(&left, &[]).await, 0, "{table}");
     }
 }
