@@ -45,11 +45,11 @@ impl Proxy {
         let way = Arc::new(watch::Sender::new(way));
         let (ways, taken) = (way.clone(), Arc::new(AtomicUsize::new(0)));
         let received = Arc::new(AtomicU64::new(0));
-        let (counted, counter) = (taken.clone(), received.clone());
+        let (connections, bytes) = (taken.clone(), received.clone());
         let server = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                counted.fetch_add(1, Ordering::Relaxed);
-                tokio::spawn(carry(client, target.clone(), ways.subscribe(), counter.clone()));
+                connections.fetch_add(1, Ordering::Relaxed);
+                tokio::spawn(carry(client, target.clone(), ways.subscribe(), bytes.clone()));
             }
         });
         Self { port, way, taken, received, server }

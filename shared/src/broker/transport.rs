@@ -50,8 +50,8 @@ pub(super) struct Screened {
     socket: Socket,
     screen: Screen,
     chunk: Box<[u8]>,
-    /// Screened, and not read yet.
-    screened: Vec<u8>,
+    /// What has passed the screen, and is not read yet.
+    passed: Vec<u8>,
     read: usize,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
 }
@@ -60,7 +60,7 @@ impl Screened {
     fn new(socket: Socket, frame_max: u32, cut: CancellationToken) -> Self {
         let chunk = vec![0; CHUNK].into_boxed_slice();
         let cut = Box::pin(cut.cancelled_owned());
-        Self { socket, screen: Screen::new(frame_max), chunk, screened: Vec::new(), read: 0, cut }
+        Self { socket, screen: Screen::new(frame_max), chunk, passed: Vec::new(), read: 0, cut }
     }
 
     fn check_cut(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
@@ -74,17 +74,17 @@ impl Screened {
 impl AsyncRead for Screened {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
-        while this.read == this.screened.len() {
-            this.screened.clear();
+        while this.read == this.passed.len() {
+            this.passed.clear();
             this.read = 0;
             this.check_cut(cx)?;
             let received = ready!(Pin::new(&mut this.socket).poll_read(cx, &mut this.chunk))?;
             if received == 0 {
                 return Poll::Ready(Ok(0));
             }
-            this.screen.feed(&this.chunk[..received], &mut this.screened)?;
+            this.screen.feed(&this.chunk[..received], &mut this.passed)?;
         }
-        let waiting = &this.screened[this.read..];
+        let waiting = &this.passed[this.read..];
         let count = waiting.len().min(buffer.len());
         buffer[..count].copy_from_slice(&waiting[..count]);
         this.read += count;

@@ -160,14 +160,7 @@ impl DbError {
     #[must_use]
     pub fn disposition(&self) -> Disposition {
         match (self, self.code()) {
-            // The session is closed, and the next one leads to a server that writes.
-            (_, Some(&SqlState::READ_ONLY_SQL_TRANSACTION)) => Disposition::Transient,
-            // Of class 55, the state of an object, only what somebody else holds is given back by itself.
-            (Self::Postgres { .. }, Some(code))
-                if *code == SqlState::LOCK_NOT_AVAILABLE || *code == SqlState::OBJECT_IN_USE =>
-            {
-                Disposition::Transient
-            }
+            (Self::Postgres { .. }, Some(code)) if mends_itself(code) => Disposition::Transient,
             (Self::Postgres { .. }, Some(code)) => match code.code().get(..2) {
                 // Connection, roll-back, resources, operator intervention, system.
                 Some("08" | "40" | "53" | "57" | "58") => Disposition::Transient,
@@ -190,4 +183,10 @@ impl DbError {
             _ => Disposition::Permanent,
         }
     }
+}
+
+/// Of class 55, the state of an object, only what somebody else holds is given back by itself. And a session to a server
+/// that has become read-only is closed; the next one leads to a server that writes.
+fn mends_itself(code: &SqlState) -> bool {
+    [SqlState::LOCK_NOT_AVAILABLE, SqlState::OBJECT_IN_USE, SqlState::READ_ONLY_SQL_TRANSACTION].contains(code)
 }

@@ -15,9 +15,7 @@ const EVERY: usize = 100;
 
 fn seed() -> u64 {
     let seed = std::env::var("LETHE_FUZZ_SEED").ok().and_then(|text| text.parse().ok());
-    let seed = seed.unwrap_or_else(|| rand::rng().random());
-    println!("LETHE_FUZZ_SEED={seed}");
-    seed
+    seed.unwrap_or_else(|| rand::rng().random())
 }
 
 /// Bytes with a few changes: flipped, cut, doubled, or with something inserted that parsers stumble over.
@@ -87,7 +85,9 @@ async fn ten_thousand_mutated_messages_end_nothing() {
     world.controller("acme").await;
     let (mut scheduler, mut gateway) = Gateway::with_scheduler(&world, &[("LETHE_RATE_PER_ADDRESS", "1000000")]).await;
     let mut matcher = Worker::start(&world, "identity-matcher", &[]).await;
-    let mut random = StdRng::seed_from_u64(seed());
+    let seed = seed();
+    println!("LETHE_FUZZ_SEED={seed}");
+    let mut random = StdRng::seed_from_u64(seed);
     let (publisher, user) = (Publisher::connect(&world).await, world.management.user());
     let mut raw = RawPublisher::connect(&world).await;
     for round in 0..MESSAGES / EVERY {

@@ -230,9 +230,10 @@ async fn neighbours(findings: &mut Findings, db: &Db) {
     match asked.await {
         Err(error) => findings.add("connections", Verdict::Look, error, ""),
         Ok((used, limit, open)) => {
-            let (verdict, advice) = match used * 10 >= limit * 9 {
-                false => (Verdict::Good, ""),
-                true => (Verdict::Look, "raise max_connections, or lower LETHE_DATABASE_CONNECTIONS of the workers"),
+            let (verdict, advice) = if used * 10 < limit * 9 {
+                (Verdict::Good, "")
+            } else {
+                (Verdict::Look, "raise max_connections, or lower LETHE_DATABASE_CONNECTIONS of the workers")
             };
             findings.add("connections", verdict, format!("{used} of {limit} are open"), advice);
             if !open.is_empty() {

@@ -75,7 +75,7 @@ impl Command {
             Self::Batch(command) => command.run(output).await,
             Self::Callback(command) => command.run(output).await,
             Self::Endpoint(command) => command.run(output).await,
-            Self::DeadLetter(command) => command.run(output).await,
+            Self::DeadLetter(command) => Box::pin(command.run(output)).await,
             Self::Audit(command) => command.run(output).await,
             Self::Certificate(command) => command.run(output).await,
             Self::Clock(command) => command.run(output).await,
