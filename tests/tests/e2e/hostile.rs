@@ -141,8 +141,11 @@ async fn answers_do_not_go_to_another_controllers_queue() {
     world.controller("acme").await;
     world.controller_with("victim", |new| new.amqp_user = Some("victim".to_owned())).await;
     let _workers = Worker::several(&world, &["scheduler", "identity-matcher"], WEEKLY).await;
-    let queue = format!("/queues/{}/victim.answers", world.name);
-    world.management.call(Method::PUT, &queue, Some(value!({"durable": true}))).await;
+    world.controller_with("open", |new| new.any_amqp_user = true).await;
+    for queue in ["victim.answers", "open.answers"] {
+        let path = format!("/queues/{}/{queue}", world.name);
+        world.management.call(Method::PUT, &path, Some(value!({"durable": true}))).await;
+    }
     let publisher = Publisher::connect(&world).await;
     let sending = |reply_to: &str| {
         let mut sending = publisher.sending("acme", "request", &Request::erasure("x@example.com"));
@@ -150,6 +153,7 @@ async fn answers_do_not_go_to_another_controllers_queue() {
         sending
     };
     publisher.send(&sending("victim.answers")).await;
+    publisher.send(&sending("open.answers")).await;
     // In the victim's name it is refused, and the refusal is an answer as well.
     let mut forged = sending("victim.answers");
     forged.controller_id = Some("victim".to_owned());
@@ -159,7 +163,7 @@ async fn answers_do_not_go_to_another_controllers_queue() {
     reserved.routing_key = "victim.request".to_owned();
     reserved.controller_id = Some("victim".to_owned());
     publisher.send(&reserved).await;
-    becomes("refused", seconds(20), 3, async || world.messages("dsr.rejected").await).await;
+    becomes("refused", seconds(20), 4, async || world.messages("dsr.rejected").await).await;
     let why = json(&world, &["dead-letter", "list"]).await;
     assert!(why.as_array().unwrap().iter().all(|one| one["cause"] == "forbidden"), "{why}");
     for queue in ["acme.answers", "answers"] {
@@ -168,7 +172,13 @@ async fn answers_do_not_go_to_another_controllers_queue() {
     world.count_reaches("pending", 2).await;
     lethe(&world, &["dead-letter", "replay", "--queue", "dsr.rejected"]).await;
     assert_eq!(world.in_status("pending").await, 2);
-    assert_eq!(world.messages("victim.answers").await, 0);
+    assert_eq!(world.messages("victim.answers").await + world.messages("open.answers").await, 0);
+    // In its own name it is answered there.
+    let mut own = sending("open.answers");
+    own.routing_key = "open.request".to_owned();
+    own.controller_id = Some("open".to_owned());
+    publisher.send(&own).await;
+    becomes("answered", seconds(20), 1, async || world.messages("open.answers").await).await;
 }
 
 #[tokio::test]

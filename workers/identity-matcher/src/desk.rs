@@ -170,7 +170,14 @@ impl Senders {
             return Some(ApiError::new(400, "reply_to must not begin with dsr."));
         }
         let owner = self.0.get(owner_of(reply_to)?.as_str())?;
-        let is_owners = owner.any_amqp_user || (message.user_id.is_some() && message.user_id == owner.amqp_user);
+        // Anybody may speak for a controller that any user may; who does so says it by the routing key, which the broker's
+        // own permissions bind.
+        let speaks_for = message.routing_key.split('.').next() == Some(owner.controller_id.as_str());
+        let is_owners = if owner.any_amqp_user {
+            speaks_for
+        } else {
+            message.user_id.is_some() && message.user_id == owner.amqp_user
+        };
         (!is_owners).then(|| ApiError::forbidden("reply_to names a queue of another controller"))
     }
 

@@ -108,7 +108,8 @@ impl Options {
     fn longest(&self) -> Longest {
         Longest {
             callback: self.callback_max_retry.get().max(callbacks::UNREADABLE),
-            endpoint: self.callback_max_probe.get().max(Duration::from_mins(5)),
+            // The first of its waits may be the longest, and is at most that of a callback.
+            endpoint: self.callback_max_probe.get().max(self.callback_max_retry.get()),
             slice: self.store_max_retry.get().max(Duration::from_mins(10)),
             object: results::LONGEST_WAIT,
         }

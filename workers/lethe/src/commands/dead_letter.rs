@@ -60,7 +60,7 @@ pub(crate) struct Chosen {
     /// Only those set aside for this cause
     #[arg(long)]
     cause: Option<String>,
-    /// Only this controller's
+    /// Only this controller's; what a queue itself has set aside (`expired`, `unreadable`) shows nobody's
     #[arg(long, value_name = "ID")]
     controller: Option<ControllerId>,
     /// Look at so many of each queue at most

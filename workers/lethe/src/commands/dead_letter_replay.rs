@@ -42,10 +42,11 @@ impl Replay {
         let (mut replayed, mut left) = (0_u64, Vec::new());
         for queue in self.chosen.queues()? {
             let mut looked = 0;
-            while let Some(letter) = self.chosen.next(&browser, &queue, &receiving.keys, &mut looked).await? {
+            while let Some(mut letter) = self.chosen.next(&browser, &queue, &receiving.keys, &mut looked).await? {
                 clock.tick().await;
                 match replay(&intake, &publisher, &letter).await? {
-                    Ok(()) => {
+                    Ok(verified) => {
+                        letter.controller_id = letter.controller_id.take().or(verified);
                         record(&db, &letter, "dead_letter.replayed").await?;
                         letter.take().await?;
                         replayed += 1;
@@ -65,11 +66,16 @@ impl Replay {
 /// Why a letter stays; never a value.
 type Left = String;
 
-async fn replay(intake: &Intake, publisher: &Publisher, letter: &Letter) -> anyhow::Result<Result<(), Left>> {
+/// Handles a letter once more; whose it is, where it is anybody's.
+async fn replay(
+    intake: &Intake,
+    publisher: &Publisher,
+    letter: &Letter,
+) -> anyhow::Result<Result<Option<ControllerId>, Left>> {
     let wake_ups = QUEUES.iter().find(|queue| !queue.holds_bodies && dead_letters_of(queue.name) == letter.queue);
     if let Some(queue) = wake_ups {
         publisher.publish(&[Outgoing::to_queue(queue.name, letter.body.clone())]).await?;
-        return Ok(Ok(()));
+        return Ok(Ok(None));
     }
     // Of what a queue of ours has set aside only the routing key tells whose it is, and a verified user whether it is so.
     let speaks_for = || letter.routing_key.split('.').next().and_then(|first| first.parse().ok());
@@ -98,7 +104,7 @@ async fn replay(intake: &Intake, publisher: &Publisher, letter: &Letter) -> anyh
         Some(_) => return Ok(Err("it is a query, and nobody waits for the answer".to_owned())),
         None => return Ok(Err("its routing key names nothing that we do".to_owned())),
     };
-    Ok(accepted(&answer))
+    Ok(accepted(&answer).map(|()| claimed))
 }
 
 fn accepted(answer: &Answer) -> Result<(), Left> {
