@@ -22,6 +22,10 @@ use crate::health::Health;
 /// So long a call on a channel may take; two of them, one after the other, fit into the drain of a worker.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// A consumer that hears nothing for so long asks whether it still is one. One that is passed over twice while messages are
+/// there is not.
+const LISTEN_AGAIN: Duration = Duration::from_secs(8);
+
 /// A delivered message.
 #[derive(Clone, Debug, Default)]
 pub struct Message {
@@ -234,16 +238,29 @@ impl<H: GroupHandler> Consumer<H> {
         let consuming = channel.basic_consume(self.queue.name.into(), "".into(), acknowledging, FieldTable::default());
         let mut deliveries = answered(consuming).await?;
         started();
-        let mut linger = Duration::ZERO;
+        let (mut linger, mut deaf) = (Duration::ZERO, false);
         loop {
             let first = tokio::select! {
-                first = deliveries.next() => first,
+                first = tokio::time::timeout(LISTEN_AGAIN, deliveries.next()) => first,
                 () = shutdown.cancelled() => {
                     // Closing gives back what was not begun.
                     let _ = answered(channel.close(200, "shutting down".into())).await;
                     return Ok(());
                 }
             };
+            let Ok(first) = first else {
+                // A queue that is deleted and at once declared again by somebody else may take its consumers along
+                // without a word.
+                let state = answered(topology::state(&channel, self.queue.name)).await?;
+                let passed_over = state.ready > 0 && !self.queue.in_order;
+                if state.consumers == 0 || (passed_over && deaf) {
+                    let _ = answered(channel.close(200, "heard nothing".into())).await;
+                    return Err(BrokerError::ConsumerCancelled);
+                }
+                deaf = passed_over;
+                continue;
+            };
+            deaf = false;
             // The stream ends when the broker cancels the consumer, for instance because the queue was deleted.
             let Some(first) = first else { return Err(BrokerError::ConsumerCancelled) };
             let mut group = vec![first?];

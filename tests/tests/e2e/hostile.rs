@@ -4,7 +4,7 @@ use lethe::broker::Broker;
 use lethe::broker::dead_letters::Browser;
 use lethe_tests::cli::{json, lethe};
 use lethe_tests::raw::{self, RawPublisher};
-use lethe_tests::wait::{becomes, seconds};
+use lethe_tests::wait::{becomes, eventually, seconds};
 use lethe_tests::{Publisher, Request, SECONDS, Worker, World};
 use reqwest::Method;
 use serde_json::json as value;
@@ -218,4 +218,29 @@ async fn a_deleted_queue_is_declared_again() {
     let request = Request::erasure("x@example.com");
     assert_eq!(publisher.ask(&publisher.sending("acme", "request", &request)).await.status, 201);
     world.reaches(&request.id, "completed").await;
+}
+
+#[tokio::test]
+async fn a_queue_that_somebody_declares_again_at_once_is_consumed_again() {
+    let world = World::new().await;
+    world.controller("acme").await;
+    let mut matcher = Worker::several(&world, &["scheduler", "identity-matcher"], WEEKLY).await.remove(1);
+    let publisher = Publisher::connect(&world).await;
+    // Connecting declares all of them: RabbitMQ may then tell the consumers nothing of the deletion.
+    let broker = Broker::new(&world.amqp_url, "lethe-tests").unwrap();
+    for _ in 0..5 {
+        let path = format!("/queues/{}/dsr.identity-matching", world.name);
+        let deleted = world.management.call(Method::DELETE, &path, None);
+        let (_, declared) = tokio::join!(deleted, broker.connect());
+        drop(declared);
+    }
+    let request = Request::erasure("x@example.com");
+    publisher.send(&publisher.sending("acme", "request", &request)).await;
+    eventually("it is recorded", seconds(60), async || {
+        // One that no queue took, since it was gone just then, is published once more.
+        publisher.send(&publisher.sending("acme", "request", &request)).await;
+        world.status(&request.id).await == "pending"
+    })
+    .await;
+    assert!(matcher.is_running());
 }
