@@ -204,20 +204,31 @@ async fn the_header_with_the_controller_may_be_an_integer() {
 async fn a_deleted_queue_is_declared_again() {
     let world = World::new().await;
     world.controller("acme").await;
-    let workers = Worker::several(&world, &["scheduler", "identity-matcher", "erasure-executor"], SECONDS).await;
+    let _workers = Worker::several(&world, &["scheduler", "identity-matcher", "erasure-executor"], SECONDS).await;
     let publisher = Publisher::connect(&world).await;
-    let consumers = |queue: &str| -> usize {
-        workers.iter().map(|worker| worker.log().matches(&format!("consuming queue=\"{queue}\"")).count()).sum()
-    };
-    for queue in ["dsr.identity-matching", "dsr.cancellation", "dsr.query", "dsr.erasure-execution"] {
-        let before = consumers(queue);
+    // Not by looking: a connection of ours would declare it. What is sent while a queue is gone has no queue, so it is sent
+    // until it has come to something.
+    for (queue, kind) in [("dsr.identity-matching", "request"), ("dsr.cancellation", "cancellation")] {
+        let request = Request::erasure("x@example.com");
+        let body = if kind == "request" {
+            request.bytes()
+        } else {
+            format!(r#"{{"subject_request_id":"{}"}}"#, request.id).into_bytes()
+        };
         world.management.call(Method::DELETE, &format!("/queues/{}/{queue}", world.name), None).await;
-        // Each consumer has lost it and begins again. Not by looking: a connection of ours would declare it.
-        becomes(queue, seconds(20), 2 * before, async || consumers(queue)).await;
+        let recorded = "SELECT count(*) FROM (SELECT subject_request_id FROM lethe.requests
+                          UNION ALL SELECT subject_request_id FROM lethe.early_cancellations) AS known
+                         WHERE subject_request_id::text = $1";
+        eventually(&format!("{queue} is consumed again"), seconds(30), async || {
+            publisher.send(&publisher.sending("acme", kind, body.clone())).await;
+            world.one::<i64>(recorded, &[&request.id]).await == 1
+        })
+        .await;
     }
+    world.management.call(Method::DELETE, &format!("/queues/{}/dsr.erasure-execution", world.name), None).await;
     let request = Request::erasure("x@example.com");
     assert_eq!(publisher.ask(&publisher.sending("acme", "request", &request)).await.status, 201);
-    world.reaches(&request.id, "completed").await;
+    becomes("erased", seconds(40), "completed".to_owned(), async || world.status(&request.id).await).await;
 }
 
 #[tokio::test]
