@@ -12,6 +12,10 @@ pub struct Reading {
     pub rows: u64,
     /// Tables that were read as a whole, each with the rows read.
     pub whole: Vec<(String, u64)>,
+    /// Blocks touched, in memory or not.
+    pub blocks: u64,
+    /// The plan, for the one who reads a failure.
+    pub plan: String,
 }
 
 /// Runs a named statement of a module under `EXPLAIN ANALYZE`, in a transaction that is rolled back.
@@ -24,11 +28,32 @@ pub async fn reading(
     let sql = statements.iter().find(|(one, _)| *one == name).unwrap_or_else(|| panic!("no statement {name}")).1;
     let session = world.db.session().await.unwrap();
     session.batch_execute("BEGIN").await.unwrap();
-    let explain = format!("EXPLAIN (ANALYZE, FORMAT JSON) {sql}");
+    let explain = format!("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {sql}");
     let row = session.raw().query_one(&explain, parameters).await.unwrap_or_else(|error| panic!("{name}: {error:?}"));
     session.batch_execute("ROLLBACK").await.unwrap();
-    let mut reading = Reading::default();
-    visit(&row.get::<_, Value>(0)[0]["Plan"], &mut reading);
+    of_plan(&row.get::<_, Value>(0))
+}
+
+/// The same of a statement whose parameters are written as SQL: their types, and their values.
+pub async fn explained(world: &World, statements: &[(&str, &str)], name: &str, types: &str, values: &str) -> Reading {
+    let sql = statements.iter().find(|(one, _)| *one == name).unwrap_or_else(|| panic!("no statement {name}")).1;
+    let session = world.db.session().await.unwrap();
+    let prepare = format!("BEGIN; SET LOCAL plan_cache_mode = force_custom_plan; PREPARE one ({types}) AS {sql}");
+    session.batch_execute(&prepare).await.unwrap();
+    let explain = format!("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE one ({values})");
+    let row = session.raw().query_one(&explain, &[]).await.unwrap_or_else(|error| panic!("{name}: {error:?}"));
+    session.batch_execute("ROLLBACK; DEALLOCATE one").await.unwrap();
+    of_plan(&row.get(0))
+}
+
+fn of_plan(explained: &Value) -> Reading {
+    let plan = &explained[0]["Plan"];
+    let blocks = |name: &str| plan[name].as_u64().unwrap_or(0);
+    let blocks = blocks("Shared Hit Blocks") + blocks("Shared Read Blocks");
+    let mut reading = Reading { blocks, plan: plan.to_string(), ..Reading::default() };
+    visit(plan, &mut reading);
+    // The clock is one row.
+    reading.whole.retain(|(table, _)| table != "clock");
     reading
 }
 

@@ -133,7 +133,7 @@ impl Publisher {
         let outcome = tokio::time::timeout(CONFIRM_TIMEOUT, step).await;
         let outcome = outcome.unwrap_or(Err(BrokerError::Timeout(CONFIRM_TIMEOUT)));
         match outcome {
-            // A full queue is no fault of the connection.
+            // The connection is sound: it is the queue that is full.
             Ok(_) | Err(BrokerError::Refused) => outcome,
             Err(_) if link.is_connected() && link.is_blocked() => Err(BrokerError::Blocked),
             Err(error) => {

@@ -144,7 +144,7 @@ impl Screen {
         }
     }
 
-    /// The broker may agree to smaller frames only: `connection.tune`, in which 0 is no limit (AMQP 0-9-1, 1.4.2.6).
+    /// The broker may agree to smaller frames only: `connection.tune`, in which 0 means unlimited (AMQP 0-9-1, 1.4.2.6).
     fn heed_tune(&mut self) {
         let mut tune = Reader(&self.held[PREFIX..]);
         if (tune.u16(), tune.u16()) == (Ok(CONNECTION), Ok(TUNE))

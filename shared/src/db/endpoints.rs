@@ -112,7 +112,7 @@ impl EndpointCache {
     }
 }
 
-/// Endpoints with something ready that a call of [`nudge`] looks at. As long as no more have any, it looks at all.
+/// Endpoints with something ready that a call of [`nudge`] looks at. With fewer of them it looks at all.
 const LOOKED_AT: i64 = 2_000;
 
 /// Where the last call of this process has ended, so that the next one goes on from there: with more endpoints than one

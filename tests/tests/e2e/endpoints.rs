@@ -4,9 +4,9 @@
 use lethe::db::give_up::{self, GivenUpBy};
 use lethe::request::EndpointId;
 use lethe_tests::cli::{json, lethe};
+use lethe_tests::plans::explained;
 use lethe_tests::wait::{becomes, eventually, seconds};
 use lethe_tests::{Odd, OddReceiver, Publisher, Receiver, Request, SECONDS, Worker, World, seconds_with};
-use serde_json::Value;
 
 /// A port of this machine at which nobody listens.
 const DEAD: &str = "http://127.0.0.1:1";
@@ -206,21 +206,6 @@ async fn a_controller_with_any_number_of_tarpits_delays_nobody_else() {
     drop(workers);
 }
 
-/// Runs a statement of `lethe::db::endpoints` and returns what it did: plan, and blocks touched.
-async fn explained(world: &World, name: &str, types: &str, values: &str) -> (String, u64) {
-    let sql = lethe::db::endpoints::STATEMENTS.iter().find(|(found, _)| *found == name).unwrap().1;
-    let session = world.db.session().await.unwrap();
-    session
-        .batch_execute(&format!("SET plan_cache_mode = force_custom_plan; PREPARE one ({types}) AS {sql}"))
-        .await
-        .unwrap();
-    let explain = format!("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE one ({values})");
-    let plan: Value = session.raw().query_one(&explain, &[]).await.unwrap().get(0);
-    session.batch_execute("DEALLOCATE one; RESET plan_cache_mode").await.unwrap();
-    let of = |name: &str| plan[0]["Plan"][name].as_u64().unwrap();
-    (plan.to_string(), of("Shared Hit Blocks") + of("Shared Read Blocks"))
-}
-
 #[tokio::test]
 async fn endpoints_with_nothing_ready_cost_nothing() {
     let world = World::new().await;
@@ -254,16 +239,13 @@ async fn endpoints_with_nothing_ready_cost_nothing() {
     assert_eq!(woken, expected);
     assert!(lethe::db::endpoints::nudge(&session, 2.0, 500).await.unwrap().is_empty(), "none twice within the pause");
 
-    let (plan, blocks) = explained(&world, "WITH_READY", "bigint, bigint", "0, 2000").await;
-    assert!(!plan.contains("Seq Scan"), "{plan}");
-    assert!(blocks < 20 * 12, "{blocks} blocks for 20 endpoints of 20,000");
+    let statements = lethe::db::endpoints::STATEMENTS;
+    let reading = explained(&world, statements, "WITH_READY", "bigint, bigint", "0, 2000").await;
+    assert!(reading.whole.is_empty() && reading.blocks < 20 * 12, "for 20 endpoints of 20,000: {reading:?}");
     let ready: Vec<String> = (1..=20).map(|thousand| (1_000 * thousand).to_string()).collect();
     let values = format!("0, 500, '{{{}}}'", ready.join(","));
-    let (plan, blocks) = explained(&world, "NUDGE", "float8, bigint, bigint[]", &values).await;
-    // The clock is one row.
-    let whole = plan.matches("Seq Scan").count() - plan.matches("\"Relation Name\":\"clock\"").count();
-    assert_eq!(whole, 0, "{plan}");
-    assert!(blocks < 20 * 40, "{blocks} blocks for 20 endpoints of 20,000");
+    let reading = explained(&world, statements, "NUDGE", "float8, bigint, bigint[]", &values).await;
+    assert!(reading.whole.is_empty() && reading.blocks < 20 * 40, "for 20 endpoints of 20,000: {reading:?}");
 
     // More than one call looks at: each has its turn, wherever the last call has ended.
     world
