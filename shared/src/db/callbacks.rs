@@ -56,11 +56,13 @@ statements! {
     /// How long each of these has been retried; the give-up looks at time used, not at time held back.
     RETRIED = "
         SELECT callback_id, extract(epoch FROM retrying_for)::float8 FROM lethe.callbacks WHERE callback_id = ANY ($1)";
+    /// Not of callbacks that are gone: a failover has lost them, or their records have been removed.
     LOG_ATTEMPTS = "
         INSERT INTO lethe.callback_attempts (callback_id, attempt, started_at, duration, status_code, error_class, reason)
         SELECT callback_id, attempt, started_at, make_interval(secs => seconds), status_code, error_class, reason
           FROM unnest($1::uuid[], $2::int[], $3::timestamptz[], $4::float8[], $5::smallint[], $6::text[], $7::text[])
                AS q (callback_id, attempt, started_at, seconds, status_code, error_class, reason)
+         WHERE EXISTS (SELECT FROM lethe.callbacks c WHERE c.callback_id = q.callback_id)
         ON CONFLICT DO NOTHING";
     RELEASE_SUCCESSORS = "SELECT lethe.release_successors($1)";
     /// In the order of the key, as everyone who locks several endpoints. One that is well is written once a minute, so

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use lethe::backoff::BackoffPolicy;
-use lethe::db::callbacks::{self, Attempt, EndpointLimits, RecordedAttempts, RetryPolicy};
+use lethe::db::callbacks::{self, Attempt, ClaimedCallback, EndpointLimits, RecordedAttempts, RetryPolicy};
 use lethe::db::give_up::{self, GivenUpBy, Step};
 use lethe::request::{EndpointId, SubjectRequestId};
 
@@ -33,12 +33,21 @@ async fn bench() -> (Bench, EndpointId) {
     (bench, endpoint)
 }
 
-/// One attempt of what is due, with this answer.
-async fn attempt(bench: &Bench, endpoint: EndpointId, status_code: Option<u16>) -> RecordedAttempts {
+async fn claim(bench: &Bench, endpoint: EndpointId) -> Vec<ClaimedCallback> {
     let limits = EndpointLimits { in_flight: 1, lease: Duration::from_mins(1) };
     let session = bench.world.db.session().await.unwrap();
     let claimed = callbacks::claim(&session, &bench.keys, limits, &[(endpoint, 1)]).await.unwrap();
     assert_eq!(claimed.len(), 1);
+    claimed
+}
+
+/// One attempt of what is due, with this answer.
+async fn attempt(bench: &Bench, endpoint: EndpointId, status_code: Option<u16>) -> RecordedAttempts {
+    let claimed = claim(bench, endpoint).await;
+    record(bench, claimed, status_code).await
+}
+
+async fn record(bench: &Bench, claimed: Vec<ClaimedCallback>, status_code: Option<u16>) -> RecordedAttempts {
     let attempt = Attempt {
         duration: Duration::ZERO,
         status_code,
@@ -144,4 +153,15 @@ async fn what_is_old_enough_is_exhausted_in_steps_and_the_rest_is_kept() {
     attempt(&bench, endpoint, Some(503)).await;
     assert_eq!(step(&bench, endpoint).await, None);
     assert!(world.one::<bool>("SELECT given_up_at IS NULL FROM lethe.endpoints", &[]).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attempt_on_a_callback_that_is_gone_is_not_recorded() {
+    let (bench, endpoint) = bench().await;
+    let claimed = claim(&bench, endpoint).await;
+    // Lost by a failover while it was under way; or its records were removed.
+    let lost = "BEGIN; SET LOCAL session_replication_role = replica; DELETE FROM lethe.callbacks; COMMIT";
+    bench.world.run(lost).await;
+    record(&bench, claimed, Some(503)).await;
+    assert_eq!(bench.world.one::<i64>("SELECT count(*) FROM lethe.callback_attempts", &[]).await, 0);
 }
