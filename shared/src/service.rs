@@ -196,7 +196,7 @@ where
         let _ = service.health.component(POSTGRESQL);
         stop_on_signals(&service.shutdown).map_err(|error| Failure::Running(format!("signals: {error}")))?;
         let listening = service.shutdown.child_token();
-        tokio::spawn(telemetry::keep_up(metrics.clone()));
+        tokio::spawn(telemetry::keep_up(metrics.clone(), telemetry::UPKEEP_EVERY));
         if let Some(address) = common.admin_listen {
             let run_dir = common.run_dir.as_deref();
             telemetry::serve_admin(identity.name, address, run_dir, metrics, service.health.clone(), listening).await?;

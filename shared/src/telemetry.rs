@@ -37,11 +37,11 @@ pub fn init(options: &CommonOptions) -> Result<PrometheusHandle, ConfigError> {
 }
 
 /// Every measurement of a histogram is kept until somebody asks for it, or until this is done.
-const UPKEEP_EVERY: Duration = Duration::from_secs(5);
+pub const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
 /// Keeps what the metrics take in memory bounded, whether or not anybody reads them.
-pub async fn keep_up(metrics: PrometheusHandle) {
-    let mut clock = tokio::time::interval(UPKEEP_EVERY);
+pub async fn keep_up(metrics: PrometheusHandle, every: Duration) {
+    let mut clock = tokio::time::interval(every);
     loop {
         clock.tick().await;
         metrics.run_upkeep();
@@ -103,4 +103,41 @@ pub fn write_address(run_dir: Option<&Path>, file_name: &str, bound: SocketAddr)
     std::fs::create_dir_all(folder)
         .and_then(|()| std::fs::write(&file, bound.to_string()))
         .map_err(|error| ConfigError::new("LETHE_RUN_DIR", format!("cannot write {}: {error}", file.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes of this process in memory.
+    fn resident() -> usize {
+        let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+        statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+    }
+
+    #[tokio::test]
+    async fn measurements_that_nobody_asks_for_do_not_pile_up() {
+        const ROUNDS: usize = 20;
+        const MEASUREMENTS: usize = 200_000;
+        const EVERY: Duration = Duration::from_millis(1);
+        let recorder = PrometheusBuilder::new().set_buckets(&SECONDS).unwrap().build_recorder();
+        let upkeep = tokio::spawn(keep_up(recorder.handle(), EVERY));
+        let mut before = 0;
+        for round in 0..ROUNDS {
+            metrics::with_local_recorder(&recorder, || {
+                let histogram = metrics::histogram!("lethe_test_seconds");
+                (0..MEASUREMENTS).for_each(|_| histogram.record(0.1));
+            });
+            // Its turn has come: there is one thread for both.
+            tokio::time::sleep(EVERY).await;
+            if round == 0 {
+                before = resident();
+            }
+        }
+        upkeep.abort();
+        let grown = resident().saturating_sub(before);
+        // Kept, each takes twice its size; other tests of this process may take some of it.
+        let piled_up = (ROUNDS - 1) * MEASUREMENTS * size_of::<f64>();
+        assert!(grown < piled_up, "{grown} bytes more, where {piled_up} have been measured");
+    }
 }
