@@ -140,6 +140,9 @@ impl Compiler {
         let key = crypto::random::<{ crypto::KEY_LEN }>()?;
         let wrapped_key = day_key.seal(result_id.as_bytes(), &key)?;
         let path = object_path(claimed, claimed.attempts);
+        fault::point("compile.before_file");
+        // Whoever was passed over meanwhile writes nothing: if it died then, nobody would delete what it had written.
+        slices::hold(&self.db.session().await?, claimed).await?;
         let written = match self.write(claimed, member, &path, &key, format).await {
             Ok(written) => written,
             Err(FileError::Store(lethe::stores::StoreError::Db(DbError::LeaseLost))) => return Err(DbError::LeaseLost),
