@@ -102,6 +102,25 @@ postgresql_stop() {
     say "postgresql  stopped"
 }
 
+# Not synced: who loses the machine as well loses a copy that nobody counts on.
+postgresql_copy() {
+    local folder=$STATE_DIR/postgresql
+    as_server rm -rf "$folder/standby"
+    PGPASSWORD=$POSTGRESQL_PASSWORD as_server "$(postgresql_bin)/pg_basebackup" --no-sync --checkpoint=fast \
+        -h 127.0.0.1 -p "$POSTGRESQL_PORT" -U lethe -D "$folder/standby" >>"$LOG_DIR/postgresql.log" 2>&1 ||
+        die_with_log "$LOG_DIR/postgresql.log" "PostgreSQL could not be copied"
+}
+
+# The processes of the old server end by themselves once it is gone; they write to the old folder, if at all.
+postgresql_take_copy() {
+    local folder=$STATE_DIR/postgresql
+    as_server test -f "$folder/standby/PG_VERSION" || die "there is no copy: deploy/local/servers standby"
+    ! postgresql_running || kill -KILL "$(postgresql_pid)"
+    as_server mv "$folder/data" "$folder/lost"
+    as_server mv "$folder/standby" "$folder/data"
+    as_server rm -rf "$folder/lost"
+}
+
 postgresql_status() {
     if postgresql_running && postgresql_answers; then
         say "postgresql  running  127.0.0.1:$POSTGRESQL_PORT  pid $(postgresql_pid)"

@@ -189,6 +189,9 @@ impl<H: GroupHandler> Consumer<H> {
                         reconnect = Reconnect::default();
                     }
                     if matches!(error, BrokerError::ConsumerCancelled) || error.is_not_found() {
+                        if fault::defect("deaf_consumers") {
+                            shutdown.cancelled().await;
+                        }
                         self.declare_again().await;
                     }
                     if reconnect.is_first() {

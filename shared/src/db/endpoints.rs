@@ -8,6 +8,7 @@ use std::time::Instant;
 use super::pool::Session;
 use super::{DbError, statements};
 use crate::callback::address::Origin;
+use crate::fault;
 use crate::request::{ControllerId, EndpointId};
 
 statements! {
@@ -75,10 +76,12 @@ impl EndpointCache {
         let mut known = HashMap::with_capacity(wanted.len());
         let mut missing: Vec<&Key> = Vec::new();
         {
+            let is_of_this_server =
+                |read_at| session.connected_at() <= read_at || fault::defect("lost_commits_believed");
             let cache = self.0.read().unwrap_or_else(PoisonError::into_inner);
             for key in wanted {
                 match cache.get(key) {
-                    Some((id, read_at)) if session.connected_at() <= *read_at => drop(known.insert(key.clone(), *id)),
+                    Some((id, read_at)) if is_of_this_server(*read_at) => drop(known.insert(key.clone(), *id)),
                     _ => missing.push(key),
                 }
             }

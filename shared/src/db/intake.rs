@@ -263,7 +263,8 @@ impl IntakeContext {
         let key = (lane, promise);
         let known = self.batches.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied();
         // One that was read before the session was connected may have been another server's, and be lost.
-        let known = known.filter(|(_, read_at)| tx.connected_at() <= *read_at).map(|(batch, _)| batch);
+        let is_of_this_server = |read_at| tx.connected_at() <= read_at || fault::defect("lost_commits_believed");
+        let known = known.filter(|(_, read_at)| is_of_this_server(*read_at)).map(|(batch, _)| batch);
         if let Some(batch) = known.or_else(|| opened.get(&key).copied()) {
             return Ok(batch);
         }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::StoreError;
 use crate::db::Db;
 use crate::db::slices::{self, Claimed};
+use crate::fault;
 
 /// Most writers take milliseconds. For longer ones the slice is given back, as it is: nobody waits for them with a permit.
 const PATIENCE: Duration = Duration::from_millis(250);
@@ -18,7 +19,7 @@ const PATIENCE: Duration = Duration::from_millis(250);
 /// # Errors
 /// [`StoreError::WritersUnderWay`] if some are left.
 pub(super) async fn wait(db: &Db, claimed: &Claimed) -> Result<(), StoreError> {
-    if claimed.writers.is_empty() {
+    if claimed.writers.is_empty() || fault::defect("writers_ignored") {
         return Ok(());
     }
     let begun = tokio::time::Instant::now();

@@ -1,5 +1,7 @@
 //! The workers of a run: several of each, replaced when they are gone.
 
+use std::collections::BTreeMap;
+use std::fs::DirEntry;
 use std::os::unix::process::ExitStatusExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -144,6 +146,22 @@ impl Fleet {
         let mut addresses: Vec<String> =
             settled.filter_map(|slot| slot.worker.as_ref().and_then(Worker::try_http_address)).collect();
         (!addresses.is_empty()).then(|| addresses.swap_remove(turn % addresses.len()))
+    }
+
+    /// Threads and sockets of each process.
+    pub async fn footprints(&self) -> BTreeMap<String, (usize, usize)> {
+        let mut footprints = BTreeMap::new();
+        for slot in &self.slots {
+            let slot = slot.lock().await;
+            let Some(pid) = slot.worker.as_ref().and_then(Worker::pid) else { continue };
+            let entries = |of: &str| std::fs::read_dir(format!("/proc/{pid}/{of}")).into_iter().flatten().flatten();
+            let is_socket = |file: &DirEntry| {
+                std::fs::read_link(file.path()).is_ok_and(|target| target.to_string_lossy().starts_with("socket:"))
+            };
+            let sockets = entries("fd").filter(is_socket).count();
+            footprints.insert(format!("{} {pid}", slot.name), (entries("task").count(), sockets));
+        }
+        footprints
     }
 
     /// Lets everybody go on who stands still.

@@ -36,7 +36,7 @@ struct Arguments {
     /// Plant this defect, which must be caught
     #[arg(long)]
     defect: Option<String>,
-    /// Afterwards plant each of the five defects, each of which must be caught
+    /// Afterwards plant all known defects, one after the other; each must be caught
     #[arg(long)]
     defects: bool,
     /// Leave database, virtual host and folder of each run

@@ -18,12 +18,15 @@ use crate::report::Report;
 use crate::world::World;
 
 /// The defects that can be planted, each with its own sign in the violations: others may follow from it.
-pub const DEFECTS: [(&str, &str); 5] = [
+pub const DEFECTS: [(&str, &str); 8] = [
     ("ack_before_commit", "was confirmed and is not there"),
     ("publish_lost", "stuck"),
     ("no_lease_check", "is left in the result store"),
     ("no_split", "was set aside, and nothing is wrong with it"),
     ("callbacks_out_of_order", "was accepted"),
+    ("deaf_consumers", "stuck"),
+    ("writers_ignored", "was there before the erasure began"),
+    ("lost_commits_believed", "that is not"),
 ];
 
 /// A run.
@@ -67,10 +70,16 @@ impl Options {
     pub fn with_defect(mut self, name: &str) -> Self {
         self.defect = Some(name.to_owned());
         // Where wake-ups are lost, being stuck is what is looked for; elsewhere it would only hide the defect.
-        let patience = if name == "publish_lost" { 12 } else { 90 };
-        // A bad message must meet neighbours in its group.
-        let span = if name == "no_split" { Duration::from_secs(1) } else { Duration::from_secs(5) };
-        (self.requests, self.span, self.patience) = (120, span, Duration::from_secs(patience));
+        let patience =
+            if matches!(name, "publish_lost" | "deaf_consumers" | "lost_commits_believed") { 12 } else { 90 };
+        let span = match name {
+            // A bad message must meet neighbours in its group.
+            "no_split" => 1,
+            // Somebody is outlived or replaced, and must meet what came of it.
+            "no_lease_check" | "lost_commits_believed" => 15,
+            _ => 5,
+        };
+        (self.requests, self.span, self.patience) = (120, Duration::from_secs(span), Duration::from_secs(patience));
         self
     }
 
@@ -83,7 +92,9 @@ impl Options {
                     Harm::Kill(first("identity-matcher") + 1),
                 ]
             }
-            "no_lease_check" => vec![Harm::ZombieAt(first("access-compiler"), "compile.mid_file", 1)],
+            "no_lease_check" => vec![Harm::ZombieAt(first("access-compiler"), "compile.before_file", 1)],
+            "deaf_consumers" => vec![Harm::CancelConsumers("dsr.erasure-execution")],
+            "lost_commits_believed" => vec![Harm::FailoverWithLoss(1_500)],
             "no_split" => vec![Harm::KillAll("identity-matcher")],
             _ => vec![Harm::ClockJump],
         });
@@ -101,9 +112,13 @@ pub async fn run(options: &Options) -> Report {
     world.furnish(&plan).await;
     let sampler = checker::sample(plan.clone(), world.clone(), says_completed);
     let fleet = Fleet::start(world.clone(), options.each, options.defect.as_deref()).await;
+    let driver = Driver::new(world.clone(), fleet.clone(), options.each);
+    // What each process learns at first must be among what is lost.
+    if options.defect.as_deref() == Some("lost_commits_believed") {
+        driver.standby().await;
+    }
     let post = Post::open(plan.clone(), world.clone(), fleet.clone());
     let late = Latecomers::start(options.seed, plan.clone(), world.clone(), post.clone());
-    let driver = Driver::new(world.clone(), fleet.clone(), options.each);
     driver.run(driver::schedule(options.seed, options.span, &options.repertoire()), options.span).await;
 
     receivers.calm();
@@ -112,7 +127,7 @@ pub async fn run(options: &Options) -> Report {
     let calm =
         Calm { world: &world, fleet: &fleet, post: &post, plan: &plan, purges: &purges, patience: options.patience };
     let mut violations = calm.settle(true).await;
-    violations.extend(checker::hurdles_hold(&world, &plan).await);
+    violations.extend(checker::hurdles_hold(&world, &plan, !driver.losses().is_empty()).await);
     world.mend_store().await;
     receivers.revive();
     if violations.is_empty() {
@@ -123,7 +138,7 @@ pub async fn run(options: &Options) -> Report {
     let stubborn = fleet.stop().await;
     violations.extend(stubborn.into_iter().map(|what| Violation::of(0, what)));
     violations.extend(fleet.deserters.lock().unwrap().drain(..).map(|what| Violation::of(0, what)));
-    violations.append(&mut sampler.lock().unwrap());
+    violations.extend(driver.found());
 
     let mut evidence = Evidence {
         plan: plan.clone(),
@@ -133,11 +148,14 @@ pub async fn run(options: &Options) -> Report {
         arrivals: receivers.arrivals(),
         late_batches: late.batches(),
         late_twins: late.twins(),
+        losses: driver.losses(),
         doubtful_rows: late.doubtful_rows(),
         rows: std::collections::BTreeMap::default(),
         strangers: 0,
     };
+    evidence.doubt_what_was_lost();
     evidence.read_rows().await;
+    violations.extend(evidence.untimely(&sampler.lock().unwrap()));
     let (found, deliveries) = checker::check(&evidence, &metrics).await;
     violations.extend(found);
     let report = Report {

@@ -91,6 +91,7 @@ impl World {
         let failing = if failing.is_empty() { "NULL".to_owned() } else { failing.join(",") };
         let sql = format!(
             "CREATE SCHEMA chaos;
+             CREATE TABLE chaos.marks (mark uuid);
              CREATE FUNCTION chaos.refuse() RETURNS trigger LANGUAGE plpgsql AS $$
              BEGIN RAISE EXCEPTION 'refused by the fault suite' USING ERRCODE = TG_ARGV[0]; END $$;
              CREATE TRIGGER poison BEFORE INSERT ON lethe.requests FOR EACH ROW

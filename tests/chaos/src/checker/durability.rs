@@ -7,7 +7,7 @@ use super::{Evidence, Violation};
 pub(super) fn check(evidence: &Evidence) -> Vec<Violation> {
     let mut violations = Vec::new();
     for (number, case) in evidence.plan.cases.iter().enumerate() {
-        if case.is_poison || evidence.rows.contains_key(&number) {
+        if case.is_poison || evidence.rows.contains_key(&number) || evidence.is_doubtful(number) {
             continue;
         }
         let kinds = [LetterKind::Request, LetterKind::Conflict];

@@ -11,7 +11,9 @@ mod privacy;
 mod results;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use serde_json::Value;
@@ -27,6 +29,9 @@ use crate::world::World;
 pub use callbacks::Deliveries;
 pub use isolation::hurdles_hold;
 pub use outcome::{Sampler, sample};
+
+/// What was said just before its cause was lost arrives no later than this.
+const ON_ITS_WAY: Duration = Duration::from_secs(2);
 
 /// Something that a guarantee rules out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +78,8 @@ pub struct Evidence {
     pub late_batches: Vec<LateBatch>,
     /// Profiles that came late.
     pub late_twins: Vec<LateTwin>,
+    /// When PostgreSQL confirmed what it then lost.
+    pub losses: Vec<Span>,
     /// Rows that came late and of which it is not known whether they came.
     pub doubtful_rows: i64,
     /// The requests in the database, by case.
@@ -108,6 +115,47 @@ impl Evidence {
                 None => self.strangers += 1,
             }
         }
+    }
+
+    /// What was imported while commits were lost may be there or not.
+    pub fn doubt_what_was_lost(&mut self) {
+        let losses = self.losses.clone();
+        let is_lost = |at: Instant| losses.iter().any(|(began, ended)| *began <= at && at <= *ended);
+        let (batches, twins) = (self.late_batches.len(), self.late_twins.len());
+        self.late_batches.retain(|batch| !is_lost(batch.committed_at));
+        self.late_twins.retain(|twin| !is_lost(twin.committed_at));
+        let doubted = (batches - self.late_batches.len()) + 2 * (twins - self.late_twins.len());
+        self.doubtful_rows += i64::try_from(doubted).unwrap_or(i64::MAX);
+    }
+
+    /// What samples showed of completed erasures, but for those whose completion was lost.
+    pub fn untimely(&self, samples: &[(Instant, Violation)]) -> Vec<Violation> {
+        samples.iter().filter(|(at, _)| !self.is_during_loss(*at)).map(|(_, violation)| violation.clone()).collect()
+    }
+
+    /// An answer or a callback may be on its way for a moment after what it tells of was lost.
+    fn is_during_loss(&self, at: Instant) -> bool {
+        self.losses.iter().any(|(began, ended)| *began <= at && at <= *ended + ON_ITS_WAY)
+    }
+
+    fn was_written_during_loss(&self, file: &Path) -> bool {
+        let age = std::fs::metadata(file).and_then(|file| file.modified()).ok().and_then(|at| at.elapsed().ok());
+        age.and_then(|age| Instant::now().checked_sub(age)).is_some_and(|at| self.is_during_loss(at))
+    }
+
+    /// Something was said about the case while commits were lost, so that it need not be so any more. How it ends, and what
+    /// becomes of the data, must still fit.
+    fn is_doubtful(&self, case: usize) -> bool {
+        let urls = &self.plan.cases[case].urls;
+        let letters = self.plan.letters.iter().zip(&self.fates).filter(|(letter, _)| letter.case == case);
+        let said = |fate: &Fate| {
+            let is_open =
+                fate.answers.is_empty() && self.losses.iter().any(|(_, ended)| fate.first_sent < Some(*ended));
+            is_open || fate.answers.iter().any(|(at, _)| self.is_during_loss(*at))
+        };
+        !self.losses.is_empty()
+            && (letters.into_iter().any(|(_, fate)| said(fate))
+                || self.arrivals.iter().any(|arrival| urls.contains(&arrival.url) && self.is_during_loss(arrival.at)))
     }
 
     /// How many requests ended how.

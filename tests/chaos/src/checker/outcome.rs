@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::mpsc;
@@ -14,7 +15,7 @@ use crate::world::World;
 use super::{Evidence, Violation};
 
 /// What samples of the subject data showed while the run went on.
-pub type Sampler = Arc<Mutex<Vec<Violation>>>;
+pub type Sampler = Arc<Mutex<Vec<(Instant, Violation)>>>;
 
 /// Looks, whenever a controller is told that an erasure is completed, whether what it had then is gone.
 pub fn sample(plan: Arc<Plan>, world: Arc<World>, mut completed: mpsc::UnboundedReceiver<String>) -> Sampler {
@@ -22,6 +23,7 @@ pub fn sample(plan: Arc<Plan>, world: Arc<World>, mut completed: mpsc::Unbounded
     let found = sampler.clone();
     tokio::spawn(async move {
         while let Some(id) = completed.recv().await {
+            let told_at = Instant::now();
             let Some(case) = plan.cases.iter().find(|case| case.id == id && case.kind.erases()) else { continue };
             let mpids: Vec<i64> = case.matches.iter().map(|person| plan.people[*person].mpid).collect();
             let sql = "SELECT (SELECT count(*) FROM subject_data.profiles WHERE controller_id = $1 AND mpid = ANY ($2))
@@ -30,10 +32,8 @@ pub fn sample(plan: Arc<Plan>, world: Arc<World>, mut completed: mpsc::Unbounded
             let rows = world.patiently(sql, &[&CONTROLLERS[case.controller], &mpids]).await;
             let left: i64 = rows[0].get(0);
             if left > 0 {
-                found
-                    .lock()
-                    .unwrap()
-                    .push(Violation::of(2, format!("{id} was said to be completed while {left} rows were left")));
+                let what = format!("{id} was said to be completed while {left} rows were left");
+                found.lock().unwrap().push((told_at, Violation::of(2, what)));
             }
         }
     });
@@ -70,7 +70,7 @@ fn statuses(evidence: &Evidence) -> Vec<Violation> {
 /// The answers to cancellations fit the outcomes, and those that came in time have won.
 fn cancellations(evidence: &Evidence) -> Vec<Violation> {
     let mut violations = Vec::new();
-    for (number, row) in &evidence.rows {
+    for (number, row) in evidence.rows.iter().filter(|(number, _)| !evidence.is_doubtful(**number)) {
         let name = evidence.name(*number);
         let mut times = BTreeSet::new();
         for (status, body) in evidence.answers(*number, LetterKind::Cancellation) {

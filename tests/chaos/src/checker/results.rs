@@ -58,7 +58,8 @@ fn compare(evidence: &Evidence, number: usize, bytes: &[u8]) -> Option<String> {
         .then(|| format!("its file has {} event batches, not the {} stored ones", found.len(), wanted.len()))
 }
 
-/// A file that no result names is never deleted, and is personal data.
+/// A file that no result names is never deleted, and is personal data; but nobody has the key to one that was written when
+/// the result was lost.
 async fn orphans(evidence: &Evidence) -> Vec<Violation> {
     let sql = "SELECT object_path FROM lethe.results WHERE object_path IS NOT NULL";
     let known: BTreeSet<String> = evidence.world.patiently(sql, &[]).await.iter().map(|row| row.get(0)).collect();
@@ -66,7 +67,7 @@ async fn orphans(evidence: &Evidence) -> Vec<Violation> {
     let files = lethe_tests::results::files_below(&folder);
     let names = files.iter().filter_map(|file| file.strip_prefix(&folder).ok()?.to_str());
     names
-        .filter(|name| !known.contains(*name))
+        .filter(|name| !known.contains(*name) && !evidence.was_written_during_loss(&folder.join(name)))
         .map(|name| Violation::of(2, format!("the file {name} is left in the result store, and no result names it")))
         .collect()
 }

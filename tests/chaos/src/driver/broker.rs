@@ -6,12 +6,20 @@ use std::time::Instant;
 use reqwest::Method;
 use serde_json::Value;
 
+use crate::checker::Violation;
+
 use super::{Driver, pause};
 
 /// Queues of wake-ups.
 pub(super) const WORK: [&str; 3] = ["dsr.erasure-execution", "dsr.access-compilation", "dsr.callback-delivery"];
 /// Queues of what controllers send.
 const INTAKE: [&str; 3] = ["dsr.identity-matching", "dsr.cancellation", "dsr.query"];
+
+/// When an alarm is so old, the other harm is over, and who was ended has been replaced.
+const LONG_ALARM_SETTLES: u64 = 45_000;
+/// As many more are no growth: threads come and go, and so do connections to those who receive callbacks.
+const MORE_THREADS: usize = 4;
+const MORE_SOCKETS: usize = 10;
 
 impl Driver {
     async fn call(&self, method: Method, path: &str) -> Option<Value> {
@@ -91,6 +99,31 @@ impl Driver {
             }
         }
         panic!("the servers do not start again; see .local/log");
+    }
+
+    /// Whoever waits for the broker, and asks again and again, needs no more for it at the end than at the beginning.
+    pub(super) async fn long_alarm(&self, millis: u64) {
+        let settled = LONG_ALARM_SETTLES.min(millis / 2);
+        let watch = async {
+            pause(settled).await;
+            let before = self.fleet.footprints().await;
+            // The alarm is still on.
+            pause((millis - settled).saturating_sub(2_000)).await;
+            (before, self.fleet.footprints().await)
+        };
+        let ((before, after), ()) = tokio::join!(watch, self.memory_alarm(millis));
+        for (process, (threads, sockets)) in &after {
+            let Some((threads_before, sockets_before)) = before.get(process) else { continue };
+            if *threads > threads_before + MORE_THREADS || *sockets > sockets_before + MORE_SOCKETS {
+                self.found.lock().unwrap().push(Violation::of(
+                    5,
+                    format!(
+                        "{process} grew under the alarm: from {threads_before} to {threads} threads, \
+                         from {sockets_before} to {sockets} sockets"
+                    ),
+                ));
+            }
+        }
     }
 
     pub(super) async fn memory_alarm(&self, millis: u64) {

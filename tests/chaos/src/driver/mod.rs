@@ -15,6 +15,7 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 
+use crate::checker::Violation;
 use crate::fleet::{Fleet, WORKERS};
 use crate::world::World;
 
@@ -49,6 +50,8 @@ pub enum Harm {
     RestartBroker(bool),
     /// A memory alarm blocks publishers for some milliseconds, longer than they wait for a confirm.
     MemoryAlarm(u64),
+    /// The same for minutes, in which nobody may need more and more threads or sockets.
+    LongAlarm(u64),
     /// All sessions of PostgreSQL are terminated.
     TerminateSessions,
     /// A lock on a table is held for some milliseconds.
@@ -57,6 +60,8 @@ pub enum Harm {
     ReadOnly(u64),
     /// PostgreSQL is restarted, with SIGKILL or in peace.
     RestartPostgres(bool),
+    /// What PostgreSQL confirmed in the last milliseconds is gone, as after a failover to a server that lagged behind.
+    FailoverWithLoss(u64),
     /// A way to a server (0 and 1 to PostgreSQL, 2 and 3 to RabbitMQ) is cut, delayed or silent for some milliseconds.
     Network(usize, Bend, u64),
     /// The disk of the result store is full for some milliseconds.
@@ -97,11 +102,13 @@ impl Harm {
             Self::RestartBroker(true) => "RabbitMQ killed",
             Self::RestartBroker(false) => "RabbitMQ restarted",
             Self::MemoryAlarm(_) => "memory alarm",
+            Self::LongAlarm(_) => "memory alarm for minutes",
             Self::ReadOnly(_) => "PostgreSQL read-only",
             Self::TerminateSessions => "PostgreSQL sessions terminated",
             Self::LongLock(..) => "long lock",
             Self::RestartPostgres(true) => "PostgreSQL killed",
             Self::RestartPostgres(false) => "PostgreSQL restarted",
+            Self::FailoverWithLoss(_) => "failover with loss",
             Self::Network(_, Bend::Cut, _) => "connections cut",
             Self::Network(_, Bend::Delay, _) => "connections delayed",
             Self::Network(_, Bend::BlackHole, _) => "connections black-holed",
@@ -139,7 +146,14 @@ const POINTS: [(&str, &[&str]); 6] = [
     ),
     (
         "access-compiler",
-        &["slice.claimed", "compile.mid_file", "compile.file_written", "finish.before_commit", "finish.after_commit"],
+        &[
+            "slice.claimed",
+            "compile.before_file",
+            "compile.mid_file",
+            "compile.file_written",
+            "finish.before_commit",
+            "finish.after_commit",
+        ],
     ),
     (
         "callback-courier",
@@ -164,7 +178,8 @@ pub fn schedule(seed: u64, span: Duration, repertoire: &Repertoire) -> [Vec<(Dur
     let mut random = StdRng::seed_from_u64(seed ^ 0xD1CE);
     let mut lanes = [Vec::new(), Vec::new()];
     for (number, (lane, pause)) in lanes.iter_mut().zip([(200, 1_200), (500, 2_500)]).enumerate() {
-        let mut at = Duration::from_millis(500);
+        // What shows a defect may have to be there from the beginning.
+        let mut at = Duration::from_millis(if repertoire.only.is_some() { 0 } else { 500 });
         while at < span {
             let harm = match (&repertoire.only, number) {
                 (Some(only), 0) => only.choose(&mut random).unwrap().clone(),
@@ -181,7 +196,7 @@ pub fn schedule(seed: u64, span: Duration, repertoire: &Repertoire) -> [Vec<(Dur
 
 fn elsewhere(random: &mut StdRng, own_servers: bool) -> Harm {
     let millis = random.random_range(300..4_000);
-    match random.random_range(0..if own_servers { 111 } else { 84 }) {
+    match random.random_range(0..if own_servers { 120 } else { 84 }) {
         0..8 => Harm::CloseConnections,
         8..18 => Harm::PurgeWork,
         18..23 => Harm::PurgeAll,
@@ -201,6 +216,8 @@ fn elsewhere(random: &mut StdRng, own_servers: bool) -> Harm {
         78..84 => Harm::Shuffle,
         84..88 => Harm::RestartBroker(random.random_bool(0.5)),
         88..92 => Harm::MemoryAlarm(random.random_range(3_000..20_000)),
+        118.. => Harm::LongAlarm(random.random_range(90_000..150_000)),
+        111.. => Harm::FailoverWithLoss(millis),
         105.. => Harm::ReadOnly(2 * millis),
         100.. => Harm::LoseQueue(broker::WORK.choose(random).unwrap()),
         _ => Harm::RestartPostgres(random.random_bool(0.5)),
@@ -217,12 +234,25 @@ pub struct Driver {
     each: usize,
     done: Mutex<BTreeMap<&'static str, usize>>,
     purges: Mutex<Vec<Span>>,
+    /// From then on, what is committed is missing in the copy.
+    copied_at: Mutex<Option<Instant>>,
+    losses: Mutex<Vec<Span>>,
+    found: Mutex<Vec<Violation>>,
 }
 
 impl Driver {
     /// A driver for these.
     pub fn new(world: Arc<World>, fleet: Arc<Fleet>, each: usize) -> Arc<Self> {
-        Arc::new(Self { world, fleet, each, done: Mutex::default(), purges: Mutex::default() })
+        Arc::new(Self {
+            world,
+            fleet,
+            each,
+            done: Mutex::default(),
+            purges: Mutex::default(),
+            copied_at: Mutex::default(),
+            losses: Mutex::default(),
+            found: Mutex::default(),
+        })
     }
 
     /// Does it all, and mends it again.
@@ -264,10 +294,12 @@ impl Driver {
             Harm::LoseQueue(queue) => self.lose_queue(queue).await,
             Harm::RestartBroker(by_force) => self.restart_broker(by_force).await,
             Harm::MemoryAlarm(millis) => self.memory_alarm(millis).await,
+            Harm::LongAlarm(millis) => self.long_alarm(millis).await,
             Harm::ReadOnly(millis) => self.read_only(millis).await,
             Harm::TerminateSessions => self.terminate_sessions().await,
             Harm::LongLock(table, millis) => self.long_lock(table, millis).await,
             Harm::RestartPostgres(by_force) => self.restart_postgres(by_force).await,
+            Harm::FailoverWithLoss(millis) => self.failover_with_loss(millis).await,
             Harm::Network(way, bend, millis) => self.bend(way, bend, millis).await,
             Harm::DiskFull(millis) => self.fill_disk(millis).await,
             Harm::StrayWakeUps => self.stray_wake_ups().await,
@@ -283,6 +315,16 @@ impl Driver {
     /// When the queues of requests were emptied.
     pub fn purges(&self) -> Vec<Span> {
         self.purges.lock().unwrap().clone()
+    }
+
+    /// When PostgreSQL confirmed what it lost.
+    pub fn losses(&self) -> Vec<Span> {
+        self.losses.lock().unwrap().clone()
+    }
+
+    /// What was seen while harm was done.
+    pub fn found(&self) -> Vec<Violation> {
+        self.found.lock().unwrap().clone()
     }
 }
 
