@@ -115,7 +115,7 @@ impl Latecomers {
         let mut random = StdRng::seed_from_u64(seed ^ 0x401D);
         let erased = erased(&plan);
         while !self.is_over() && !erased.is_empty() {
-            let persons: Vec<usize> = (0..8).map(|_| erased[random.random_range(0..erased.len())]).collect();
+            let persons: Vec<usize> = (0..24).map(|_| erased[random.random_range(0..erased.len())]).collect();
             let controller = plan.people[persons[0]].controller;
             let theirs: Vec<usize> =
                 persons.into_iter().filter(|person| plan.people[*person].controller == controller).collect();

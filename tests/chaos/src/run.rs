@@ -75,8 +75,8 @@ impl Options {
         let span = match name {
             // A bad message must meet neighbours in its group.
             "no_split" => 1,
-            // Somebody is outlived or replaced, and must meet what came of it.
-            "no_lease_check" | "lost_commits_believed" => 15,
+            // Somebody is outlived or replaced, and must meet what came of it; an erasure must begin beside an import.
+            "no_lease_check" | "lost_commits_believed" | "writers_ignored" => 15,
             _ => 5,
         };
         (self.requests, self.span, self.patience) = (120, Duration::from_secs(span), Duration::from_secs(patience));

@@ -196,7 +196,7 @@ pub fn schedule(seed: u64, span: Duration, repertoire: &Repertoire) -> [Vec<(Dur
 
 fn elsewhere(random: &mut StdRng, own_servers: bool) -> Harm {
     let millis = random.random_range(300..4_000);
-    match random.random_range(0..if own_servers { 120 } else { 84 }) {
+    match random.random_range(0..if own_servers { 124 } else { 84 }) {
         0..8 => Harm::CloseConnections,
         8..18 => Harm::PurgeWork,
         18..23 => Harm::PurgeAll,
