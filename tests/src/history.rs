@@ -25,11 +25,14 @@ const STATEMENTS: [&str; 9] = [
     "INSERT INTO lethe.endpoints (controller_id, scheme, host, port)
      SELECT '{controller}', 'https', 'host-' || n || '.example.com', 443 FROM generate_series(1, {endpoints}) AS n
      ON CONFLICT DO NOTHING",
-    "CREATE TEMPORARY TABLE made AS SELECT coalesce(max(batch_id), 0) AS last FROM lethe.batches",
+    // What is made before it, at a size that was smaller, is younger.
+    "CREATE TEMPORARY TABLE made AS
+     SELECT coalesce(max(batch_id), 0) AS last, least(min(tick_at), date_trunc('minute', now()) - interval '40 days') AS oldest
+       FROM lethe.batches",
     "INSERT INTO lethe.batches (lane, tick_at, runs_at, calendar_version, state, closed_at, released_at, completed_at)
      SELECT 'erasure', t, t, (SELECT max(version) FROM lethe.calendars), 'completed', t, t, t
        FROM generate_series(1, {batches}) AS n, made,
-            LATERAL (SELECT date_trunc('minute', now()) - interval '40 days' - (n + made.last) * interval '1 minute' AS t) at",
+            LATERAL (SELECT made.oldest - n * interval '1 minute' AS t) at",
     "INSERT INTO lethe.requests (controller_id, subject_request_id, api_version, regulation, request_type, status, lane, batch_id,
                                  content_digest, submitted_time, received_at, expected_completion_time, in_progress_at,
                                  completed_at, purged_at)

@@ -11,7 +11,7 @@ use crate::report::Report;
 const REACH: Duration = Duration::from_secs(2);
 
 /// Those whose cost must not grow with what has ended.
-const COMMANDS: [&[&str]; 18] = [
+const COMMANDS: [&[&str]; 21] = [
     &["top", "--once"],
     &["doctor"],
     &["clock", "show"],
@@ -24,6 +24,9 @@ const COMMANDS: [&[&str]; 18] = [
     &["request", "list", "--awaiting-approval"],
     &["batch", "list"],
     &["batch", "show", "1"],
+    &["endpoint", "list"],
+    &["endpoint", "list", "--failing"],
+    &["endpoint", "list", "--controller", CONTROLLER],
     &["callback", "list"],
     &["callback", "list", "--state", "exhausted"],
     &["callback", "list", "--state", "ready"],
