@@ -10,7 +10,7 @@ use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, Method, Response, StatusCode, Uri};
-use lethe::callback::signature::Algorithm;
+use lethe_domain::signature_algorithm::SignatureAlgorithm;
 use serde_json::Value;
 use tokio::net::TcpListener;
 
@@ -69,13 +69,13 @@ impl Received {
     }
 
     /// Whether the signature in `header` is over exactly this body.
-    pub fn is_signed_as(&self, header: &str, algorithm: Algorithm) -> bool {
+    pub fn is_signed_as(&self, header: &str, algorithm: SignatureAlgorithm) -> bool {
         signing::verifies(algorithm, self.header(header), &self.body)
     }
 
     /// Whether OpenDSR's own signature is right.
     pub fn is_signed(&self) -> bool {
-        self.is_signed_as("X-OpenDSR-Signature", Algorithm::RsaPkcs1v15)
+        self.is_signed_as("X-OpenDSR-Signature", SignatureAlgorithm::RsaPkcs1v15)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The gateway over HTTP, as a controller calls it.
 
-use lethe::callback::signature::Algorithm;
+use lethe_domain::signature_algorithm::SignatureAlgorithm;
 use reqwest::header::HeaderMap;
 use reqwest::{Client, Method, RequestBuilder};
 use serde_json::Value;
@@ -54,7 +54,7 @@ impl HttpAnswer {
 
     /// Whether it carries the domain and the signature under the names of this family (`OpenDSR`, `OpenGDPR`), and no
     /// others.
-    pub fn is_signed_as(&self, family: &str, algorithm: Algorithm) -> bool {
+    pub fn is_signed_as(&self, family: &str, algorithm: SignatureAlgorithm) -> bool {
         let signature = self.header(&format!("X-{family}-Signature"));
         let other = if family == "OpenDSR" { "OpenGDPR" } else { "OpenDSR" };
         signing::verifies(algorithm, signature, &self.body)
@@ -64,7 +64,7 @@ impl HttpAnswer {
 
     /// Whether it is signed as versions 2 and 3 prescribe.
     pub fn is_signed(&self) -> bool {
-        self.is_signed_as("OpenDSR", Algorithm::RsaPkcs1v15)
+        self.is_signed_as("OpenDSR", SignatureAlgorithm::RsaPkcs1v15)
     }
 
     /// Whether it carries no signature at all.

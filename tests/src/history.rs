@@ -1,7 +1,7 @@
 //! Years of data, made in SQL: requests that have ended, with batches, callbacks and endpoints, as the workers would have left
 //! them.
 
-use lethe::request::ControllerId;
+use lethe_domain::request::ControllerId;
 
 use crate::world::World;
 

@@ -5,6 +5,12 @@ use tokio_postgres::types::ToSql;
 
 use crate::world::World;
 
+/// Every statement that the product runs, by name.
+#[must_use]
+pub fn all_statements() -> Vec<(&'static str, &'static str)> {
+    [lethe_db::all_statements(), lethe_stores::all_statements()].concat()
+}
+
 /// What a statement has read.
 #[derive(Debug, Default)]
 pub struct Reading {

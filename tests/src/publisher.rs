@@ -35,8 +35,9 @@ impl Answer {
     /// Whether the signature is over exactly this body; `header` is `X-OpenDSR-Signature` or that of version 1.
     pub fn is_signed(&self, header: &str) -> bool {
         let signature = self.headers.get(header);
-        signature
-            .is_some_and(|text| signing::verifies(lethe::callback::signature::Algorithm::RsaPkcs1v15, text, &self.body))
+        signature.is_some_and(|text| {
+            signing::verifies(lethe_domain::signature_algorithm::SignatureAlgorithm::RsaPkcs1v15, text, &self.body)
+        })
     }
 }
 
@@ -71,7 +72,7 @@ impl Publisher {
     pub async fn connect(world: &World) -> Self {
         let connection = Connection::connect(&world.amqp_url, ConnectionProperties::default()).await.unwrap();
         let channel = connection.create_channel().await.unwrap();
-        lethe::broker::topology::declare(&channel).await.unwrap();
+        lethe_broker::topology::declare(&channel).await.unwrap();
         channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
         let queue =
             channel.queue_declare("".into(), QueueDeclareOptions::exclusive(), FieldTable::default()).await.unwrap();

@@ -2,9 +2,9 @@
 
 use std::io::Read;
 
-use lethe::results::cipher::Decryptor;
-use lethe::results::day_keys::DayKeys;
-use lethe::results::store;
+use lethe_results::cipher::Decryptor;
+use lethe_results::day_keys::DayKeys;
+use lethe_results::store;
 use tokio_postgres::Row;
 
 use crate::world::World;

@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use aws_lc_rs::digest;
-use lethe::db::Db;
+use lethe_db::Db;
 use reqwest::Method;
 use serde_json::{Value, json};
 use url::Url;
@@ -28,7 +28,7 @@ fn administrator() -> Db {
 
 /// The hash of all migrations: a template made by others is not ours.
 fn migrations_hash() -> String {
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/migrations");
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/db/migrations");
     let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
     let mut context = digest::Context::new(&digest::SHA256);
@@ -36,7 +36,7 @@ fn migrations_hash() -> String {
         context.update(file.file_name().unwrap().as_encoded_bytes());
         context.update(&std::fs::read(&file).unwrap());
     }
-    lethe::crypto::hex(&context.finish().as_ref()[..6])
+    lethe_domain::crypto::hex(&context.finish().as_ref()[..6])
 }
 
 /// Serialises the making of the template over all test processes.
@@ -66,7 +66,7 @@ async fn template() -> String {
 
 async fn migrate(url: &str) {
     let db = Db::new(url, 1, "lethe-tests").unwrap();
-    lethe::db::migrate::migrate(&db).await.expect("the migrations run");
+    lethe_db::migrate::migrate(&db).await.expect("the migrations run");
 }
 
 /// Makes a migrated database; returns its URL.

@@ -8,7 +8,7 @@ use aws_lc_rs::signature::{
 };
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use lethe::callback::signature::Algorithm;
+use lethe_domain::signature_algorithm::SignatureAlgorithm;
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256, RsaKeySize};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -53,7 +53,7 @@ impl KeyFiles {
         };
         std::fs::write(&files.key, &material().key).unwrap();
         std::fs::write(&files.certificate, &material().certificate).unwrap();
-        let master = lethe::crypto::random::<32>().unwrap();
+        let master = lethe_domain::crypto::random::<32>().unwrap();
         std::fs::write(&files.master, STANDARD.encode(master)).unwrap();
         files
     }
@@ -72,12 +72,12 @@ pub struct SigningPair {
 
 impl SigningPair {
     /// Makes a pair of this kind and writes it into `folder` under `name`. `until` is the year in which it expires.
-    pub fn write(folder: &Path, name: &str, algorithm: Algorithm, until: i32) -> Self {
+    pub fn write(folder: &Path, name: &str, algorithm: SignatureAlgorithm, until: i32) -> Self {
         let key = match algorithm {
-            Algorithm::RsaPkcs1v15 | Algorithm::RsaPss => {
+            SignatureAlgorithm::RsaPkcs1v15 | SignatureAlgorithm::RsaPss => {
                 KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048).unwrap()
             }
-            Algorithm::EcdsaP256 => KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap(),
+            SignatureAlgorithm::EcdsaP256 => KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap(),
         };
         let mut params = CertificateParams::new([DOMAIN.to_owned()]).unwrap();
         params.not_after = rcgen::date_time_ymd(until, 1, 1);
@@ -94,7 +94,7 @@ impl SigningPair {
     }
 
     /// Whether `signature` is this key's over exactly `body`.
-    pub fn verifies(&self, algorithm: Algorithm, signature: &str, body: &[u8]) -> bool {
+    pub fn verifies(&self, algorithm: SignatureAlgorithm, signature: &str, body: &[u8]) -> bool {
         verifies_by(&self.public_key, algorithm, signature, body)
     }
 }
@@ -105,15 +105,15 @@ fn public_key_of(der: &[u8]) -> Vec<u8> {
 }
 
 /// Whether `signature` is ours over exactly `body`, by the public key in the certificate.
-pub fn verifies(algorithm: Algorithm, signature: &str, body: &[u8]) -> bool {
+pub fn verifies(algorithm: SignatureAlgorithm, signature: &str, body: &[u8]) -> bool {
     verifies_by(&material().public_key, algorithm, signature, body)
 }
 
-fn verifies_by(public_key: &[u8], algorithm: Algorithm, signature: &str, body: &[u8]) -> bool {
+fn verifies_by(public_key: &[u8], algorithm: SignatureAlgorithm, signature: &str, body: &[u8]) -> bool {
     let scheme: &dyn aws_lc_rs::signature::VerificationAlgorithm = match algorithm {
-        Algorithm::RsaPkcs1v15 => &RSA_PKCS1_2048_8192_SHA256,
-        Algorithm::RsaPss => &RSA_PSS_2048_8192_SHA256,
-        Algorithm::EcdsaP256 => &ECDSA_P256_SHA256_ASN1,
+        SignatureAlgorithm::RsaPkcs1v15 => &RSA_PKCS1_2048_8192_SHA256,
+        SignatureAlgorithm::RsaPss => &RSA_PSS_2048_8192_SHA256,
+        SignatureAlgorithm::EcdsaP256 => &ECDSA_P256_SHA256_ASN1,
     };
     let Ok(signature) = STANDARD.decode(signature) else { return false };
     UnparsedPublicKey::new(scheme, public_key).verify(body, &signature).is_ok()

@@ -5,15 +5,15 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use jiff::Timestamp;
-use lethe::broker::topology::QueueState;
-use lethe::callback::signature::Algorithm;
-use lethe::crypto::Keys;
-use lethe::db::Db;
-use lethe::db::controllers::{self, NewController};
-use lethe::db::installation;
-use lethe::opendsr::DeniedValues;
-use lethe::request::ControllerId;
-use lethe::stores::import::{self, EventBatchLine, ProfileLine};
+use lethe_broker::topology::QueueState;
+use lethe_db::Db;
+use lethe_db::controllers::{self, NewController};
+use lethe_db::installation;
+use lethe_domain::crypto::Keys;
+use lethe_domain::opendsr::DeniedValues;
+use lethe_domain::request::ControllerId;
+use lethe_domain::signature_algorithm::SignatureAlgorithm;
+use lethe_stores::import::{self, EventBatchLine, ProfileLine};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio_postgres::types::{FromSqlOwned, ToSql};
@@ -77,7 +77,7 @@ impl World {
             controller_id: id.parse().unwrap(),
             amqp_user: None,
             any_amqp_user: false,
-            algorithm: Algorithm::RsaPkcs1v15,
+            algorithm: SignatureAlgorithm::RsaPkcs1v15,
             include_profile: true,
         };
         change(&mut new);
@@ -205,8 +205,8 @@ impl World {
     /// What the broker tells of a queue, as soon as there is one.
     pub async fn queue_state(&self, queue: &str) -> QueueState {
         // The management API's own figures lag behind; a passive declaration does not.
-        let broker = lethe::broker::Broker::new(&self.amqp_url, "lethe-tests").unwrap();
-        let publisher = lethe::broker::Publisher::new(broker);
+        let broker = lethe_broker::Broker::new(&self.amqp_url, "lethe-tests").unwrap();
+        let publisher = lethe_broker::Publisher::new(broker);
         let tells = async || publisher.queue_state(queue).await.ok();
         eventually_some("RabbitMQ tells of a queue", seconds(10), tells).await
     }

@@ -6,11 +6,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-use lethe::callback::signature::{Algorithm, Signer};
-use lethe::callback::signing_keys::SigningKeys;
-use lethe::opendsr::ApiVersion;
-use lethe::opendsr::answer::CallbackBody;
-use lethe::request::{ControllerId, RequestStatus};
+use lethe_domain::opendsr::ApiVersion;
+use lethe_domain::opendsr::answer::CallbackBody;
+use lethe_domain::request::{ControllerId, RequestStatus};
+use lethe_domain::signature_algorithm::SignatureAlgorithm;
+use lethe_signing::signature::Signer;
+use lethe_signing::signing_keys::SigningKeys;
 use lethe_tests::python::{self, must};
 use lethe_tests::signing::{DOMAIN, KeyFiles};
 
@@ -74,7 +75,7 @@ fn fresh_cases() -> Vec<Case> {
     let signer = Signer::new(SigningKeys::load(&files.key, &files.certificate).unwrap());
     let case = |version: &ApiVersion| {
         let body = callback(*version).to_bytes();
-        let signature = signer.sign(Algorithm::RsaPkcs1v15, &body).unwrap();
+        let signature = signer.sign(SignatureAlgorithm::RsaPkcs1v15, &body).unwrap();
         let headers =
             BTreeMap::from([(version.domain_header(), DOMAIN.to_owned()), (version.signature_header(), signature)]);
         let write = |kind: &str, bytes: &[u8]| {

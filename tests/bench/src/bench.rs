@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use lethe::broker::topology::QUEUES;
-use lethe::db::calendar;
-use lethe::db::{Db, leader};
-use lethe::request::{Calendar, ControllerId};
+use lethe_broker::topology::QUEUES;
+use lethe_db::calendar;
+use lethe_db::{Db, leader};
+use lethe_domain::request::{Calendar, ControllerId};
 use lethe_tests::{Worker, World};
 use reqwest::Method;
 
@@ -49,7 +49,7 @@ impl Bench {
     }
 
     async fn declare(&self) {
-        let broker = lethe::broker::Broker::new(&self.world.amqp_url, "lethe-bench").unwrap();
+        let broker = lethe_broker::Broker::new(&self.world.amqp_url, "lethe-bench").unwrap();
         broker.connect().await.unwrap();
     }
 

@@ -9,7 +9,7 @@ use lapin::options::{
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Consumer, ExchangeKind};
-use lethe::broker::topology;
+use lethe_broker::topology;
 
 use crate::bench::Bench;
 use crate::requests::Made;

@@ -1,6 +1,6 @@
 //! Profiles, identities and event batches, made in the database itself: ten million in minutes.
 
-use lethe::request::ControllerId;
+use lethe_domain::request::ControllerId;
 
 use crate::bench::Bench;
 

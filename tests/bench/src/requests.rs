@@ -1,8 +1,8 @@
 //! The requests of the benchmark: erasures of version 3 with three identities each.
 
-use lethe::db::intake::{IntakeContext, Submission};
-use lethe::opendsr::{DeniedValues, Parser};
-use lethe::request::ControllerId;
+use lethe_db::intake::{IntakeContext, Submission};
+use lethe_domain::opendsr::{DeniedValues, Parser};
+use lethe_domain::request::ControllerId;
 use lethe_tests::Request;
 
 use crate::bench::Bench;

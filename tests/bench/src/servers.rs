@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lethe::db::Db;
+use lethe_db::Db;
 use lethe_tests::servers::Management;
 use reqwest::Method;
 

@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use lethe::db::DbError;
-use lethe::opendsr::DeniedValues;
-use lethe::stores::import::{self, ProfileLine};
+use lethe_db::DbError;
+use lethe_domain::opendsr::DeniedValues;
+use lethe_stores::import::{self, ProfileLine};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::json;

@@ -347,7 +347,7 @@ impl Maker {
 pub const POISON_TIME: &str = "1999-12-31T23:59:59Z";
 
 fn hex(bytes: &[u8]) -> String {
-    lethe::crypto::hex(bytes)
+    lethe_domain::crypto::hex(bytes)
 }
 
 /// The request as its version writes it. Without an identity it names the profile by its id.

@@ -104,7 +104,7 @@ impl Post {
         let connection = timeout(patience, Connection::connect(url, ConnectionProperties::default())).await??;
         let setup = async {
             let channel = connection.create_channel().await?;
-            lethe::broker::topology::declare(&channel).await?;
+            lethe_broker::topology::declare(&channel).await?;
             channel.confirm_select(ConfirmSelectOptions::default()).await?;
             let exclusive =
                 QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };

@@ -123,7 +123,7 @@ impl World {
     ///
     /// # Errors
     /// Where the database does not answer, or refuses.
-    pub async fn attempt(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, lethe::db::DbError> {
+    pub async fn attempt(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, lethe_db::DbError> {
         let session = self.tests.db.session().await?;
         Ok(session.raw().query(sql, params).await?)
     }

@@ -1,7 +1,7 @@
 //! Access and portability: what is in the file, who can open it, and when it ends (contract 7).
 
 use jiff::SignedDuration;
-use lethe::results::link;
+use lethe_domain::result_link;
 use lethe_tests::requests::fixture;
 use lethe_tests::results::{files_below, lines, open, record, unzip};
 use lethe_tests::wait::{eventually, seconds};
@@ -103,7 +103,7 @@ async fn the_link_is_known_to_the_holder_and_to_nobody_who_reads_the_database() 
         let url = publisher.status("acme", &request.id).await.json()["results_url"].as_str().unwrap().to_owned();
         let token = url.strip_prefix("http://localhost:8080/v3/results/").expect("the public URL and the version");
         let digest: Vec<u8> = record(&world, &request.id).await.get("token_sha256");
-        assert_eq!(digest, link::token_digest(token));
+        assert_eq!(digest, result_link::token_digest(token));
         let whole: String = world.one("SELECT string_agg(s::text, ' ') FROM lethe.results s", &[]).await;
         assert!(!whole.contains(token));
     }

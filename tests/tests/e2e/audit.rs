@@ -1,9 +1,9 @@
 //! The audit trail: what is on it, that it is sealed within seconds, and that every change of it is found and named.
 
 use jiff::SignedDuration;
-use lethe::audit::trail::{self, Report};
-use lethe::audit::{Problem, Trust};
-use lethe::db::Tx;
+use lethe_audit::trail::{self, Report};
+use lethe_audit::{Problem, Trust};
+use lethe_db::Tx;
 use lethe_tests::cli::{json, lethe, write};
 use lethe_tests::wait::{becomes, eventually, seconds, stays};
 use lethe_tests::{Publisher, Receiver, Reply, Request, SECONDS, Worker, World, seconds_with};
@@ -210,8 +210,8 @@ async fn rewrite(tx: &Tx, position: i64) {
           WHERE entry_id = (SELECT entry_id FROM lethe.audit_seals WHERE chain = 'acme' AND position = {position})"
     );
     tx.batch_execute(&sql).await.unwrap();
-    let mut previous = lethe::audit::chain::GENESIS;
-    for row in lethe::db::audit::page(tx, ("", 0), Some("acme"), 100).await.unwrap() {
+    let mut previous = lethe_domain::audit_chain::GENESIS;
+    for row in lethe_db::audit::page(tx, ("", 0), Some("acme"), 100).await.unwrap() {
         previous = row.entry.unwrap().digest(&previous, row.head.position);
         let digest: &[u8] = &previous;
         let params: [&(dyn tokio_postgres::types::ToSql + Sync); 2] = [&digest, &row.head.position];

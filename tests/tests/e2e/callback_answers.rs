@@ -1,8 +1,8 @@
 //! What counts as an answer to a callback is its status line (contract 6): receivers as they are found.
 
-use lethe::callback::address::AddressPolicy;
-use lethe::callback::client::{CallbackClient, Delivery, system_lookup};
-use lethe::db::callbacks::Attempt;
+use lethe_delivery::{CallbackClient, Delivery, system_lookup};
+use lethe_domain::delivery_attempt::DeliveryAttempt;
+use lethe_domain::opendsr::callback_url::AddressPolicy;
 use lethe_tests::cli::json;
 use lethe_tests::wait::{becomes, eventually, seconds};
 use lethe_tests::{Certified, Odd, OddReceiver, Publisher, Request, SECONDS, Worker, World, seconds_with};
@@ -11,11 +11,11 @@ fn client() -> CallbackClient {
     CallbackClient::new("127.0.0.0/8,http".parse().unwrap(), system_lookup(), None).unwrap()
 }
 
-async fn deliver(client: &CallbackClient, url: &str) -> Attempt {
+async fn deliver(client: &CallbackClient, url: &str) -> DeliveryAttempt {
     client.deliver(&Delivery { url: url.to_owned(), body: b"{}".to_vec(), headers: Vec::new() }).await
 }
 
-fn outcome(attempt: &Attempt) -> (Option<u16>, Option<&'static str>) {
+fn outcome(attempt: &DeliveryAttempt) -> (Option<u16>, Option<&'static str>) {
     (attempt.status_code, attempt.error_class)
 }
 
@@ -207,7 +207,7 @@ async fn two_posts_of_one_attempt_carry_its_number() {
     let previous = lethe_tests::signing::SigningPair::write(
         &world.folder,
         "previous",
-        lethe::callback::signature::Algorithm::RsaPkcs1v15,
+        lethe_domain::signature_algorithm::SignatureAlgorithm::RsaPkcs1v15,
         2090,
     );
     let (key, certificate) = (previous.key.display().to_string(), previous.certificate.display().to_string());

@@ -1,6 +1,6 @@
 //! `lethe callback list` and `replay`, and lists of endpoints: served by indexes, however much there is.
 
-use lethe::db::callback_list::{self, Filter, Replay};
+use lethe_db::callback_list::{self, Filter, Replay};
 use lethe_tests::World;
 use lethe_tests::plans::explained;
 use lethe_tests::wait::{becomes, seconds};
@@ -113,7 +113,7 @@ async fn every_list_of_endpoints_is_served_by_an_index() {
         ("LIST_IN_TROUBLE", "'other', 0, 10"),
         ("FIND", "NULL, 7, 1"),
     ] {
-        let statements = lethe::db::endpoint_list::STATEMENTS;
+        let statements = lethe_db::endpoint_list::STATEMENTS;
         is_served_by_indexes(&world, statements, (name, "text, bigint, bigint", values), 1_000).await;
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lethe::callback::signature::Algorithm;
+use lethe_domain::signature_algorithm::SignatureAlgorithm;
 use lethe_tests::wait::{becomes, eventually, eventually_some, seconds, stays};
 use lethe_tests::{Publisher, Receiver, Reply, Request, SECONDS, Worker, World, seconds_with};
 
@@ -26,7 +26,7 @@ async fn each_change_of_status_is_reported_exactly_and_signed() {
     world
         .controller_with("pss", |new| {
             new.any_amqp_user = true;
-            new.algorithm = Algorithm::RsaPss;
+            new.algorithm = SignatureAlgorithm::RsaPss;
         })
         .await;
     world.person(&acme, 1, "ada@example.com", 2).await;
@@ -71,7 +71,7 @@ async fn each_change_of_status_is_reported_exactly_and_signed() {
     assert_eq!(ids.len(), 12, "each callback has an id of its own");
     for received in receiver.at("/v1") {
         assert_eq!(received.header("x-opengdpr-processor-domain"), "localhost");
-        assert!(received.is_signed_as("x-opengdpr-signature", Algorithm::RsaPkcs1v15));
+        assert!(received.is_signed_as("x-opengdpr-signature", SignatureAlgorithm::RsaPkcs1v15));
         assert!(!received.headers.contains_key("x-opendsr-signature"));
         assert_eq!(
             (&received.json()["api_version"], &received.json()["subject_request_id"]),
@@ -79,7 +79,7 @@ async fn each_change_of_status_is_reported_exactly_and_signed() {
         );
     }
     for received in receiver.at("/pss") {
-        assert!(received.is_signed_as("x-opendsr-signature", Algorithm::RsaPss) && !received.is_signed());
+        assert!(received.is_signed_as("x-opendsr-signature", SignatureAlgorithm::RsaPss) && !received.is_signed());
     }
     let last = receiver.at("/pss")[2].json();
     assert!(last["results_url"].as_str().unwrap().starts_with("http://localhost:8080/v3/results/"), "{last}");
@@ -321,7 +321,7 @@ mod resolver {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use futures_util::FutureExt;
-    use lethe::callback::client::{CallbackClient, Delivery, Lookup};
+    use lethe_delivery::{CallbackClient, Delivery, Lookup};
     use lethe_tests::Receiver;
 
     fn lookup(answers: &[&[&str]]) -> Lookup {

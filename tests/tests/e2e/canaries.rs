@@ -1,6 +1,6 @@
 //! The command line repeats no value of a person: not on its outputs, not in its reports (guarantee 6).
 
-use lethe::db::{Db, DbError};
+use lethe_db::{Db, DbError};
 use lethe_tests::cli::{Ran, json, lethe, write};
 use lethe_tests::{Request, Worker, World, servers};
 use serde_json::json;
@@ -181,7 +181,7 @@ async fn a_migration_that_fails_is_named_with_what_the_server_said() {
     let url = servers::create_empty_database(&name).await;
     let db = Db::new(&url, 2, "lethe-tests").unwrap();
     db.session().await.unwrap().batch_execute("CREATE SCHEMA subject_data").await.unwrap();
-    let error = lethe::db::migrate::migrate(&db).await.unwrap_err();
+    let error = lethe_db::migrate::migrate(&db).await.unwrap_err();
     let text = forms(&error);
     assert!(text.contains("V4__subject_data") && text.contains("42P06") && text.contains("already exists"), "{text}");
     drop(db);

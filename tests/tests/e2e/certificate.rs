@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use lethe::audit::{Signatory, Trust};
-use lethe::callback::signature::Signer;
-use lethe::callback::signing_keys::SigningKeys;
-use lethe::certificate::{self, NoCertificate, Statement};
-use lethe::config::Processor;
-use lethe::db::requests::Target;
+use lethe_audit::certificate::{self, NoCertificate, Statement};
+use lethe_audit::{Signatory, Trust};
+use lethe_db::requests::Target;
+use lethe_signing::Processor;
+use lethe_signing::signature::Signer;
+use lethe_signing::signing_keys::SigningKeys;
 use lethe_tests::cli::{lethe, write};
 use lethe_tests::gateway::Gateway;
 use lethe_tests::signing::DOMAIN;
@@ -75,7 +75,7 @@ async fn a_completed_erasure_is_certified_and_every_flipped_byte_is_noticed() {
             &[&statement.audit.position],
         )
         .await;
-    assert_eq!(statement.audit.digest, ::lethe::crypto::hex(&digest));
+    assert_eq!(statement.audit.digest, ::lethe_domain::crypto::hex(&digest));
 
     // Every byte flipped in two ways (the second turns letters into their other case), and every byte missing.
     let bytes = file.as_bytes();

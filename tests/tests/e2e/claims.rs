@@ -2,8 +2,8 @@
 //! (ADR 0025).
 
 use jiff::SignedDuration;
-use lethe::db::callbacks::{self, EndpointLimits};
-use lethe::request::EndpointId;
+use lethe_db::callbacks::{self, EndpointLimits};
+use lethe_domain::request::EndpointId;
 use lethe_tests::World;
 use lethe_tests::wait::{eventually, seconds};
 use serde_json::Value;
@@ -142,7 +142,7 @@ async fn a_clock_that_is_set_back_strands_nothing() {
         deliver(&world, &claimed).await;
     }
     world.run("UPDATE lethe.endpoints SET last_nudged_at = lethe.now() + interval '1 hour'").await;
-    let nudged = lethe::db::endpoints::nudge(&world.db.session().await.unwrap(), 2.0, 10).await.unwrap();
+    let nudged = lethe_db::endpoints::nudge(&world.db.session().await.unwrap(), 2.0, 10).await.unwrap();
     assert_eq!(nudged.len(), 1);
 }
 

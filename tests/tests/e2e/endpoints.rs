@@ -1,8 +1,8 @@
 //! Endpoints: one that never answers comes to an end, one controller's hold up nobody else's, and those with nothing to
 //! do cost nothing (ADR 0030, 0031).
 
-use lethe::db::give_up::{self, GivenUpBy};
-use lethe::request::EndpointId;
+use lethe_db::give_up::{self, GivenUpBy};
+use lethe_domain::request::EndpointId;
 use lethe_tests::cli::{json, lethe};
 use lethe_tests::plans::explained;
 use lethe_tests::wait::{becomes, eventually, seconds};
@@ -232,14 +232,14 @@ async fn endpoints_with_nothing_ready_cost_nothing() {
         )
         .await;
     let session = world.db.session().await.unwrap();
-    let mut woken = lethe::db::endpoints::nudge(&session, 2.0, 500).await.unwrap();
+    let mut woken = lethe_db::endpoints::nudge(&session, 2.0, 500).await.unwrap();
     woken.sort_unstable();
     let expected: Vec<EndpointId> =
         (3..=20).filter(|thousand| thousand % 10 != 0).map(|thousand| EndpointId(1_000 * thousand)).collect();
     assert_eq!(woken, expected);
-    assert!(lethe::db::endpoints::nudge(&session, 2.0, 500).await.unwrap().is_empty(), "none twice within the pause");
+    assert!(lethe_db::endpoints::nudge(&session, 2.0, 500).await.unwrap().is_empty(), "none twice within the pause");
 
-    let statements = lethe::db::endpoints::STATEMENTS;
+    let statements = lethe_db::endpoints::STATEMENTS;
     let reading = explained(&world, statements, "WITH_READY", "bigint, bigint", "0, 2000").await;
     assert!(reading.whole.is_empty() && reading.blocks < 20 * 12, "for 20 endpoints of 20,000: {reading:?}");
     let ready: Vec<String> = (1..=20).map(|thousand| (1_000 * thousand).to_string()).collect();
@@ -255,7 +255,7 @@ async fn endpoints_with_nothing_ready_cost_nothing() {
         .await;
     let mut woken = std::collections::BTreeSet::new();
     for _ in 0..4 {
-        woken.extend(lethe::db::endpoints::nudge(&session, 60.0, 10_000).await.unwrap());
+        woken.extend(lethe_db::endpoints::nudge(&session, 60.0, 10_000).await.unwrap());
     }
     assert!((1..=4_999).filter(|id| id % 1000 != 0).all(|id| woken.contains(&EndpointId(id))), "{}", woken.len());
 }

@@ -1,10 +1,10 @@
 //! Erasure: what is gone, what stays, and what the receipts say.
 
 use jiff::SignedDuration;
-use lethe::backoff::BackoffPolicy;
-use lethe::db::slices::{self, Claimed, Stage, Trouble, Turn};
-use lethe::db::{DbError, requests};
-use lethe::request::ControllerId;
+use lethe_db::slices::{self, Claimed, Stage, Trouble, Turn};
+use lethe_db::{DbError, requests};
+use lethe_domain::backoff::BackoffPolicy;
+use lethe_domain::request::ControllerId;
 use lethe_tests::erasure::{Receipt, receipt};
 use lethe_tests::wait::{eventually, seconds, stays};
 use lethe_tests::{Publisher, Request, SECONDS, Worker, World};

@@ -18,7 +18,7 @@ fn parsed(text: &[u8]) -> Vec<Value> {
     text.lines()
         .map(|line| {
             // As strict as a request is read: a key twice is an error.
-            lethe::opendsr::json::parse(line.as_bytes()).unwrap()
+            lethe_domain::opendsr::json::parse(line.as_bytes()).unwrap()
         })
         .collect()
 }

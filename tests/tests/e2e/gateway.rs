@@ -2,8 +2,8 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use lethe::callback::signature::Algorithm;
-use lethe::intake::LIST_LIMIT;
+use lethe_domain::signature_algorithm::SignatureAlgorithm;
+use lethe_intake::LIST_LIMIT;
 use lethe_tests::gateway::{Caller, HttpAnswer};
 use lethe_tests::requests::{fixture, renamed};
 use lethe_tests::{Gateway, Request, World};
@@ -35,7 +35,7 @@ const CANCELLED: [&str; 5] =
 
 fn check(answer: &HttpAnswer, status: u16, family: &str, what: &str) {
     assert_eq!(answer.status, status, "{what}: {}", answer.text());
-    assert!(answer.is_signed_as(family, Algorithm::RsaPkcs1v15), "{what}: {:?}", answer.headers);
+    assert!(answer.is_signed_as(family, SignatureAlgorithm::RsaPkcs1v15), "{what}: {:?}", answer.headers);
     assert_eq!(answer.header("content-type"), "application/json", "{what}");
     assert_eq!(answer.header("cache-control"), "no-store", "{what}");
 }

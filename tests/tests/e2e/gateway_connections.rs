@@ -24,7 +24,7 @@ async fn trusting(pair: &SigningPair, address: &str) -> Option<u16> {
 #[tokio::test]
 async fn certificates_are_read_again_and_broken_ones_are_not_used() {
     let world = World::new().await;
-    let algorithm = lethe::callback::signature::Algorithm::EcdsaP256;
+    let algorithm = lethe_domain::signature_algorithm::SignatureAlgorithm::EcdsaP256;
     let [served, second, third] =
         ["served", "second", "third"].map(|name| SigningPair::write(&world.folder, name, algorithm, 2090));
     let (key, certificate) = (served.key.display().to_string(), served.certificate.display().to_string());

@@ -1,7 +1,7 @@
 //! One behaviour, two doors: what HTTP and AMQP answer is the same, and so is what they leave in the database. And
 //! each door works while the other's server is away.
 
-use lethe::callback::signature::Algorithm;
+use lethe_domain::signature_algorithm::SignatureAlgorithm;
 use lethe_tests::proxy::{Proxy, Way};
 use lethe_tests::requests::fixture;
 use lethe_tests::wait::{becomes, eventually, patiently, seconds};
@@ -212,7 +212,7 @@ async fn while_the_database_is_away_every_call_is_answered_503_and_to_be_tried_a
     for (what, answer, signed) in answers {
         assert_eq!((answer.status, answer.reason()), (503, "unavailable".to_owned()), "{what}");
         assert!(answer.header("retry-after").parse::<u32>().unwrap() > 0, "{what}");
-        assert_eq!(answer.is_signed_as("OpenDSR", Algorithm::RsaPkcs1v15), signed, "{what}");
+        assert_eq!(answer.is_signed_as("OpenDSR", SignatureAlgorithm::RsaPkcs1v15), signed, "{what}");
         assert_eq!(answer.is_unsigned(), !signed, "{what}");
     }
     assert_eq!(gateway.get("/v3/discovery").await.status, 200, "what needs no database goes on");

@@ -1,7 +1,7 @@
 //! Downloads (contract 7): whole, in parts, resumed; who gets none, and what is on record.
 
 use jiff::SignedDuration;
-use lethe::results::cipher::CHUNK;
+use lethe_results::cipher::CHUNK;
 use lethe_tests::gateway::{Caller, HttpAnswer};
 use lethe_tests::results::{files_below, open, record};
 use lethe_tests::wait::{eventually, seconds};

@@ -270,7 +270,7 @@ async fn a_secret_that_is_rotated_counts_at_once() {
     assert_eq!(acme.get(path).await.status, 200);
     let credentials = {
         let session = world.db.session().await.unwrap();
-        lethe::db::controllers::rotate_secret(&session, &id).await.unwrap().unwrap()
+        lethe_db::controllers::rotate_secret(&session, &id).await.unwrap().unwrap()
     };
     let mut rotated = acme.clone();
     (rotated.key, rotated.secret) = (credentials.api_key, credentials.api_secret);

@@ -13,9 +13,9 @@
 
 use jiff::SignedDuration;
 use jiff::civil::Date;
-use lethe::results::cipher::Decryptor;
-use lethe::results::day_keys::{DayKeyError, DayKeys};
-use lethe::results::store;
+use lethe_results::cipher::Decryptor;
+use lethe_results::day_keys::{DayKeyError, DayKeys};
+use lethe_results::store;
 use lethe_tests::results::{files_below, open, record};
 use lethe_tests::wait::{eventually, seconds};
 use lethe_tests::{Gateway, Request, SECONDS, Worker, World};
@@ -90,7 +90,8 @@ async fn after_the_day_of_expiry_no_backup_brings_a_result_back() {
     let sealed_day_key = std::fs::read(world.folder.join(format!("keys/{day}.key"))).unwrap();
     let context = format!("key of the expiry day {day}");
     let day_key = keys.days().open(context.as_bytes(), &sealed_day_key).unwrap();
-    let file_key = lethe::crypto::SealingKey::new(&day_key).unwrap().open(result_id.as_bytes(), &wrapped).unwrap();
+    let file_key =
+        lethe_domain::crypto::SealingKey::new(&day_key).unwrap().open(result_id.as_bytes(), &wrapped).unwrap();
     let join = format!("{marker}-0\"}}\n{{\"mpid\":1,\"begin\":1");
     assert!(
         contains(&plain, join.as_bytes()) || contains(&plain, format!("{marker}-0\"}}\n").as_bytes()),

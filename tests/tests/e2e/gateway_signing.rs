@@ -1,7 +1,7 @@
 //! Which key signs: rotation at a set instant, and the other algorithms.
 
 use jiff::{SignedDuration, Timestamp};
-use lethe::callback::signature::Algorithm;
+use lethe_domain::signature_algorithm::SignatureAlgorithm;
 use lethe_tests::gateway::HttpAnswer;
 use lethe_tests::signing::{self, SigningPair};
 use lethe_tests::wait::{eventually, seconds};
@@ -9,7 +9,7 @@ use lethe_tests::{Gateway, Receiver, Reply, Request, Worker, World};
 use reqwest::Method;
 use x509_parser::pem::Pem;
 
-const RSA: Algorithm = Algorithm::RsaPkcs1v15;
+const RSA: SignatureAlgorithm = SignatureAlgorithm::RsaPkcs1v15;
 
 /// The certificate that the gateway hands out.
 async fn certificate(gateway: &Gateway, path: &str) -> Vec<u8> {
@@ -126,7 +126,7 @@ async fn a_key_whose_certificate_has_expired_signs_nothing_more() {
 #[tokio::test]
 async fn a_controller_that_is_set_so_gets_other_signatures_through_every_door() {
     let world = World::new().await;
-    for (id, algorithm) in [("ecdsa", Algorithm::EcdsaP256), ("pss", Algorithm::RsaPss)] {
+    for (id, algorithm) in [("ecdsa", SignatureAlgorithm::EcdsaP256), ("pss", SignatureAlgorithm::RsaPss)] {
         world
             .controller_with(id, |new| {
                 new.algorithm = algorithm;
@@ -134,7 +134,7 @@ async fn a_controller_that_is_set_so_gets_other_signatures_through_every_door() 
             })
             .await;
     }
-    let ec = SigningPair::write(&world.folder, "ec", Algorithm::EcdsaP256, 2090);
+    let ec = SigningPair::write(&world.folder, "ec", SignatureAlgorithm::EcdsaP256, 2090);
     let owned = [("LETHE_SIGNING_EC_KEY_FILE", text(&ec.key)), ("LETHE_SIGNING_EC_CERT_FILE", text(&ec.certificate))];
     let settings = borrowed(&owned);
     let receiver = Receiver::start().await;
@@ -142,9 +142,9 @@ async fn a_controller_that_is_set_so_gets_other_signatures_through_every_door() 
     let _workers = Worker::several(&world, &["callback-courier", "identity-matcher"], &settings).await;
     let publisher = lethe_tests::Publisher::connect(&world).await;
     assert_eq!(certificate(&gateway, "/opendsr_cert_ec.pem").await, ec.der);
-    for (id, algorithm) in [("ecdsa", Algorithm::EcdsaP256), ("pss", Algorithm::RsaPss)] {
+    for (id, algorithm) in [("ecdsa", SignatureAlgorithm::EcdsaP256), ("pss", SignatureAlgorithm::RsaPss)] {
         let verifies = |signature: &str, body: &[u8]| match algorithm {
-            Algorithm::EcdsaP256 => ec.verifies(algorithm, signature, body),
+            SignatureAlgorithm::EcdsaP256 => ec.verifies(algorithm, signature, body),
             _ => signing::verifies(algorithm, signature, body),
         };
         let caller = gateway.caller(&world, id);

@@ -1,7 +1,7 @@
 //! Messages from an enemy: nothing that a publisher can write ends a process, holds up a queue, or speaks for another.
 
-use lethe::broker::Broker;
-use lethe::broker::dead_letters::Browser;
+use lethe_broker::Broker;
+use lethe_broker::dead_letters::Browser;
 use lethe_tests::cli::{json, lethe};
 use lethe_tests::raw::{self, RawPublisher};
 use lethe_tests::wait::{becomes, eventually, seconds};

@@ -1,10 +1,10 @@
 //! The import: what is taken, what becomes of the rest, and how it is gone on with (contract 8).
 
-use lethe::db::all_statements;
-use lethe::opendsr::DeniedValues;
-use lethe::request::ControllerId;
-use lethe::stores::import::ProfileLine;
+use lethe_domain::opendsr::DeniedValues;
+use lethe_domain::request::ControllerId;
+use lethe_stores::import::ProfileLine;
 use lethe_tests::cli::{json, lethe, write};
+use lethe_tests::plans::all_statements;
 use lethe_tests::wait::{eventually, seconds};
 use lethe_tests::{Publisher, Request, Worker, World};
 use serde_json::{Value, json};
@@ -104,7 +104,7 @@ async fn two_imports_of_one_profile_do_not_mix_its_identities() {
 }
 
 async fn profiles_of_lines(world: &World, controller: &ControllerId, lines: &[ProfileLine]) {
-    lethe::stores::import::profiles(&world.db, controller, lines).await.unwrap();
+    lethe_stores::import::profiles(&world.db, controller, lines).await.unwrap();
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! An import that ended early is gone on with, and doubles nothing (contract 8, ADR 0038).
 
-use lethe::request::ControllerId;
-use lethe::stores::import::{EventBatchLine, ImportError, LineEnd, Progress, event_batches_of_file, known};
+use lethe_domain::request::ControllerId;
+use lethe_stores::import::{EventBatchLine, ImportError, LineEnd, Progress, event_batches_of_file, known};
 use lethe_tests::World;
 use lethe_tests::cli::{json, lethe, start, write};
 use lethe_tests::wait::{eventually, seconds};
@@ -21,7 +21,7 @@ async fn gate_at(world: &World, n: i64) {
 }
 
 /// Closes it, until the end of the transaction.
-async fn gate(world: &World) -> lethe::db::Tx {
+async fn gate(world: &World) -> lethe_db::Tx {
     let gate = world.db.begin("gate").await.unwrap();
     gate.batch_execute("SELECT pg_advisory_xact_lock(42)").await.unwrap();
     gate

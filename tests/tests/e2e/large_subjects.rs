@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use lethe::db::Db;
-use lethe::request::{ControllerId, Mpid};
-use lethe::stores::DataStore as _;
-use lethe::stores::postgres::{self, PostgresStore};
+use lethe_db::Db;
+use lethe_domain::request::{ControllerId, Mpid};
+use lethe_stores::DataStore as _;
+use lethe_stores::postgres::{self, PostgresStore};
 use lethe_tests::erasure::{Receipt, receipt};
 use lethe_tests::wait::{eventually, seconds};
 use lethe_tests::{Publisher, Request, SECONDS, Worker, World, seconds_with};
@@ -73,7 +73,7 @@ async fn an_approved_request_with_many_profiles_is_erased_in_steps_that_fit() {
     Publisher::connect(&world).await.request("acme", &request).await;
     let target = (acme.clone(), request.id.parse().unwrap());
     eventually("it can be approved", seconds(10), async || {
-        lethe::db::requests::approve(&world.db, &target).await.unwrap().is_some()
+        lethe_db::requests::approve(&world.db, &target).await.unwrap().is_some()
     })
     .await;
     world.reaches(&request.id, "completed").await;

@@ -27,6 +27,7 @@ mod gateway_isolation;
 mod gateway_shredding;
 mod gateway_signing;
 mod hostile;
+mod house;
 mod import;
 mod import_resume;
 mod intake;

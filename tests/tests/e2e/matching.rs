@@ -1,8 +1,8 @@
 //! Matching: which profiles a request is executed on, and how the database finds them (contract 4).
 
-use lethe::crypto;
-use lethe::db::all_statements;
-use lethe::opendsr::{IdentityFormat, IdentityType};
+use lethe_domain::crypto;
+use lethe_domain::opendsr::{IdentityFormat, IdentityType};
+use lethe_tests::plans::all_statements;
 use lethe_tests::wait::{eventually, seconds};
 use lethe_tests::{Publisher, Request, Worker, World};
 use serde_json::json;

@@ -1,8 +1,8 @@
 //! Whatever loops and commands ask again and again is served by an index: asserted by what the plans read, since a machine may
 //! be slow and an index is not (DESIGN rule 18).
 
-use lethe::db::{batches, leader, overview, purge, put_off, records, release, request_lists, results};
-use lethe::request::{BatchId, RequestKey, RequestStatus};
+use lethe_db::{batches, leader, overview, purge, put_off, records, release, request_lists, results};
+use lethe_domain::request::{BatchId, RequestKey, RequestStatus};
 use lethe_tests::World;
 use lethe_tests::cli::json;
 use lethe_tests::history::History;

@@ -1,8 +1,8 @@
 //! An end for everything: the retention ends whatever is undelivered, and years later the records end as well.
 
-use lethe::db::leader::{self, Term};
-use lethe::db::purge::{Purged, Retention, Walk};
-use lethe::db::{overview, records};
+use lethe_db::leader::{self, Term};
+use lethe_db::purge::{Purged, Retention, Walk};
+use lethe_db::{overview, records};
 use lethe_tests::cli::{json, lethe};
 use lethe_tests::wait::{becomes, eventually, seconds};
 use lethe_tests::worker::ALL;

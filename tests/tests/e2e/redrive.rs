@@ -1,6 +1,6 @@
 //! Self-healing: what is due and untouched is driven again, and a queue that is merely slow is left alone.
 
-use lethe::broker::{Broker, Outgoing};
+use lethe_broker::{Broker, Outgoing};
 use lethe_tests::wait::{becomes, eventually, seconds, stays};
 use lethe_tests::worker::ALL;
 use lethe_tests::{Publisher, Receiver, Request, Worker, World, seconds_with};
@@ -56,7 +56,7 @@ async fn behind_a_queue_of_200_000_nothing_is_multiplied() {
     let settings = seconds_with(&[("LETHE_REDRIVE_AFTER", "10ms")]);
     let mut workers = Worker::several(&world, &["scheduler", "identity-matcher"], &settings).await;
     let broker = Broker::new(&world.amqp_url, "lethe-tests").unwrap();
-    let backlog = lethe::broker::Publisher::new(broker);
+    let backlog = lethe_broker::Publisher::new(broker);
     // Wake-ups of slices that others have done meanwhile.
     let done: Vec<_> = (0..1_000)
         .map(|n| {

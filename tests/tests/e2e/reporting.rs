@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use lethe::db::Db;
-use lethe::db::callbacks::{self, EndpointLimits};
-use lethe::db::reporting::Reporting;
-use lethe::db::requests;
-use lethe::request::{EndpointId, RequestKey};
+use lethe_db::Db;
+use lethe_db::callbacks::{self, EndpointLimits};
+use lethe_db::reporting::Reporting;
+use lethe_db::requests;
+use lethe_domain::request::{EndpointId, RequestKey};
 use lethe_tests::proxy::{Proxy, Way};
 use lethe_tests::wait::{becomes, seconds};
 use lethe_tests::{Gateway, Publisher, Receiver, Request, SECONDS, Worker, World};
@@ -32,9 +32,9 @@ async fn large(world: &World, requests: i32, bytes: i32) -> Vec<u8> {
                  FROM generate_series(1, $2::int) AS n
                RETURNING subject_request_id";
     let rows = session.raw().query(sql, &[&digest, &requests, &bytes]).await.unwrap();
-    let parser = lethe::opendsr::Parser {
+    let parser = lethe_domain::opendsr::Parser {
         extension_domains: vec![],
-        denied: lethe::opendsr::DeniedValues::default(),
+        denied: lethe_domain::opendsr::DeniedValues::default(),
         addresses: "".parse().unwrap(),
     };
     let body = Request::erasure("ada@example.com").callback("https://example.com/x").group("g").bytes();
@@ -42,7 +42,7 @@ async fn large(world: &World, requests: i32, bytes: i32) -> Vec<u8> {
     let (ids, sealed): (Vec<uuid::Uuid>, Vec<Vec<u8>>) = rows
         .iter()
         .map(|row| {
-            let id: lethe::request::SubjectRequestId = row.get(0);
+            let id: lethe_domain::request::SubjectRequestId = row.get(0);
             let sealed = Reporting::seal(&keys, &"acme".parse().unwrap(), id, &request).unwrap();
             (row.get::<_, uuid::Uuid>(0), sealed)
         })

@@ -1,7 +1,7 @@
 //! Servers that change under us: read-only, another one, behind a pooler, in an alarm; and keys that are not ours.
 
 use base64::Engine as _;
-use lethe::db::{Db, DbError};
+use lethe_db::{Db, DbError};
 use lethe_tests::proxy::{Proxy, Way};
 use lethe_tests::wait::{becomes, eventually, patiently, seconds};
 use lethe_tests::worker::{ALL, bare, environment};
@@ -24,7 +24,7 @@ async fn a_session_that_became_read_only_is_not_used_again() {
     db.session().await.unwrap().batch_execute(read_only).await.unwrap();
     let tx = db.begin("test").await.unwrap();
     let refused = tx.execute("UPDATE lethe.clock SET shift = '0'", &[]).await.unwrap_err();
-    assert_eq!(refused.disposition(), lethe::disposition::Disposition::Transient, "{refused}");
+    assert_eq!(refused.disposition(), lethe_domain::disposition::Disposition::Transient, "{refused}");
     tx.rollback().await;
     let second = backend(&db).await;
     assert_ne!(second, first, "the session was used again");

@@ -4,11 +4,12 @@
 use std::collections::BTreeSet;
 
 use jiff::SignedDuration;
-use lethe::backoff::BackoffPolicy;
-use lethe::broker::{Broker, Publisher as Wakes, wake};
-use lethe::db::obstacles;
-use lethe::db::slices::{self, Claimed, Stage, Trouble, Turn};
-use lethe::request::{ControllerId, SliceId};
+use lethe_broker::{Broker, Publisher as Wakes};
+use lethe_db::obstacles;
+use lethe_db::slices::{self, Claimed, Stage, Trouble, Turn};
+use lethe_domain::backoff::BackoffPolicy;
+use lethe_domain::request::{ControllerId, SliceId};
+use lethe_runtime::wake;
 use lethe_tests::cli::json;
 use lethe_tests::wait::{becomes, eventually_some, seconds, stays};
 use lethe_tests::{Publisher, Request, Worker, World};

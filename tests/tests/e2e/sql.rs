@@ -1,7 +1,8 @@
 //! The schema: every statement fits it, it guards the state machine, and migrating is safe.
 
-use lethe::db::migrate::{self, migrate};
-use lethe::db::{Db, all_statements};
+use lethe_db::Db;
+use lethe_db::migrate::{self, migrate};
+use lethe_tests::plans::all_statements;
 use lethe_tests::{World, servers};
 
 #[tokio::test]

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use lethe::db::overview::{self, Overview};
-use lethe::db::{batches, leader};
+use lethe_db::overview::{self, Overview};
+use lethe_db::{batches, leader};
 use lethe_tests::World;
 use lethe_tests::cli::json;
 use uuid::Uuid;
@@ -106,7 +106,7 @@ async fn totals_are_right_through_every_change_folded_or_not() {
         }
     }
     let stale = overview::fold(&world.db, epoch - 1, 10).await;
-    assert!(matches!(stale, Err(lethe::db::DbError::LeadershipLost)), "only the leader folds");
+    assert!(matches!(stale, Err(lethe_db::DbError::LeadershipLost)), "only the leader folds");
 }
 
 /// Before the triggers of V0016 nobody kept totals; between it and V0020 the workers go on.
@@ -122,7 +122,7 @@ async fn what_was_there_before_is_taken_over_by_the_migration_exactly() {
     world.run("UPDATE lethe.requests SET status = 'in_progress' WHERE request_key % 4 = 0").await;
     world.run(CALLBACKS).await;
     world.run("UPDATE lethe.callbacks SET state = 'delivered' WHERE request_key % 3 = 0").await;
-    let migration = include_str!("../../../shared/migrations/V0020__an_end_for_records.sql");
+    let migration = include_str!("../../../shared/db/migrations/V0020__an_end_for_records.sql");
     let taking_over = migration.split(";\n").filter(|statement| statement.contains("_totals ("));
     let taking_over: Vec<&str> = taking_over.collect();
     assert_eq!(taking_over.len(), 3, "one for each kind of total");

@@ -1,6 +1,6 @@
 //! Writers: those from before the start of an execution are waited for, whatever they are, and nobody else.
 
-use lethe::db::Tx;
+use lethe_db::Tx;
 use lethe_tests::erasure::receipt;
 use lethe_tests::wait::{becomes, eventually, seconds, stays};
 use lethe_tests::{Publisher, Request, SECONDS, Worker, World};

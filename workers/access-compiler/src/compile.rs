@@ -3,20 +3,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::file::{self, FileError, Format, Written};
 use jiff::tz::TimeZone;
-use lethe::broker::{Publisher, wake};
-use lethe::crypto;
-use lethe::db::results::{self, NewResult};
-use lethe::db::slices::{self, Claimed, Member, Stage, Trouble};
-use lethe::db::{Db, DbError, batches, controllers};
-use lethe::fault;
-use lethe::results::day_keys::DayKeyError;
-use lethe::results::file::{self, FileError, Format, Written};
-use lethe::results::link;
-use lethe::results::store;
-use lethe::service::Service;
-use lethe::stores::Stores;
-use lethe::work::{self, Attempt, SliceWork};
+use lethe_broker::Publisher;
+use lethe_db::results::{self, NewResult};
+use lethe_db::slices::{self, Claimed, Member, Stage, Trouble};
+use lethe_db::{Db, DbError, batches, controllers};
+use lethe_domain::crypto;
+use lethe_domain::result_link;
+use lethe_process::fault;
+use lethe_results::day_keys::DayKeyError;
+use lethe_results::store;
+use lethe_runtime::service::Service;
+use lethe_runtime::wake;
+use lethe_runtime::work::{self, Attempt, SliceWork};
+use lethe_stores::Stores;
 use uuid::Uuid;
 
 use crate::options::Ready;
@@ -145,7 +146,7 @@ impl Compiler {
         slices::hold(&self.db.session().await?, claimed).await?;
         let written = match self.write(claimed, member, &path, &key, format).await {
             Ok(written) => written,
-            Err(FileError::Store(lethe::stores::StoreError::Db(DbError::LeaseLost))) => return Err(DbError::LeaseLost),
+            Err(FileError::Store(lethe_stores::StoreError::Db(DbError::LeaseLost))) => return Err(DbError::LeaseLost),
             Err(error) => {
                 tracing::warn!(%error, "a result file could not be written");
                 let trouble = match &error {
@@ -157,13 +158,13 @@ impl Compiler {
         };
         fault::point("compile.file_written");
         let salt = crypto::random::<16>()?;
-        let token = link::token(&self.ready.keys, result_id, &salt);
+        let token = result_link::token(&self.ready.keys, result_id, &salt);
         let found = written.lines > 0;
         let result = NewResult {
             result_id,
             request_key: member.request_key,
             token_salt: salt.to_vec(),
-            token_sha256: link::token_digest(&token),
+            token_sha256: result_link::token_digest(&token),
             object_path: found.then(|| path.clone()),
             media_type: format.media_type(),
             size_bytes: i64::try_from(written.size).unwrap_or(i64::MAX),
@@ -194,7 +195,7 @@ impl Compiler {
         key: &[u8; crypto::KEY_LEN],
         format: Format,
     ) -> Result<Written, FileError> {
-        let lines = lethe::stores::export_all(&self.stores, &claimed.controller_id, &member.mpids, claimed.as_of);
+        let lines = lethe_stores::export_all(&self.stores, &claimed.controller_id, &member.mpids, claimed.as_of);
         file::write(&self.ready.results, path, key, format, lines).await
     }
 }

@@ -1,11 +1,13 @@
 //! `access-compiler`: compiles one access or portability request into a result file.
 
 mod compile;
+mod file;
 mod options;
+mod upload;
 
 use std::process::ExitCode;
 
-use lethe::service::{self, Identity};
+use lethe_runtime::service::{self, Identity};
 
 fn main() -> ExitCode {
     let identity = Identity {

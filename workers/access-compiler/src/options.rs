@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use clap::Args;
 use jiff::SignedDuration;
-use lethe::backoff::BackoffPolicy;
-use lethe::config::{ConfigError, HumanDuration, KeyOptions, ResultOptions, parse_backoff};
-use lethe::crypto::Keys;
-use lethe::results::day_keys::DayKeys;
-use lethe::results::store::{self, Store};
+use lethe_domain::backoff::BackoffPolicy;
+use lethe_domain::crypto::Keys;
+use lethe_process::settings::{ConfigError, HumanDuration};
+use lethe_results::ResultOptions;
+use lethe_results::day_keys::DayKeys;
+use lethe_results::store::{self, Store};
+use lethe_runtime::options::{KeyOptions, parse_backoff};
 use url::Url;
 
 #[derive(Debug, Args)]
@@ -45,7 +47,7 @@ pub(crate) struct Ready {
     pub(crate) backoff: BackoffPolicy,
 }
 
-impl lethe::service::Ready for Ready {
+impl lethe_runtime::service::Ready for Ready {
     fn keys(&self) -> Option<&Keys> {
         Some(&self.keys)
     }

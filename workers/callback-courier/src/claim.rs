@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use lethe::db::callbacks::{self, ClaimedCallback};
-use lethe::db::{Db, DbError};
-use lethe::fault;
-use lethe::request::EndpointId;
+use lethe_db::callbacks::{self, ClaimedCallback};
+use lethe_db::{Db, DbError};
+use lethe_domain::request::EndpointId;
+use lethe_process::fault;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::load::Load;

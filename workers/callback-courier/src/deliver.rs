@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use lethe::callback::client::Delivery;
-use lethe::callback::signature;
-use lethe::callback::signing_keys::SigningError;
-use lethe::db::callbacks::{Attempt, ClaimedCallback};
-use lethe::fault;
-use lethe::opendsr::answer::CallbackBody;
+use lethe_db::callbacks::ClaimedCallback;
+use lethe_delivery::Delivery;
+use lethe_domain::delivery_attempt::DeliveryAttempt;
+use lethe_domain::opendsr::answer::CallbackBody;
+use lethe_process::fault;
+use lethe_signing::signature;
+use lethe_signing::signing_keys::SigningError;
 
 use crate::options::Ready;
 
@@ -16,7 +17,7 @@ use crate::options::Ready;
 const TIME_LEFT_FOR_ANOTHER: Duration = Duration::from_secs(20);
 
 /// Sends a callback once and says what came of it.
-pub(crate) async fn deliver(ready: &Ready, claimed: &ClaimedCallback) -> Attempt {
+pub(crate) async fn deliver(ready: &Ready, claimed: &ClaimedCallback) -> DeliveryAttempt {
     let body = body(ready, claimed);
     let mut attempt = match sign(ready, claimed, &body).await {
         Ok(signature) => {
@@ -27,7 +28,7 @@ pub(crate) async fn deliver(ready: &Ready, claimed: &ClaimedCallback) -> Attempt
         }
         Err(error) => {
             tracing::error!(%error, callback = %claimed.callback_id, "a callback was not signed");
-            Attempt::not_sent("signing")
+            DeliveryAttempt::not_sent("signing")
         }
     };
     // A receiver may still keep the certificate of the previous key (contract 6): one try more, within the attempt.

@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use lethe::db::give_up::{self, GivenUpBy};
-use lethe::db::{Db, DbError};
-use lethe::request::EndpointId;
+use lethe_db::give_up::{self, GivenUpBy};
+use lethe_db::{Db, DbError};
+use lethe_domain::request::EndpointId;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;

@@ -11,7 +11,7 @@ mod share;
 
 use std::process::ExitCode;
 
-use lethe::service::{self, Identity};
+use lethe_runtime::service::{self, Identity};
 
 fn main() -> ExitCode {
     let identity = Identity {

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use lethe::callback::client::{CallbackClient, DELIVERY_TIMEOUT, system_lookup};
-use lethe::config::{AddressOptions, ConfigError, HumanDuration, KeyOptions, Processor, SigningOptions, parse_backoff};
-use lethe::crypto::Keys;
-use lethe::db::callbacks::{EndpointLimits, RetryPolicy};
-use lethe::results::link::Links;
+use lethe_db::callbacks::{EndpointLimits, RetryPolicy};
+use lethe_delivery::{CallbackClient, DELIVERY_TIMEOUT, system_lookup};
+use lethe_domain::crypto::Keys;
+use lethe_domain::result_link::Links;
+use lethe_process::settings::{ConfigError, HumanDuration};
+use lethe_runtime::options::{AddressOptions, KeyOptions, parse_backoff};
+use lethe_signing::{Processor, SigningOptions};
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -81,7 +83,7 @@ pub(crate) struct Ready {
     pub(crate) share: u16,
 }
 
-impl lethe::service::Ready for Ready {
+impl lethe_runtime::service::Ready for Ready {
     fn keys(&self) -> Option<&Keys> {
         Some(&self.keys)
     }

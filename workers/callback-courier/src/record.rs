@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
-use lethe::backoff::{Reconnect, jitter};
-use lethe::db::Db;
-use lethe::db::callbacks::{self, Attempt, ClaimedCallback};
-use lethe::disposition::Disposition;
-use lethe::fault;
+use lethe_db::Db;
+use lethe_db::callbacks::{self, ClaimedCallback};
+use lethe_domain::backoff::jitter;
+use lethe_domain::delivery_attempt::DeliveryAttempt;
+use lethe_domain::disposition::Disposition;
+use lethe_process::fault;
+use lethe_process::reconnect::Reconnect;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::give_up::GiveUp;
@@ -18,7 +20,7 @@ const GROUP: usize = 256;
 
 struct Item {
     claimed: ClaimedCallback,
-    attempt: Attempt,
+    attempt: DeliveryAttempt,
     recorded: oneshot::Sender<()>,
 }
 
@@ -35,7 +37,7 @@ impl Recorder {
     }
 
     /// Returns once the outcome is durable.
-    pub(crate) async fn record(&self, claimed: ClaimedCallback, attempt: Attempt) {
+    pub(crate) async fn record(&self, claimed: ClaimedCallback, attempt: DeliveryAttempt) {
         let (recorded, done) = oneshot::channel();
         if self.0.send(Item { claimed, attempt, recorded }).await.is_ok() {
             let _ = done.await;
@@ -57,7 +59,7 @@ async fn record_all(db: Db, ready: Arc<Ready>, load: Load, give_up: GiveUp, mut 
 
 /// Records a group, however long that takes: without the record a delivered callback would be sent again. Where the
 /// database refuses one outcome and nothing else, the group is halved until that one stands alone and is left out.
-async fn record_group(db: &Db, ready: &Ready, give_up: &GiveUp, outcomes: &[(ClaimedCallback, Attempt)]) {
+async fn record_group(db: &Db, ready: &Ready, give_up: &GiveUp, outcomes: &[(ClaimedCallback, DeliveryAttempt)]) {
     let mut parts = vec![outcomes];
     let mut reconnect = Reconnect::default();
     while let Some(part) = parts.pop() {

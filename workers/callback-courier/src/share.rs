@@ -4,8 +4,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use lethe::db::{Db, DbError, endpoints};
-use lethe::request::{ControllerId, EndpointId};
+use lethe_db::{Db, DbError, endpoints};
+use lethe_domain::request::{ControllerId, EndpointId};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// More endpoints than these are not remembered.

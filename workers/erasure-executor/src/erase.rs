@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use lethe::broker::wake;
-use lethe::db::slices::{self, Claimed, Member, Stage, Trouble, Verified};
-use lethe::db::{Db, DbError};
-use lethe::fault;
-use lethe::request::{Mpid, RequestKey};
-use lethe::service::Service;
-use lethe::stores::{DataStore, Erasure, StoreError, Stores};
-use lethe::work::{self, Attempt, SliceWork};
+use lethe_db::slices::{self, Claimed, Member, Stage, Trouble, Verified};
+use lethe_db::{Db, DbError};
+use lethe_domain::request::{Mpid, RequestKey};
+use lethe_process::fault;
+use lethe_runtime::service::Service;
+use lethe_runtime::wake;
+use lethe_runtime::work::{self, Attempt, SliceWork};
+use lethe_stores::{DataStore, Erasure, StoreError, Stores};
 
 use crate::options::Ready;
 
@@ -42,7 +42,7 @@ const COUNTED_AT_ONCE: usize = 1_000;
 
 struct Executor {
     db: Db,
-    publisher: Arc<lethe::broker::Publisher>,
+    publisher: Arc<lethe_broker::Publisher>,
     stores: Stores,
 }
 

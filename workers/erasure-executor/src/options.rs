@@ -1,9 +1,10 @@
 //! What the erasure executor is configured with.
 
 use clap::Args;
-use lethe::backoff::BackoffPolicy;
-use lethe::config::{ConfigError, HumanDuration, parse_backoff};
-use lethe::crypto::Keys;
+use lethe_domain::backoff::BackoffPolicy;
+use lethe_domain::crypto::Keys;
+use lethe_process::settings::{ConfigError, HumanDuration};
+use lethe_runtime::options::parse_backoff;
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -25,7 +26,7 @@ pub(crate) struct Ready {
     pub(crate) backoff: BackoffPolicy,
 }
 
-impl lethe::service::Ready for Ready {
+impl lethe_runtime::service::Ready for Ready {
     fn keys(&self) -> Option<&Keys> {
         None
     }

@@ -7,13 +7,13 @@ use axum::body::Body;
 use axum::http::header::{CONTENT_TYPE, HeaderName, LINK, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use lethe::callback::signature::{self, Signer};
-use lethe::callback::signing_keys::SigningError;
-use lethe::config::Processor;
-use lethe::db::DbError;
-use lethe::disposition::Disposition;
-use lethe::intake::{Answer, Unanswered};
-use lethe::opendsr::{ApiError, ApiVersion};
+use lethe_db::DbError;
+use lethe_domain::disposition::Disposition;
+use lethe_domain::opendsr::{ApiError, ApiVersion};
+use lethe_intake::{Answer, Unanswered};
+use lethe_signing::Processor;
+use lethe_signing::signature::{self, Signer};
+use lethe_signing::signing_keys::SigningError;
 
 use crate::authentication::Caller;
 

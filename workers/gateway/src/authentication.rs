@@ -9,11 +9,11 @@ use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use lethe::callback::signature::Algorithm;
-use lethe::crypto;
-use lethe::db::controllers::{self, KeyHolder};
-use lethe::db::{Db, DbError};
-use lethe::request::ControllerId;
+use lethe_db::controllers::{self, KeyHolder};
+use lethe_db::{Db, DbError};
+use lethe_domain::crypto;
+use lethe_domain::request::ControllerId;
+use lethe_domain::signature_algorithm::SignatureAlgorithm;
 use moka::future::Cache;
 use tokio::sync::Semaphore;
 
@@ -29,7 +29,7 @@ const REMEMBERED_AT_MOST: u64 = 10_000;
 #[derive(Clone, Debug)]
 pub(crate) struct Caller {
     pub(crate) controller_id: ControllerId,
-    pub(crate) algorithm: Algorithm,
+    pub(crate) algorithm: SignatureAlgorithm,
 }
 
 /// Who has been verified lately, by keyed digest of key and secret.

@@ -9,10 +9,10 @@ use axum::extract::{Path, RawQuery, Request, State};
 use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use axum::response::Response;
-use lethe::db::requests::{Overtaking, Target};
-use lethe::intake::{Answer, Unanswered};
-use lethe::opendsr::answer::{CancellationReceived, RequestReceived, StatusAnswer};
-use lethe::opendsr::{ApiError, ApiVersion, MAX_BODY};
+use lethe_db::requests::{Overtaking, Target};
+use lethe_domain::opendsr::answer::{CancellationReceived, RequestReceived, StatusAnswer};
+use lethe_domain::opendsr::{ApiError, ApiVersion, MAX_BODY};
+use lethe_intake::{Answer, Unanswered};
 use url::form_urlencoded;
 
 use crate::answers::{Outcome, Refusal, link_to_next, signed};

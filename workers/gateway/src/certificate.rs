@@ -6,9 +6,9 @@ use axum::Extension;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::response::Response;
-use lethe::certificate::{Document, IssueError, NoCertificate, issue};
-use lethe::intake::{Answer, Unanswered};
-use lethe::opendsr::{ApiError, ApiVersion};
+use lethe_audit::certificate::{Document, IssueError, NoCertificate, issue};
+use lethe_domain::opendsr::{ApiError, ApiVersion};
+use lethe_intake::{Answer, Unanswered};
 
 use crate::answers::{Refusal, signed};
 use crate::authentication::Caller;

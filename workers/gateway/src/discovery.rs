@@ -6,9 +6,9 @@ use axum::Extension;
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
-use lethe::callback::signature::Algorithm;
-use lethe::opendsr::{ApiVersion, IdentityFormat, IdentityType};
-use lethe::request::RequestType;
+use lethe_domain::opendsr::{ApiVersion, IdentityFormat, IdentityType};
+use lethe_domain::request::RequestType;
+use lethe_domain::signature_algorithm::SignatureAlgorithm;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -63,15 +63,15 @@ pub(crate) async fn discovery(
 #[utoipa::path(get, path = "/opendsr_cert.pem", tag = "discovery", operation_id = "certificate",
     responses((status = 200, description = "X.509 chain, PEM", body = String, content_type = "application/x-pem-file")))]
 pub(crate) async fn certificate(State(gateway): State<Arc<Gateway>>) -> Result<Response, Refusal> {
-    chain(&gateway, Algorithm::RsaPkcs1v15)
+    chain(&gateway, SignatureAlgorithm::RsaPkcs1v15)
 }
 
 /// The same for ECDSA.
 pub(crate) async fn ec_certificate(State(gateway): State<Arc<Gateway>>) -> Result<Response, Refusal> {
-    chain(&gateway, Algorithm::EcdsaP256)
+    chain(&gateway, SignatureAlgorithm::EcdsaP256)
 }
 
-fn chain(gateway: &Gateway, algorithm: Algorithm) -> Result<Response, Refusal> {
+fn chain(gateway: &Gateway, algorithm: SignatureAlgorithm) -> Result<Response, Refusal> {
     let certificate = gateway.processor.signer.certificate(algorithm);
     let certificate = certificate.ok_or_else(|| Refusal::new(404, "this processor has no such key"))?;
     Ok(([(CONTENT_TYPE, "application/x-pem-file")], certificate.chain.clone()).into_response())

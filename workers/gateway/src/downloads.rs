@@ -13,12 +13,12 @@ use axum::http::header::{
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::response::Response;
 use futures_util::{Stream, stream};
-use lethe::db::results::{self, Downloadable};
-use lethe::request::RequestType;
-use lethe::results::cipher::{CHUNK, Decryptor};
-use lethe::results::day_keys::DayKeys;
-use lethe::results::link;
-use lethe::results::store::Store;
+use lethe_db::results::{self, Downloadable};
+use lethe_domain::request::RequestType;
+use lethe_domain::result_link;
+use lethe_results::cipher::{CHUNK, Decryptor};
+use lethe_results::day_keys::DayKeys;
+use lethe_results::store::Store;
 use object_store::ObjectStoreExt;
 use object_store::path::Path as ObjectPath;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -59,7 +59,7 @@ pub(crate) async fn download(
 ) -> Result<Response, Refusal> {
     let unknown = || Refusal::new(404, "there is no result at this address");
     let Path(token) = token.map_err(|_| unknown())?;
-    let digest = link::token_digest(&token);
+    let digest = result_link::token_digest(&token);
     let session = gateway.db.session().await?;
     let found = results::find(&session, &digest).await?;
     drop(session);

@@ -4,10 +4,10 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::body::Bytes;
-use lethe::db::DbError;
-use lethe::intake::{Incoming, Intake, Unanswered};
-use lethe::opendsr::ApiVersion;
-use lethe::request::ControllerId;
+use lethe_db::DbError;
+use lethe_domain::opendsr::ApiVersion;
+use lethe_domain::request::ControllerId;
+use lethe_intake::{Incoming, Intake, Unanswered};
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::answers::Outcome;

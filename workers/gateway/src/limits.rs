@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
-use lethe::request::ControllerId;
+use lethe_domain::request::ControllerId;
 use tokio_util::sync::CancellationToken;
 
 use crate::answers::Refusal;

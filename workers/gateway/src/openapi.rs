@@ -1,8 +1,8 @@
 //! The `OpenAPI` document, and the page that renders it.
 
 use axum::Router;
-use lethe::opendsr::ApiVersion;
-use lethe::opendsr::answer::{CancellationReceived, RequestReceived, StatusAnswer};
+use lethe_domain::opendsr::ApiVersion;
+use lethe_domain::opendsr::answer::{CancellationReceived, RequestReceived, StatusAnswer};
 use serde::Serialize;
 use utoipa::openapi::path::{HttpMethod, Operation, PathItem};
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};

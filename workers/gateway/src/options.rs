@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use clap::Args;
 use ipnet::IpNet;
-use lethe::audit::Signatory;
-use lethe::config::{ConfigError, HumanDuration, Receiving, ReceivingOptions, ResultOptions};
-use lethe::crypto::Keys;
-use lethe::results::day_keys::DayKeys;
-use lethe::results::store::{self, Store};
+use lethe_audit::Signatory;
+use lethe_domain::crypto::Keys;
+use lethe_intake::options::{Receiving, ReceivingOptions};
+use lethe_process::settings::{ConfigError, HumanDuration};
+use lethe_results::ResultOptions;
+use lethe_results::day_keys::DayKeys;
+use lethe_results::store::{self, Store};
 
 use crate::tls::TlsFiles;
 
@@ -89,7 +91,7 @@ pub(crate) struct Ready {
     pub(crate) bounds: Bounds,
 }
 
-impl lethe::service::Ready for Ready {
+impl lethe_runtime::service::Ready for Ready {
     fn keys(&self) -> Option<&Keys> {
         Some(&self.receiving.keys)
     }

@@ -4,15 +4,16 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lethe::broker::dead_letters::{SET_ASIDE_AT, VERIFIED_USER};
-use lethe::broker::{Message, Outcome, Outgoing, Publisher, topology};
-use lethe::callback::signature::{self, Algorithm};
-use lethe::config::Processor;
-use lethe::db::DbError;
-use lethe::db::controllers::Controller;
-use lethe::intake::{Answer, Intake, Unanswered};
-use lethe::opendsr::ApiError;
-use lethe::request::ControllerId;
+use lethe_broker::dead_letters::{SET_ASIDE_AT, VERIFIED_USER};
+use lethe_broker::{Message, Outcome, Outgoing, Publisher, topology};
+use lethe_db::DbError;
+use lethe_db::controllers::Controller;
+use lethe_domain::opendsr::ApiError;
+use lethe_domain::request::ControllerId;
+use lethe_domain::signature_algorithm::SignatureAlgorithm;
+use lethe_intake::{Answer, Intake, Unanswered};
+use lethe_signing::Processor;
+use lethe_signing::signature;
 
 /// How long a message waits when the database is away.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -206,8 +207,8 @@ impl Senders {
         }
     }
 
-    fn algorithm(&self, message: &Message) -> Algorithm {
+    fn algorithm(&self, message: &Message) -> SignatureAlgorithm {
         let controller = message.controller_id.as_ref().and_then(|id| self.0.get(id));
-        controller.map_or(Algorithm::RsaPkcs1v15, |controller| controller.algorithm)
+        controller.map_or(SignatureAlgorithm::RsaPkcs1v15, |controller| controller.algorithm)
     }
 }

@@ -3,17 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use lethe::broker::topology::{CANCELLATION, IDENTITY_MATCHING, QUERY, Queue};
-use lethe::broker::wake::CancellationMarker;
-use lethe::broker::{Consumer, Gather, GroupHandler, Message, Outcome, Publisher};
-use lethe::crypto::Keys;
-use lethe::db::requests::{Overtaking, Target};
-use lethe::db::{DbError, calendar};
-use lethe::disposition::Disposition;
-use lethe::intake::{Answer, Incoming, Intake, Unanswered, parse_target};
-use lethe::opendsr::{ApiVersion, Parser};
-use lethe::poison::Counted;
-use lethe::service::Service;
+use lethe_broker::topology::{CANCELLATION, IDENTITY_MATCHING, QUERY, Queue};
+use lethe_broker::{Consumer, Gather, GroupHandler, Message, Outcome, Publisher};
+use lethe_db::requests::{Overtaking, Target};
+use lethe_db::{DbError, calendar};
+use lethe_domain::crypto::Keys;
+use lethe_domain::disposition::Disposition;
+use lethe_domain::opendsr::{ApiVersion, Parser};
+use lethe_intake::{Answer, Incoming, Intake, Unanswered, parse_target};
+use lethe_runtime::poison::Counted;
+use lethe_runtime::service::Service;
+use lethe_runtime::wake::CancellationMarker;
 use tokio::task::JoinSet;
 
 use crate::desk::{Checked, Desk};

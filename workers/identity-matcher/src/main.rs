@@ -6,7 +6,7 @@ mod options;
 
 use std::process::ExitCode;
 
-use lethe::service::{self, Identity};
+use lethe_runtime::service::{self, Identity};
 
 fn main() -> ExitCode {
     let identity = Identity {

@@ -1,8 +1,9 @@
 //! What the identity matcher is configured with.
 
 use clap::Args;
-use lethe::config::{ConfigError, Receiving, ReceivingOptions};
-use lethe::crypto::Keys;
+use lethe_domain::crypto::Keys;
+use lethe_intake::options::{Receiving, ReceivingOptions};
+use lethe_process::settings::ConfigError;
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -25,7 +26,7 @@ pub(crate) struct Ready {
     pub(crate) group: u16,
 }
 
-impl lethe::service::Ready for Ready {
+impl lethe_runtime::service::Ready for Ready {
     fn keys(&self) -> Option<&Keys> {
         Some(&self.receiving.keys)
     }

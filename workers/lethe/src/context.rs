@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use lethe::audit::Signatory;
-use lethe::broker::Broker;
-use lethe::config::{ConfigError, SigningOptions, secret};
-use lethe::crypto::Keys;
-use lethe::db::{Db, DbError, installation, migrate};
-use lethe::request::{ControllerId, SubjectRequestId};
+use lethe_audit::Signatory;
+use lethe_broker::Broker;
+use lethe_db::{Db, DbError, installation, migrate};
+use lethe_domain::crypto::Keys;
+use lethe_domain::request::{ControllerId, SubjectRequestId};
+use lethe_process::settings::{ConfigError, secret};
+use lethe_signing::SigningOptions;
 
 /// The command was used wrongly; the message says how to use it.
 #[derive(Debug)]

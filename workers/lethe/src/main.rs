@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser};
-use lethe::config::without_empty_variable;
+use lethe_process::settings::without_empty_variable;
 
 use crate::commands::Command;
 use crate::output::{Format, Output};
@@ -59,7 +59,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("lethe: {error:#}");
-            let usage = error.is::<lethe::config::ConfigError>() || error.is::<context::Usage>();
+            let usage = error.is::<lethe_process::settings::ConfigError>() || error.is::<context::Usage>();
             ExitCode::from(if usage { USAGE } else { 1 })
         }
     }

@@ -6,10 +6,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use lethe::broker::topology::{CANCELLATION, QueueState};
-use lethe::broker::wake::CancellationMarker;
-use lethe::db::batches::ToRelease;
-use lethe::request::BatchId;
+use lethe_broker::topology::{CANCELLATION, QueueState};
+use lethe_db::batches::ToRelease;
+use lethe_domain::request::BatchId;
+use lethe_runtime::wake::CancellationMarker;
 use tokio::sync::Notify;
 
 use crate::schedule::Scheduler;

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
-use lethe::db::leader::{CLOCK_TOLERANCE, Seen};
+use lethe_db::leader::{CLOCK_TOLERANCE, Seen};
 
 /// A clock that runs faster than ours by no more than one part in so many is believed, second by second.
 const DRIFT: u32 = 100;

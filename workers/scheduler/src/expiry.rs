@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use lethe::db::{DbError, results};
-use lethe::results::store;
+use lethe_db::{DbError, results};
+use lethe_results::store;
 use uuid::Uuid;
 
 use crate::parts::{Part, Turn};

@@ -4,10 +4,10 @@
 use std::time::{Duration, Instant};
 
 use jiff::civil::Date;
-use lethe::db::{DbError, results};
-use lethe::health::Component;
-use lethe::results::store::{self, Fitness};
-use lethe::service::Service;
+use lethe_db::{DbError, results};
+use lethe_process::health::Component;
+use lethe_results::store::{self, Fitness};
+use lethe_runtime::service::Service;
 
 use crate::parts::{Part, Turn};
 use crate::schedule::Scheduler;

@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
-use lethe::db::leader::{self, Term};
-use lethe::db::{Db, DbError};
-use lethe::service::Service;
+use lethe_db::leader::{self, Term};
+use lethe_db::{Db, DbError};
+use lethe_runtime::service::Service;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;

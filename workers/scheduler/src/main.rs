@@ -18,7 +18,7 @@ mod wakes;
 
 use std::process::ExitCode;
 
-use lethe::service::{self, Identity};
+use lethe_runtime::service::{self, Identity};
 
 fn main() -> ExitCode {
     let identity = Identity {

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use lethe::db::{DbError, batches, overview};
-use lethe::request::{RequestStatus, RequestType};
+use lethe_db::{DbError, batches, overview};
+use lethe_domain::request::{RequestStatus, RequestType};
 
 use crate::parts::{Part, Turn};
 use crate::schedule::Scheduler;

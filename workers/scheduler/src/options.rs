@@ -6,16 +6,17 @@ use std::time::Duration;
 
 use clap::Args;
 use jiff::SignedDuration;
-use lethe::audit::Signatory;
-use lethe::config::{
-    CalendarOptions, CapOptions, ConfigError, HumanDuration, KeyOptions, ResultOptions, SigningOptions,
-};
-use lethe::crypto::Keys;
-use lethe::db::put_off::Longest;
-use lethe::db::{callbacks, results};
-use lethe::request::Calendar;
-use lethe::results::day_keys::DayKeys;
-use lethe::results::store::{self, Store};
+use lethe_audit::Signatory;
+use lethe_db::put_off::Longest;
+use lethe_db::{callbacks, results};
+use lethe_domain::crypto::Keys;
+use lethe_domain::request::Calendar;
+use lethe_process::settings::{ConfigError, HumanDuration};
+use lethe_results::ResultOptions;
+use lethe_results::day_keys::DayKeys;
+use lethe_results::store::{self, Store};
+use lethe_runtime::options::{CalendarOptions, CapOptions, KeyOptions};
+use lethe_signing::SigningOptions;
 use url::Url;
 
 #[derive(Debug, Args)]
@@ -97,7 +98,7 @@ pub(crate) struct Ready {
     pub(crate) signatory: Arc<Signatory>,
 }
 
-impl lethe::service::Ready for Ready {
+impl lethe_runtime::service::Ready for Ready {
     fn keys(&self) -> Option<&Keys> {
         Some(&self.keys)
     }

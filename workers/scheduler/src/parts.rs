@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use lethe::db::DbError;
+use lethe_db::DbError;
 use tokio_util::sync::CancellationToken;
 
 use crate::schedule::Scheduler;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use lethe::db::DbError;
-use lethe::db::put_off;
+use lethe_db::DbError;
+use lethe_db::put_off;
 
 use crate::parts::{Part, Turn};
 use crate::schedule::Scheduler;

@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
-use lethe::broker::topology::CALLBACK_DELIVERY;
-use lethe::broker::wake;
-use lethe::db::slices::{self, Stage};
-use lethe::db::{DbError, endpoints};
-use lethe::fault;
+use lethe_broker::topology::CALLBACK_DELIVERY;
+use lethe_db::slices::{self, Stage};
+use lethe_db::{DbError, endpoints};
+use lethe_process::fault;
+use lethe_runtime::wake;
 
 use crate::parts::{Part, Turn};
 use crate::schedule::Scheduler;

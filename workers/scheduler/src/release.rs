@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use lethe::db::DbError;
-use lethe::db::batches::{self, DueBatch};
-use lethe::db::release::{self, SliceLimits};
-use lethe::db::slices::Stage;
-use lethe::fault;
-use lethe::request::{BatchId, Lane};
+use lethe_db::DbError;
+use lethe_db::batches::{self, DueBatch};
+use lethe_db::release::{self, SliceLimits};
+use lethe_db::slices::Stage;
+use lethe_domain::request::{BatchId, Lane};
+use lethe_process::fault;
 
 use crate::schedule::Scheduler;
 use crate::wakes::Woken;

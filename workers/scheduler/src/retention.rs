@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use lethe::db::purge::{self, Retention};
-use lethe::db::{DbError, message_failures, records, requests};
+use lethe_db::purge::{self, Retention};
+use lethe_db::{DbError, message_failures, records, requests};
 
 use crate::parts::{Part, Turn};
 use crate::schedule::Scheduler;

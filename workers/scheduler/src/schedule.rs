@@ -4,9 +4,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lethe::audit::Sealer;
-use lethe::db::{DbError, batches, calendar};
-use lethe::service::Service;
+use lethe_audit::Sealer;
+use lethe_db::{DbError, batches, calendar};
+use lethe_runtime::service::Service;
 use tokio::sync::Notify;
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;

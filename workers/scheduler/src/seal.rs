@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use lethe::audit::{SealError, Sealer};
-use lethe::db::DbError;
+use lethe_audit::{SealError, Sealer};
+use lethe_db::DbError;
 
 use crate::parts::{Part, Turn};
 use crate::schedule::Scheduler;

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lethe::broker::{Publisher, wake};
-use lethe::db::slices::Stage;
-use lethe::request::{EndpointId, SliceId};
+use lethe_broker::Publisher;
+use lethe_db::slices::Stage;
+use lethe_domain::request::{EndpointId, SliceId};
+use lethe_runtime::wake;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 

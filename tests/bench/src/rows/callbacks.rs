@@ -9,9 +9,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use lethe::broker::topology::CALLBACK_DELIVERY;
-use lethe::callback::signature::Signer;
-use lethe::db::Db;
+use lethe_broker::topology::CALLBACK_DELIVERY;
+use lethe_db::Db;
+use lethe_signing::signature::Signer;
 use lethe_tests::Worker;
 use tokio::sync::{Semaphore, mpsc};
 use uuid::Uuid;

@@ -10,8 +10,8 @@ use std::io::{self, Write};
 
 use bytes::Bytes;
 use futures_util::TryStreamExt;
-use lethe::broker::topology::ACCESS_COMPILATION;
-use lethe::results::cipher::Encryptor;
+use lethe_broker::topology::ACCESS_COMPILATION;
+use lethe_results::cipher::Encryptor;
 use lethe_tests::Worker;
 use tokio::sync::mpsc;
 use zip::write::SimpleFileOptions;

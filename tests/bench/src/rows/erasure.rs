@@ -5,9 +5,9 @@
 //! nothing. The profiles of a run are spread evenly over tables that hold those of all runs; event batches lie as they
 //! arrive, so that those of a profile are scattered.
 
-use lethe::broker::topology::ERASURE_EXECUTION;
-use lethe::db::Db;
-use lethe::request::ControllerId;
+use lethe_broker::topology::ERASURE_EXECUTION;
+use lethe_db::Db;
+use lethe_domain::request::ControllerId;
 use lethe_tests::Worker;
 
 use crate::bench::{Bench, DAILY};

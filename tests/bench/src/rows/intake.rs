@@ -14,7 +14,7 @@ use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicPublishOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel};
-use lethe::db::Db;
+use lethe_db::Db;
 use lethe_tests::Worker;
 
 use super::raw::{self, RawRequest};
@@ -179,7 +179,7 @@ struct Program {
     db: Db,
     controller: String,
     publishing: Channel,
-    signer: std::sync::Arc<lethe::callback::signature::Signer>,
+    signer: std::sync::Arc<lethe_signing::signature::Signer>,
     group: usize,
     sender: tokio::sync::mpsc::UnboundedSender<usize>,
 }
@@ -277,7 +277,7 @@ async fn record(db: &Db, controller: &str, group: &[RawRequest]) {
         }
     }
     let ids: Vec<uuid::Uuid> = group.iter().map(|request| request.id).collect();
-    let contents: Vec<Vec<u8>> = group.iter().map(|request| lethe::crypto::sha256(&request.body)).collect();
+    let contents: Vec<Vec<u8>> = group.iter().map(|request| lethe_domain::crypto::sha256(&request.body)).collect();
     let bodies: Vec<&[u8]> = group.iter().map(|request| request.body.as_slice()).collect();
     let (begun, found, inserted) = futures_util::join!(
         client.batch_execute("BEGIN"),

@@ -2,8 +2,9 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use lethe::callback::signature::{Algorithm, Signer};
-use lethe::callback::signing_keys::SigningKeys;
+use lethe_domain::signature_algorithm::SignatureAlgorithm;
+use lethe_signing::signature::Signer;
+use lethe_signing::signing_keys::SigningKeys;
 use serde::Deserialize;
 use uuid::Uuid;
 
@@ -37,7 +38,7 @@ impl RawRequest {
         let digests = IDENTITIES
             .iter()
             .filter_map(|(kind, _, _)| {
-                Some((*kind, lethe::crypto::sha256(read.subject_identities.get(*kind)?.value.as_bytes())))
+                Some((*kind, lethe_domain::crypto::sha256(read.subject_identities.get(*kind)?.value.as_bytes())))
             })
             .collect();
         Self { id: read.subject_request_id, body, digests, reply_to }
@@ -59,7 +60,7 @@ pub(crate) async fn sign_all(signer: &std::sync::Arc<Signer>, bodies: Vec<Vec<u8
         let (signer, mine) = (signer.clone(), bodies.by_ref().take(share).collect::<Vec<_>>());
         shares.push(tokio::task::spawn_blocking(move || {
             let sign = |body: Vec<u8>| {
-                let signature = signer.sign(Algorithm::RsaPkcs1v15, &body).unwrap();
+                let signature = signer.sign(SignatureAlgorithm::RsaPkcs1v15, &body).unwrap();
                 (body, signature)
             };
             mine.into_iter().map(sign).collect::<Vec<_>>()

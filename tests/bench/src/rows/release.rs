@@ -5,7 +5,7 @@
 //! confirms awaited as a set. It opens no sealed request, matches nothing again, applies no cap and holds no leadership.
 
 use jiff::SignedDuration;
-use lethe::broker::topology::ERASURE_EXECUTION;
+use lethe_broker::topology::ERASURE_EXECUTION;
 use lethe_tests::Worker;
 
 use super::intake::{PEOPLE, people};

@@ -3,9 +3,10 @@
 
 use std::time::{Duration, Instant};
 
-use lethe::broker::{Broker, Publisher, wake};
-use lethe::db::slices::Stage;
-use lethe::request::SliceId;
+use lethe_broker::{Broker, Publisher};
+use lethe_db::slices::Stage;
+use lethe_domain::request::SliceId;
+use lethe_runtime::wake;
 use lethe_tests::Worker;
 
 use super::told;

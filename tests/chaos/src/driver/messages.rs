@@ -1,6 +1,6 @@
 //! Wake-ups that are doubled, of long ago, for nothing, or in another order.
 
-use lethe::broker::{Broker, Outgoing, Publisher};
+use lethe_broker::{Broker, Outgoing, Publisher};
 use reqwest::Method;
 use serde_json::json;
 

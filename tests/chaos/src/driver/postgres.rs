@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use lethe::db::{Db, DbError};
+use lethe_db::{Db, DbError};
 use uuid::Uuid;
 
 use super::{Driver, pause};

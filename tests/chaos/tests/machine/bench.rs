@@ -3,11 +3,11 @@
 use std::sync::{Arc, Mutex};
 
 use jiff::SignedDuration;
-use lethe::db::intake::{IntakeContext, RecordedGroup, Submission};
-use lethe::db::requests::Target;
-use lethe::db::{DbError, calendar, leader};
-use lethe::opendsr::{DeniedValues, Parser};
-use lethe::request::{Calendar, ControllerId, SubjectRequestId};
+use lethe_db::intake::{IntakeContext, RecordedGroup, Submission};
+use lethe_db::requests::Target;
+use lethe_db::{DbError, calendar, leader};
+use lethe_domain::opendsr::{DeniedValues, Parser};
+use lethe_domain::request::{Calendar, ControllerId, SubjectRequestId};
 use lethe_tests::World;
 use serde_json::json;
 use uuid::Uuid;
@@ -21,7 +21,7 @@ pub(crate) struct Bench {
     pub(crate) world: World,
     pub(crate) controller: ControllerId,
     intake: Mutex<Arc<IntakeContext>>,
-    pub(crate) keys: Arc<lethe::crypto::Keys>,
+    pub(crate) keys: Arc<lethe_domain::crypto::Keys>,
     parser: Parser,
 }
 

@@ -3,14 +3,15 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use lethe::backoff::BackoffPolicy;
-use lethe::db::callbacks::{self, Attempt, EndpointLimits, RetryPolicy};
-use lethe::db::leader::Term;
-use lethe::db::release::{self, SliceLimits};
-use lethe::db::requests::{self, Cancellation, Overtaking};
-use lethe::db::slices::{self, Claimed, Stage, Trouble, Turn, Verified};
-use lethe::db::{DbError, batches, leader};
-use lethe::request::{SliceId, SubjectRequestId};
+use lethe_db::callbacks::{self, EndpointLimits, RetryPolicy};
+use lethe_db::leader::Term;
+use lethe_db::release::{self, SliceLimits};
+use lethe_db::requests::{self, Cancellation, Overtaking};
+use lethe_db::slices::{self, Claimed, Stage, Trouble, Turn, Verified};
+use lethe_db::{DbError, batches, leader};
+use lethe_domain::backoff::BackoffPolicy;
+use lethe_domain::delivery_attempt::DeliveryAttempt;
+use lethe_domain::request::{SliceId, SubjectRequestId};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -365,7 +366,7 @@ impl Pair<'_> {
         let limits = EndpointLimits { in_flight: 100, lease: Duration::from_mins(1) };
         let claimed = callbacks::claim(&session, &self.bench.keys, limits, &[(endpoint.get(0), 100)]).await.unwrap();
         assert_eq!(claimed.len(), self.model.due_callbacks().len(), "due callbacks");
-        let attempt = Attempt {
+        let attempt = DeliveryAttempt {
             duration: Duration::ZERO,
             status_code: Some(if fails { 404 } else { 202 }),
             error_class: fails.then_some("status_4xx"),

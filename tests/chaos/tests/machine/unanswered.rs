@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use lethe::backoff::BackoffPolicy;
-use lethe::db::callbacks::{self, Attempt, ClaimedCallback, EndpointLimits, RecordedAttempts, RetryPolicy};
-use lethe::db::give_up::{self, GivenUpBy, Step};
-use lethe::request::{EndpointId, SubjectRequestId};
+use lethe_db::callbacks::{self, ClaimedCallback, EndpointLimits, RecordedAttempts, RetryPolicy};
+use lethe_db::give_up::{self, GivenUpBy, Step};
+use lethe_domain::backoff::BackoffPolicy;
+use lethe_domain::delivery_attempt::DeliveryAttempt;
+use lethe_domain::request::{EndpointId, SubjectRequestId};
 
 use super::bench::Bench;
 
@@ -48,7 +49,7 @@ async fn attempt(bench: &Bench, endpoint: EndpointId, status_code: Option<u16>) 
 }
 
 async fn record(bench: &Bench, claimed: Vec<ClaimedCallback>, status_code: Option<u16>) -> RecordedAttempts {
-    let attempt = Attempt {
+    let attempt = DeliveryAttempt {
         duration: Duration::ZERO,
         status_code,
         error_class: Some(if status_code.is_some() { "status_5xx" } else { "connect" }),

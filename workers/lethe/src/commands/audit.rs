@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
-use lethe::audit::export::Line;
-use lethe::audit::trail::{self, Pages, Report};
-use lethe::audit::{Trust, Verifier};
-use lethe::db::audit;
-use lethe::request::ControllerId;
+use lethe_audit::export::Line;
+use lethe_audit::trail::{self, Pages, Report};
+use lethe_audit::{Trust, Verifier};
+use lethe_db::audit;
+use lethe_domain::request::ControllerId;
 
 use crate::context::database;
 use crate::output::Output;

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use lethe::config::{CapOptions, KeyOptions};
-use lethe::db::batches::{self, BatchRow, Executed};
-use lethe::db::release;
-use lethe::db::slices::{self, Hindrance};
-use lethe::request::{BatchId, Mpid};
-use lethe::stores::Stores;
+use lethe_db::batches::{self, BatchRow, Executed};
+use lethe_db::release;
+use lethe_db::slices::{self, Hindrance};
+use lethe_domain::request::{BatchId, Mpid};
+use lethe_runtime::options::{CapOptions, KeyOptions};
+use lethe_stores::Stores;
 use serde::Serialize;
 
 use crate::context::{check_keys, database};

@@ -1,8 +1,8 @@
 //! `lethe callback`.
 
 use clap::Subcommand;
-use lethe::db::callback_list::{self, CallbackRow, Filter};
-use lethe::request::{CallbackId, ControllerId, SubjectRequestId};
+use lethe_db::callback_list::{self, CallbackRow, Filter};
+use lethe_domain::request::{CallbackId, ControllerId, SubjectRequestId};
 
 use crate::context::database;
 use crate::output::{Output, or_dash};

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::Subcommand;
-use lethe::audit::Trust;
-use lethe::certificate::{self, Verified};
+use lethe_audit::Trust;
+use lethe_audit::certificate::{self, Verified};
 
 use crate::output::Output;
 

@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 use jiff::Timestamp;
-use lethe::db::leader::{self, CLOCK_TOLERANCE, KnownClock};
+use lethe_db::leader::{self, CLOCK_TOLERANCE, KnownClock};
 use serde::Serialize;
 
 use crate::context::database;

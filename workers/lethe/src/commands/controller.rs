@@ -2,9 +2,9 @@
 
 use anyhow::bail;
 use clap::Subcommand;
-use lethe::callback::signature::Algorithm;
-use lethe::db::controllers::{self, Controller, NewController};
-use lethe::request::ControllerId;
+use lethe_db::controllers::{self, Controller, NewController};
+use lethe_domain::request::ControllerId;
+use lethe_domain::signature_algorithm::SignatureAlgorithm;
 use serde::Serialize;
 
 use crate::context::database;
@@ -24,7 +24,7 @@ pub(crate) enum Command {
         any_amqp_user: bool,
         /// How callbacks and answers for it are signed: rsa-pkcs1v15, rsa-pss or ecdsa-p256
         #[arg(long, default_value = "rsa-pkcs1v15", value_name = "ALGORITHM")]
-        signature: Algorithm,
+        signature: SignatureAlgorithm,
         /// Leave profile.jsonl out of its portability files
         #[arg(long)]
         without_profile: bool,

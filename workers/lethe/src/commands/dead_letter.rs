@@ -6,12 +6,12 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
-use lethe::broker::dead_letters::{self, Browser, Letter};
-use lethe::config::KeyOptions;
-use lethe::crypto::Keys;
-use lethe::db::{Db, audit, controllers};
-use lethe::opendsr::Parser;
-use lethe::request::ControllerId;
+use lethe_broker::dead_letters::{self, Browser, Letter};
+use lethe_db::{Db, audit, controllers};
+use lethe_domain::crypto::Keys;
+use lethe_domain::opendsr::Parser;
+use lethe_domain::request::ControllerId;
+use lethe_runtime::options::KeyOptions;
 use serde::Serialize;
 
 use super::dead_letter_replay::Replay;

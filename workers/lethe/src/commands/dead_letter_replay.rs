@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use anyhow::bail;
 use clap::Args;
-use lethe::broker::dead_letters::{Browser, Letter, SetAsideBy};
-use lethe::broker::topology::{QUEUES, dead_letters_of};
-use lethe::broker::{Outgoing, Publisher};
-use lethe::config::ReceivingOptions;
-use lethe::db::requests::Overtaking;
-use lethe::intake::{Answer, Incoming, Intake, Unanswered, parse_target};
-use lethe::request::ControllerId;
+use lethe_broker::dead_letters::{Browser, Letter, SetAsideBy};
+use lethe_broker::topology::{QUEUES, dead_letters_of};
+use lethe_broker::{Outgoing, Publisher};
+use lethe_db::requests::Overtaking;
+use lethe_domain::request::ControllerId;
+use lethe_intake::options::ReceivingOptions;
+use lethe_intake::{Answer, Incoming, Intake, Unanswered, parse_target};
 use tokio::time::MissedTickBehavior;
 
 use super::dead_letter::{Chosen, pause, record};

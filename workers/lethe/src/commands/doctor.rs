@@ -8,11 +8,13 @@ use jiff::Timestamp;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel};
-use lethe::broker::topology::{self, QueueState};
-use lethe::config::{KeyOptions, ResultOptions, SigningOptions};
-use lethe::db::obstacles::{self, Obstacles};
-use lethe::db::{Db, DbError, batches, calendar, installation, migrate, overview};
-use lethe::results::store;
+use lethe_broker::topology::{self, QueueState};
+use lethe_db::obstacles::{self, Obstacles};
+use lethe_db::{Db, DbError, batches, calendar, installation, migrate, overview};
+use lethe_results::ResultOptions;
+use lethe_results::store;
+use lethe_runtime::options::KeyOptions;
+use lethe_signing::SigningOptions;
 use serde::Serialize;
 
 use super::doctor_schedule;
@@ -272,7 +274,7 @@ fn tell(findings: &mut Findings, found: &Obstacles) {
 async fn state(findings: &mut Findings, db: &Db) {
     let loaded = async {
         let session = db.session().await?;
-        Ok::<_, lethe::db::DbError>((
+        Ok::<_, lethe_db::DbError>((
             calendar::current(&session).await?,
             overview::load(&session).await?,
             batches::due(&session).await?,

@@ -1,8 +1,8 @@
 //! What the doctor looks at for the schedulers' sake: the key store, the clock, what was lost with a restore.
 
-use lethe::db::leader;
-use lethe::db::{Db, batches};
-use lethe::results::store::{self, Fitness};
+use lethe_db::leader;
+use lethe_db::{Db, batches};
+use lethe_results::store::{self, Fitness};
 use url::Url;
 
 use super::clock::is_doubted;

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use clap::Subcommand;
-use lethe::config::HumanDuration;
-use lethe::db::endpoint_list::{self, COUNTED, EndpointRow, Filter};
-use lethe::db::give_up::{self, GivenUpBy};
-use lethe::request::{ControllerId, EndpointId};
+use lethe_db::endpoint_list::{self, COUNTED, EndpointRow, Filter};
+use lethe_db::give_up::{self, GivenUpBy};
+use lethe_domain::request::{ControllerId, EndpointId};
+use lethe_process::settings::HumanDuration;
 
 use crate::context::{Usage, database};
 use crate::output::{Output, or_dash};

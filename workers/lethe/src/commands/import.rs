@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
-use lethe::db::Db;
-use lethe::opendsr::DeniedValues;
-use lethe::request::ControllerId;
-use lethe::stores::import::{self, EventBatchLine, LineEnd, ProfileLine, Progress, Reading, SourceError};
+use lethe_db::Db;
+use lethe_domain::opendsr::DeniedValues;
+use lethe_domain::request::ControllerId;
+use lethe_stores::import::{self, EventBatchLine, LineEnd, ProfileLine, Progress, Reading, SourceError};
 use serde::Serialize;
 
 use super::import_run::{Content, Run};

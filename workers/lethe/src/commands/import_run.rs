@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context as _, anyhow, bail};
-use lethe::stores::import::{self, End, Group, ImportError, InvalidLine, Limits, LineEnd, Lines, MAX_LINE, Reading};
+use lethe_stores::import::{self, End, Group, ImportError, InvalidLine, Limits, LineEnd, Lines, MAX_LINE, Reading};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};

@@ -18,7 +18,7 @@ mod top;
 
 use anyhow::Context as _;
 use clap::Subcommand;
-use lethe::db::migrate;
+use lethe_db::migrate;
 
 use crate::context;
 use crate::output::Output;

@@ -5,15 +5,15 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
-use lethe::broker::Publisher;
-use lethe::certificate;
-use lethe::config::ReceivingOptions;
-use lethe::db::Db;
-use lethe::db::request_lists::{self, Filter};
-use lethe::db::requests::{self, Cancellation, Overtaking, Receipt, RequestRow};
-use lethe::db::slices::{self, Work};
-use lethe::intake::{Incoming, Unanswered};
-use lethe::request::{ControllerId, RequestStatus, SliceId};
+use lethe_audit::certificate;
+use lethe_broker::Publisher;
+use lethe_db::Db;
+use lethe_db::request_lists::{self, Filter};
+use lethe_db::requests::{self, Cancellation, Overtaking, Receipt, RequestRow};
+use lethe_db::slices::{self, Work};
+use lethe_domain::request::{ControllerId, RequestStatus, SliceId};
+use lethe_intake::options::ReceivingOptions;
+use lethe_intake::{Incoming, Unanswered};
 use serde::Serialize;
 use tokio::io::AsyncReadExt;
 

@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use clap::Args;
-use lethe::db::overview::{self, Overview};
+use lethe_db::overview::{self, Overview};
 
 use crate::context::database;
 use crate::output::{line, table};

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{Cursor, Read};
 
 use anyhow::Context as _;
-use lethe::request::{Mpid, RequestType};
+use lethe_domain::request::{Mpid, RequestType};
 use serde::Serialize;
 
 use super::people::People;

@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context as _, ensure};
-use lethe::opendsr::ApiVersion;
-use lethe::request::ControllerId;
+use lethe_domain::opendsr::ApiVersion;
+use lethe_domain::request::ControllerId;
 use reqwest::{Method, RequestBuilder};
 use url::Url;
 

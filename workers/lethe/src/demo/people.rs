@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use lethe::opendsr::DeniedValues;
-use lethe::request::ControllerId;
-use lethe::stores::import::{self, EventBatchLine, ProfileLine};
+use lethe_domain::opendsr::DeniedValues;
+use lethe_domain::request::ControllerId;
+use lethe_stores::import::{self, EventBatchLine, ProfileLine};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::json;

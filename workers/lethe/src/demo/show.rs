@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use lethe::db::overview;
+use lethe_db::overview;
 use serde::Serialize;
 
 use super::checks::Claim;

@@ -6,11 +6,11 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
-use lethe::callback::signature::Algorithm;
-use lethe::config::secret;
-use lethe::db::controllers::{self, Credentials, NewController};
-use lethe::db::{Db, migrate};
-use lethe::request::ControllerId;
+use lethe_db::controllers::{self, Credentials, NewController};
+use lethe_db::{Db, migrate};
+use lethe_domain::request::ControllerId;
+use lethe_domain::signature_algorithm::SignatureAlgorithm;
+use lethe_process::settings::secret;
 use tokio::process::{Child, Command};
 use url::Url;
 use uuid::Uuid;
@@ -102,7 +102,7 @@ impl World {
                 controller_id,
                 amqp_user: None,
                 any_amqp_user: true,
-                algorithm: Algorithm::RsaPkcs1v15,
+                algorithm: SignatureAlgorithm::RsaPkcs1v15,
                 include_profile: true,
             };
             let added = controllers::add(&world.db, &new).await?;

@@ -1,0 +1,133 @@
+//! Issuing a certificate. The same request gives the same bytes as long as the keys are the same.
+
+use std::sync::Arc;
+
+use super::{ALGORITHM, Asked, AuditPosition, Document, Execution, FORMAT, Statement, StoreReceipt};
+use crate::Signatory;
+use lethe_db::audit::{self, Completion};
+use lethe_db::certificates::{self, Facts};
+use lethe_db::requests::{self, Receipt, Target};
+use lethe_db::{Db, DbError};
+use lethe_domain::crypto::{hex, sha256};
+use lethe_domain::request::{RequestStatus, RequestType};
+use lethe_domain::signature_algorithm::SignatureAlgorithm;
+use lethe_signing::signature;
+use lethe_signing::signing_keys::SigningError;
+
+/// Why there is no certificate. The texts are for whoever asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoCertificate {
+    /// The controller has no such request.
+    #[error("there is no such request")]
+    Unknown,
+    /// Only erasures are certified.
+    #[error("the request is no erasure")]
+    NoErasure,
+    /// It is not complete.
+    #[error("the request is {0}; there is a certificate once it is completed")]
+    NotCompleted(RequestStatus),
+    /// The trail is sealed within seconds.
+    #[error("the completion is not sealed in the audit trail yet; ask again in a few seconds")]
+    NotSealed,
+}
+
+/// A certificate could not be issued.
+#[derive(Debug, thiserror::Error)]
+pub enum IssueError {
+    /// The database.
+    #[error(transparent)]
+    Db(#[from] DbError),
+    /// The library refused to sign.
+    #[error(transparent)]
+    Signing(#[from] SigningError),
+}
+
+/// The signed certificate of an erasure, as the bytes of its file, or why there is none.
+///
+/// # Errors
+/// [`IssueError`].
+pub async fn issue(
+    db: &Db,
+    signatory: &Arc<Signatory>,
+    target: &Target,
+) -> Result<Result<String, NoCertificate>, IssueError> {
+    let tx = db.begin_snapshot("issue_certificate").await?;
+    let Some(facts) = certificates::facts(&tx, target).await? else { return Ok(Err(NoCertificate::Unknown)) };
+    let receipts = requests::receipts(&tx, facts.request_key).await?;
+    let completion = audit::completion(&tx, facts.request_key).await?;
+    tx.commit().await?;
+    let signer = &signatory.processor.signer;
+    loop {
+        let certificate = signer.certificate(SignatureAlgorithm::RsaPkcs1v15).ok_or(SigningError::Failed)?;
+        let receipts = receipts.clone();
+        let statement = match statement(signatory, &certificate.chain, target, &facts, receipts, completion.as_ref()) {
+            Ok(statement) => statement,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        let payload = serde_json::to_string(&statement).map_err(|_| SigningError::Failed)?;
+        let (signing, bytes) = (signer.clone(), payload.clone());
+        let signature =
+            signature::off_thread(move || signing.sign(SignatureAlgorithm::RsaPkcs1v15, bytes.as_bytes())).await?;
+        // The keys may have changed in between; then the statement names the wrong ones.
+        if signer.certificate(SignatureAlgorithm::RsaPkcs1v15).is_some_and(|now| now.chain == certificate.chain) {
+            let certificate_chain = certificate.chain.clone();
+            return Ok(Ok(Document { payload, algorithm: ALGORITHM.to_owned(), signature, certificate_chain }.write()));
+        }
+    }
+}
+
+fn statement(
+    signatory: &Signatory,
+    chain: &str,
+    (controller_id, subject_request_id): &Target,
+    facts: &Facts,
+    receipts: Vec<Receipt>,
+    completion: Option<&Completion>,
+) -> Result<Statement, NoCertificate> {
+    if facts.request_type != RequestType::Erasure {
+        return Err(NoCertificate::NoErasure);
+    }
+    let completed_at = facts.completed_at.filter(|_| facts.status == RequestStatus::Completed);
+    let completed_at = completed_at.ok_or(NoCertificate::NotCompleted(facts.status))?;
+    let completion = completion.ok_or(NoCertificate::NotSealed)?;
+    let (position, digest) = completion.seal.as_ref().ok_or(NoCertificate::NotSealed)?;
+    // A request is completed only when every store has verified.
+    let stores = receipts
+        .into_iter()
+        .filter_map(|receipt| {
+            Some(StoreReceipt {
+                store: receipt.store,
+                as_of: receipt.as_of,
+                rows_deleted: receipt.rows_deleted,
+                verified_at: receipt.verified_at?,
+                rows_remaining: 0,
+                rows_arrived_later: receipt.rows_arrived.unwrap_or(0),
+            })
+        })
+        .collect();
+    Ok(Statement {
+        format: FORMAT.to_owned(),
+        processor_domain: signatory.processor.domain.clone(),
+        controller_id: controller_id.to_string(),
+        subject_request_id: subject_request_id.to_string(),
+        request: Asked {
+            subject_request_type: facts.request_type.to_string(),
+            regulation: facts.regulation.clone(),
+            api_version: facts.api_version.clone(),
+            content_digest: hex(&facts.content_digest),
+            submitted_time: facts.submitted_time,
+            received_time: facts.received_at,
+        },
+        execution: Execution {
+            lane: facts.lane.clone(),
+            batch_id: facts.batch_id,
+            scheduled_for: facts.runs_at,
+            began_at: facts.in_progress_at,
+            completed_at,
+            profiles: completion.details["profiles"].as_i64().unwrap_or(0),
+        },
+        stores,
+        audit: AuditPosition { chain: controller_id.to_string(), position: *position, digest: hex(digest) },
+        certificate_chain_sha256: hex(&sha256(chain.as_bytes())),
+    })
+}

@@ -1,0 +1,104 @@
+//! Verifying a certificate, without a network and without a database.
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+use super::{ALGORITHM, Document, FORMAT, Statement};
+use crate::Trust;
+use lethe_domain::crypto::{hex, sha256};
+
+/// Why a file proves nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// Not written as certificates are.
+    #[error("the file is no certificate, or was changed")]
+    Format,
+    /// Another algorithm.
+    #[error("the algorithm is not rsa-pkcs1v15-sha256")]
+    SignatureAlgorithm,
+    /// No X.509 chain.
+    #[error("the certificate chain cannot be read")]
+    Chain,
+    /// Not signed by the key of the chain, or changed since.
+    #[error("the signature does not fit the statement: one of them was changed")]
+    Signature,
+    /// The statement names another chain.
+    #[error("the certificate chain is not the one that the statement names: it was changed")]
+    OtherChain,
+    /// The chain is for another domain than the statement.
+    #[error("the signing certificate does not name {domain}, for which the statement speaks")]
+    Domain {
+        /// The domain in the statement.
+        domain: String,
+    },
+    /// Not among those that are trusted.
+    #[error("the signing certificate (SHA-256 {fingerprint}) is not the one that is trusted")]
+    Untrusted {
+        /// SHA-256 of the certificate, hexadecimal.
+        fingerprint: String,
+    },
+}
+
+/// A file that proves what it says, as far as its signing certificate is the processor's.
+#[derive(Clone, Debug)]
+pub struct Verified {
+    /// What is certified.
+    pub statement: Statement,
+    /// SHA-256 of the signing certificate, hexadecimal.
+    pub fingerprint: String,
+}
+
+/// Verifies the bytes of a file. With `trusted` the signing certificate must be one of these; without, whoever asks has
+/// to compare the fingerprint with that of the processor's certificate.
+///
+/// # Errors
+/// [`Refused`].
+pub fn verify(file: &[u8], trusted: Option<&Trust>) -> Result<Verified, Refused> {
+    let document: Document = serde_json::from_slice(file).map_err(|_| Refused::Format)?;
+    // One way to write it: what reads the same and is written otherwise was changed.
+    if document.write().as_bytes() != file {
+        return Err(Refused::Format);
+    }
+    if document.algorithm != ALGORITHM {
+        return Err(Refused::SignatureAlgorithm);
+    }
+    let mut signer = Trust::default();
+    signer.add("certificate_chain", &document.certificate_chain).map_err(|_| Refused::Chain)?;
+    if !signer.verifies(document.payload.as_bytes(), &document.signature) {
+        return Err(Refused::Signature);
+    }
+    let statement: Statement = serde_json::from_str(&document.payload).map_err(|_| Refused::Format)?;
+    if statement.format != FORMAT {
+        return Err(Refused::Format);
+    }
+    if statement.certificate_chain_sha256 != hex(&sha256(document.certificate_chain.as_bytes())) {
+        return Err(Refused::OtherChain);
+    }
+    let fingerprint = signer.fingerprints().next().unwrap_or_default().to_owned();
+    match trusted {
+        Some(trusted) if !trusted.fingerprints().any(|one| one == fingerprint) => {
+            return Err(Refused::Untrusted { fingerprint });
+        }
+        None if !names(&document.certificate_chain, &statement.processor_domain) => {
+            return Err(Refused::Domain { domain: statement.processor_domain });
+        }
+        _ => {}
+    }
+    Ok(Verified { statement, fingerprint })
+}
+
+/// Whether the signing certificate names `domain`, directly or by a wildcard for its first label.
+fn names(chain: &str, domain: &str) -> bool {
+    let Ok(der) = CertificateDer::from_pem_slice(chain.as_bytes()) else { return false };
+    let Ok((_, certificate)) = X509Certificate::from_der(&der) else { return false };
+    let wildcard = domain.split_once('.').map(|(_, parent)| format!("*.{parent}"));
+    let is_it = |name: &str| {
+        name.eq_ignore_ascii_case(domain) || wildcard.as_ref().is_some_and(|one| name.eq_ignore_ascii_case(one))
+    };
+    let common = certificate.subject().iter_common_name().any(|name| name.as_str().is_ok_and(is_it));
+    let alternative = certificate.subject_alternative_name().ok().flatten().is_some_and(|extension| {
+        extension.value.general_names.iter().any(|name| matches!(name, GeneralName::DNSName(name) if is_it(name)))
+    });
+    common || alternative
+}

@@ -1,0 +1,278 @@
+//! The audit trail in the database: what is not sealed yet, seals, heads, and reading it all in order.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use tokio_postgres::Row;
+
+use super::pool::Session;
+use super::{DbError, Tx, statements};
+use lethe_domain::audit_chain::{Digest, Entry, Head};
+use lethe_domain::request::{ControllerId, RequestKey};
+
+statements! {
+    RECORD = "
+        INSERT INTO lethe.audit_entries (controller_id, request_key, event, details)
+        VALUES ($1, $2, $3, $4::jsonb || jsonb_build_object('database_user', session_user))";
+    /// What is listed is committed, whatever its number. An entry that is gone stays listed: `lethe audit verify`
+    /// names it.
+    TAKE = "
+        WITH chosen AS MATERIALIZED (
+            SELECT e.entry_id, e.controller_id, e.request_key, e.event, e.details, e.recorded_at
+              FROM lethe.audit_unsealed q JOIN lethe.audit_entries e USING (entry_id)
+             WHERE coalesce(e.controller_id, '') <> ALL ($1) ORDER BY q.entry_id LIMIT $2),
+        taken AS (
+            DELETE FROM lethe.audit_unsealed u USING chosen WHERE u.entry_id = chosen.entry_id)
+        SELECT entry_id, controller_id, request_key, event, details::text, recorded_at FROM chosen ORDER BY entry_id";
+    NOW = "SELECT lethe.now()";
+    LOCK_HEADS = "
+        SELECT chain, position, digest, signed_at, signature FROM lethe.audit_heads
+         WHERE chain = ANY ($1) ORDER BY chain FOR UPDATE";
+    /// The last place of each chain in a group is signed.
+    WRITE_SEALS = "
+        INSERT INTO lethe.audit_seals (chain, position, entry_id, digest, signature, signed_at)
+        SELECT s.chain, s.position, s.entry_id, s.digest, h.signature, CASE WHEN h.chain IS NOT NULL THEN $8::timestamptz END
+          FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bytea[]) AS s (chain, position, entry_id, digest)
+          LEFT JOIN unnest($5::text[], $6::bigint[], $7::text[]) AS h (chain, position, signature) USING (chain, position)
+         ORDER BY s.chain, s.position";
+    WRITE_HEADS = "
+        INSERT INTO lethe.audit_heads AS h (chain, position, digest, signature, signed_at)
+        SELECT chain, position, digest, signature, $5
+          FROM unnest($1::text[], $2::bigint[], $3::bytea[], $4::text[]) AS q (chain, position, digest, signature)
+         ORDER BY chain
+        ON CONFLICT (chain) DO UPDATE
+        SET position = excluded.position, digest = excluded.digest, signature = excluded.signature,
+            signed_at = excluded.signed_at";
+    PAGE = "
+        SELECT s.chain, s.position, s.digest, coalesce(s.signed_at, '-infinity'), s.signature, s.entry_id,
+               e.entry_id IS NOT NULL, e.controller_id, e.request_key, e.event, e.details::text, e.recorded_at
+          FROM lethe.audit_seals s LEFT JOIN lethe.audit_entries e USING (entry_id)
+         WHERE (s.chain, s.position) > ($1, $2) AND ($3::text IS NULL OR s.chain = $3)
+         ORDER BY s.chain, s.position LIMIT $4";
+    HEADS = "
+        SELECT chain, position, digest, signed_at, signature FROM lethe.audit_heads
+         WHERE $1::text IS NULL OR chain = $1 ORDER BY chain";
+    UNSEALED = "
+        SELECT count(*) FROM lethe.audit_unsealed u JOIN lethe.audit_entries e USING (entry_id)
+         WHERE $1::text IS NULL OR coalesce(e.controller_id, '') = $1";
+    /// Of which chain they were is gone with them.
+    VANISHED = "
+        SELECT u.entry_id FROM lethe.audit_unsealed u
+         WHERE NOT EXISTS (SELECT FROM lethe.audit_entries e WHERE e.entry_id = u.entry_id) ORDER BY 1 LIMIT 1000";
+    /// A range of numbers at a time: the whole of it would be too much for one statement.
+    UNCHAINED = "
+        SELECT e.entry_id, coalesce(e.controller_id, '') FROM lethe.audit_entries e
+         WHERE e.entry_id > $1 AND e.entry_id <= $1 + $2
+           AND NOT EXISTS (SELECT FROM lethe.audit_seals s WHERE s.entry_id = e.entry_id)
+           AND NOT EXISTS (SELECT FROM lethe.audit_unsealed u WHERE u.entry_id = e.entry_id)
+           AND ($3::text IS NULL OR coalesce(e.controller_id, '') = $3)
+         ORDER BY e.entry_id LIMIT 1000";
+    LAST_ENTRY = "SELECT coalesce(max(entry_id), 0) FROM lethe.audit_entries";
+    /// Every controller was added, which is an entry.
+    WITHOUT_TRAIL = "
+        SELECT c.controller_id FROM lethe.controllers c
+         WHERE ($1::text IS NULL OR c.controller_id = $1)
+           AND NOT EXISTS (SELECT FROM lethe.audit_seals s WHERE s.chain = c.controller_id)
+           AND NOT EXISTS (SELECT FROM lethe.audit_unsealed u JOIN lethe.audit_entries e USING (entry_id)
+                            WHERE e.controller_id = c.controller_id)
+         ORDER BY 1";
+    POSITION_OF_COMPLETION = "
+        SELECT s.position, s.digest, e.details FROM lethe.audit_entries e
+          LEFT JOIN lethe.audit_seals s USING (entry_id)
+         WHERE e.request_key = $1 AND e.event = 'request.completed' ORDER BY e.entry_id LIMIT 1";
+}
+
+/// Records what an operator did, in the transaction in which it is done. `details` hold no personal data.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn record(
+    tx: &Tx,
+    controller_id: Option<&ControllerId>,
+    request: Option<RequestKey>,
+    event: &str,
+    details: &serde_json::Value,
+) -> Result<(), DbError> {
+    tx.execute(RECORD, &[&controller_id, &request, &event, details]).await?;
+    Ok(())
+}
+
+fn digest(row: &Row, index: usize) -> Result<Digest, DbError> {
+    row.get::<_, &[u8]>(index).try_into().map_err(|_| DbError::Unexpected { place: "audit digests" })
+}
+
+/// From five columns: number, controller, request, event, details, time.
+fn read_entry(row: &Row, from: usize, entry_id: i64) -> Entry {
+    Entry {
+        entry_id,
+        controller_id: row.get(from),
+        request_key: row.get(from + 1),
+        event: row.get(from + 2),
+        details: row.get(from + 3),
+        recorded_at: row.get(from + 4),
+    }
+}
+
+/// Takes the next unsealed entries, of all chains but `left_out`.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn take(tx: &Tx, left_out: &[&str], limit: i64) -> Result<Vec<Entry>, DbError> {
+    let rows = tx.query(TAKE, &[&left_out, &limit]).await?;
+    Ok(rows.iter().map(|row| read_entry(row, 1, row.get(0))).collect())
+}
+
+fn read_head(row: &Row) -> Result<(Head, String), DbError> {
+    let head = Head { chain: row.get(0), position: row.get(1), digest: digest(row, 2)?, signed_at: row.get(3) };
+    Ok((head, row.get(4)))
+}
+
+/// The time, and the ends of these chains with their signatures; locks them.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn lock_heads(tx: &Tx, chains: &[&str]) -> Result<(Timestamp, BTreeMap<String, (Head, String)>), DbError> {
+    let now = tx.query_one(NOW, &[]).await?.get(0);
+    let mut heads = BTreeMap::new();
+    for row in tx.query(LOCK_HEADS, &[&chains]).await? {
+        heads.insert(row.get(0), read_head(&row)?);
+    }
+    Ok((now, heads))
+}
+
+/// A place that an entry is given.
+#[derive(Clone, Copy, Debug)]
+pub struct NewSeal<'a> {
+    /// The chain.
+    pub chain: &'a str,
+    /// The place in it.
+    pub position: i64,
+    /// The entry.
+    pub entry_id: i64,
+    /// The digest at this place.
+    pub digest: Digest,
+}
+
+/// Writes places, and the new ends of their chains with their signatures.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn write_seals(tx: &Tx, seals: &[NewSeal<'_>], heads: &[(Head, String)]) -> Result<(), DbError> {
+    let Some((first, _)) = heads.first() else { return Ok(()) };
+    let chains: Vec<&str> = seals.iter().map(|seal| seal.chain).collect();
+    let positions: Vec<i64> = seals.iter().map(|seal| seal.position).collect();
+    let entries: Vec<i64> = seals.iter().map(|seal| seal.entry_id).collect();
+    let digests: Vec<&[u8]> = seals.iter().map(|seal| seal.digest.as_slice()).collect();
+    let names: Vec<&str> = heads.iter().map(|(head, _)| head.chain.as_str()).collect();
+    let ends: Vec<i64> = heads.iter().map(|(head, _)| head.position).collect();
+    let last: Vec<&[u8]> = heads.iter().map(|(head, _)| head.digest.as_slice()).collect();
+    let signatures: Vec<&str> = heads.iter().map(|(_, signature)| signature.as_str()).collect();
+    tx.execute(WRITE_SEALS, &[&chains, &positions, &entries, &digests, &names, &ends, &signatures, &first.signed_at])
+        .await?;
+    tx.execute(WRITE_HEADS, &[&names, &ends, &last, &signatures, &first.signed_at]).await?;
+    Ok(())
+}
+
+/// A place of a chain, as it is read.
+#[derive(Clone, Debug)]
+pub struct SealedRow {
+    /// Chain, position, digest; the time of the signature means something only with one.
+    pub head: Head,
+    /// The signature, where the sealer signed here.
+    pub signature: Option<String>,
+    /// The number of the entry.
+    pub entry_id: i64,
+    /// The entry; `None` where it is gone.
+    pub entry: Option<Entry>,
+}
+
+/// The next places, in the order of chain and position, after the given one.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn page(
+    session: &Session,
+    (chain, position): (&str, i64),
+    only: Option<&str>,
+    limit: i64,
+) -> Result<Vec<SealedRow>, DbError> {
+    let rows = session.query(PAGE, &[&chain, &position, &only, &limit]).await?;
+    rows.iter()
+        .map(|row| {
+            let signature: Option<String> = row.get(4);
+            let signed_at = if signature.is_some() { row.get(3) } else { Timestamp::UNIX_EPOCH };
+            let head = Head { chain: row.get(0), position: row.get(1), digest: digest(row, 2)?, signed_at };
+            let entry_id = row.get(5);
+            let entry = row.get::<_, bool>(6).then(|| read_entry(row, 7, entry_id));
+            Ok(SealedRow { head, signature, entry_id, entry })
+        })
+        .collect()
+}
+
+/// The signed ends of the chains, or of the one that is given.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn heads(session: &Session, only: Option<&str>) -> Result<Vec<(Head, String)>, DbError> {
+    session.query(HEADS, &[&only]).await?.iter().map(read_head).collect()
+}
+
+/// Entries that are not sealed yet.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn unsealed(session: &Session, only: Option<&str>) -> Result<i64, DbError> {
+    Ok(session.query_one(UNSEALED, &[&only]).await?.get(0))
+}
+
+/// Entries that were removed before they were sealed.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn vanished(session: &Session) -> Result<Vec<i64>, DbError> {
+    Ok(session.query(VANISHED, &[]).await?.iter().map(|row| row.get(0)).collect())
+}
+
+/// Entries that are neither sealed nor waiting for it, with their chains.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn unchained(session: &Session, only: Option<&str>) -> Result<Vec<(i64, String)>, DbError> {
+    const STEP: i64 = 50_000;
+    let last: i64 = session.query_one(LAST_ENTRY, &[]).await?.get(0);
+    let mut found = Vec::new();
+    for after in (0..last).step_by(usize::try_from(STEP).unwrap_or(1)) {
+        let rows = session.query(UNCHAINED, &[&after, &STEP, &only]).await?;
+        found.extend(rows.iter().map(|row| (row.get(0), row.get(1))));
+    }
+    Ok(found)
+}
+
+/// Controllers without any entry.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn without_trail(session: &Session, only: Option<&str>) -> Result<Vec<String>, DbError> {
+    Ok(session.query(WITHOUT_TRAIL, &[&only]).await?.iter().map(|row| row.get(0)).collect())
+}
+
+/// What the trail says of the completion of a request: its details, and its place and digest once it is sealed.
+#[derive(Clone, Debug)]
+pub struct Completion {
+    /// Place and digest.
+    pub seal: Option<(i64, Vec<u8>)>,
+    /// The details of the entry.
+    pub details: serde_json::Value,
+}
+
+/// The entry of the completion of a request.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn completion(session: &Session, request: RequestKey) -> Result<Option<Completion>, DbError> {
+    let row = session.query_opt(POSITION_OF_COMPLETION, &[&request]).await?;
+    Ok(row.map(|row| Completion {
+        seal: row.get::<_, Option<i64>>(0).map(|position| (position, row.get(1))),
+        details: row.get(2),
+    }))
+}

@@ -1,0 +1,6 @@
+//! What every part of a process may need, whatever it does: settings, health, fault points, waiting for servers.
+
+pub mod fault;
+pub mod health;
+pub mod reconnect;
+pub mod settings;
