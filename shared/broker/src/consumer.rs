@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, BasicRejectOptions};
-use lapin::types::{AMQPValue, FieldTable};
+use lapin::types::FieldTable;
 use tokio_util::sync::CancellationToken;
 
-use super::dead_letters::{SET_ASIDE_AT, VERIFIED_USER};
+use super::headers::{SET_ASIDE_AT, VERIFIED_USER, text_of};
 use super::publisher::{Outgoing, Publisher};
 use super::topology::{self, Queue, dead_letters_of};
 use super::{Broker, BrokerError, screen};
@@ -66,23 +66,6 @@ impl From<&mut Delivery> for Message {
             body: std::mem::take(&mut delivery.data),
         }
     }
-}
-
-/// A header's value, where it is a text or an integer: clients choose the type by their own rules.
-pub(super) fn text_of(value: &AMQPValue) -> Option<String> {
-    Some(match value {
-        AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok()?.to_owned(),
-        AMQPValue::ShortString(text) => text.as_str().to_owned(),
-        AMQPValue::ShortShortInt(number) => number.to_string(),
-        AMQPValue::ShortShortUInt(number) => number.to_string(),
-        AMQPValue::ShortInt(number) => number.to_string(),
-        AMQPValue::ShortUInt(number) => number.to_string(),
-        AMQPValue::LongInt(number) => number.to_string(),
-        AMQPValue::LongUInt(number) => number.to_string(),
-        AMQPValue::LongLongInt(number) => number.to_string(),
-        AMQPValue::ByteArray(bytes) => std::str::from_utf8(bytes.as_slice()).ok()?.to_owned(),
-        _ => return None,
-    })
 }
 
 /// What became of a message.

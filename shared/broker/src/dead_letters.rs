@@ -9,18 +9,12 @@ use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicGetOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 
-use super::consumer::text_of;
+use super::headers::{SET_ASIDE_AT, VERIFIED_USER, text_of};
 use super::screen::UNREADABLE;
 use super::topology::{self, QUEUES, REJECTED};
 use super::{Broker, BrokerError, Link};
 use lethe_domain::crypto::{Keys, hex};
 use lethe_domain::request::ControllerId;
-
-/// The header that says when a message was set aside.
-pub const SET_ASIDE_AT: &str = "set-aside-at";
-
-/// The header with the property `user_id` of the message that a copy of ours is of.
-pub const VERIFIED_USER: &str = "verified-user";
 
 /// Headers that RabbitMQ puts on what it takes out of a queue.
 const DEATHS: &str = "x-death";

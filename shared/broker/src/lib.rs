@@ -3,6 +3,7 @@
 pub mod connection;
 pub mod consumer;
 pub mod dead_letters;
+pub mod headers;
 pub mod publisher;
 mod screen;
 pub mod topology;

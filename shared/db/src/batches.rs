@@ -5,10 +5,17 @@ use tokio_postgres::Row;
 
 use super::leader::{self, Term};
 use super::pool::Session;
-use super::{Db, DbError, statements};
-use lethe_domain::request::{BatchId, Lane};
+use super::{Db, DbError, Tx, statements};
+use lethe_domain::request::{BatchId, Lane, Promise};
 
 statements! {
+    /// Shared lock on the calendar first, then the clock.
+    BEGIN_INTAKE = "SELECT received_at, calendar_version FROM lethe.begin_intake()";
+    OPEN_BATCH = "
+        INSERT INTO lethe.batches (lane, tick_at, runs_at, calendar_version) VALUES ($1, $2, $3, $4)
+        ON CONFLICT DO NOTHING";
+    FIND_OPEN_BATCH = "
+        SELECT batch_id FROM lethe.batches WHERE lane = $1 AND tick_at = $2 AND runs_at = $3 AND state = 'open'";
     /// Whether anything is due at all: the one question that an idle scheduler asks.
     DUE = "
         SELECT coalesce(bool_or(state = 'open' AND tick_at <= lethe.now()), false),
@@ -291,4 +298,12 @@ pub async fn executed(session: &Session, batch_id: BatchId) -> Result<Executed, 
 /// [`DbError`].
 pub async fn now(session: &Session) -> Result<Timestamp, DbError> {
     Ok(session.query_one(NOW, &[]).await?.get(0))
+}
+
+/// The open batch of `promise`, opened where it is not there yet. The caller holds the lock on the calendar, shared.
+pub(super) async fn open_batch(tx: &Tx, lane: Lane, promise: Promise, version: i64) -> Result<BatchId, DbError> {
+    tx.execute(OPEN_BATCH, &[&lane.as_str(), &promise.tick_at, &promise.runs_at, &version]).await?;
+    let row = tx.query_opt(FIND_OPEN_BATCH, &[&lane.as_str(), &promise.tick_at, &promise.runs_at]).await?;
+    // The lock and the clock that never falls behind a closed tick rule this out.
+    Ok(row.ok_or(DbError::Unexpected { place: "batches: a promised tick is closed" })?.get(0))
 }

@@ -19,6 +19,7 @@ use lethe_domain::request::{CallbackId, ControllerId, EndpointId, RequestStatus,
 use lethe_domain::signature_algorithm::SignatureAlgorithm;
 
 statements! {
+    ADD_CALLBACKS = "SELECT * FROM lethe.add_callbacks($1, $2, $3)";
     CLAIM = "
         SELECT callback_id, url_no, request_status, expected_completion_time, attempt, started_at, controller_id,
                subject_request_id, sealed_request, signature_algorithm, result_id, token_salt, lines, replay, endpoint_id,

@@ -1,7 +1,7 @@
 //! What is one and the same for all processes of an installation.
 
 use super::pool::Session;
-use super::requests::sealing_context;
+use super::sealed::sealing_context;
 use super::{Db, DbError, statements};
 use lethe_domain::crypto::Keys;
 

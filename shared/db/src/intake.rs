@@ -6,26 +6,22 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 
+use super::batches::{BEGIN_INTAKE, open_batch};
 use super::calendar::CalendarCache;
+use super::callbacks::ADD_CALLBACKS;
 use super::endpoints::EndpointCache;
+use super::matching::INSERT_MPIDS;
 use super::matching::{self, Matched, Wanted};
 use super::reporting::Reporting;
-use super::requests::{ADD_CALLBACKS, sealing_context};
+use super::sealed::sealing_context;
 use super::{Db, DbError, Tx, statements};
-use lethe_domain::crypto::{CryptoError, Keys};
+use lethe_domain::crypto::Keys;
 use lethe_domain::opendsr::callback_url::Origin;
 use lethe_domain::opendsr::{Regulation, SubjectRequest};
 use lethe_domain::request::{BatchId, ControllerId, EndpointId, Lane, Mpid, Promise, RequestKey, SubjectRequestId};
 use lethe_process::fault;
 
 statements! {
-    /// Shared lock on the calendar first, then the clock.
-    BEGIN_INTAKE = "SELECT received_at, calendar_version FROM lethe.begin_intake()";
-    OPEN_BATCH = "
-        INSERT INTO lethe.batches (lane, tick_at, runs_at, calendar_version) VALUES ($1, $2, $3, $4)
-        ON CONFLICT DO NOTHING";
-    FIND_OPEN_BATCH = "
-        SELECT batch_id FROM lethe.batches WHERE lane = $1 AND tick_at = $2 AND runs_at = $3 AND state = 'open'";
     /// In the order of the unique key: two groups with the same requests then wait for each other in one direction.
     INSERT_REQUESTS = "
         INSERT INTO lethe.requests (controller_id, subject_request_id, api_version, regulation, request_type, status,
@@ -56,10 +52,6 @@ statements! {
           FROM lethe.past_requests p
           JOIN unnest($1::text[], $2::uuid[]) AS q (controller_id, subject_request_id)
          USING (controller_id, subject_request_id)";
-    INSERT_MPIDS = "
-        INSERT INTO lethe.request_mpids (request_key, mpid, source)
-        SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::text[])
-        ON CONFLICT DO NOTHING";
     INSERT_FIRST_CALLBACKS = "
         INSERT INTO lethe.callbacks (callback_id, request_key, url_no, sequence, endpoint_id, request_status,
                                      expected_completion_time, state, next_attempt_at, created_at)
@@ -279,14 +271,6 @@ impl IntakeContext {
     }
 }
 
-/// The open batch of `promise`, opened where it is not there yet. The caller holds the lock on the calendar, shared.
-pub(super) async fn open_batch(tx: &Tx, lane: Lane, promise: Promise, version: i64) -> Result<BatchId, DbError> {
-    tx.execute(OPEN_BATCH, &[&lane.as_str(), &promise.tick_at, &promise.runs_at, &version]).await?;
-    let row = tx.query_opt(FIND_OPEN_BATCH, &[&lane.as_str(), &promise.tick_at, &promise.runs_at]).await?;
-    // The lock and the clock that never falls behind a closed tick rule this out.
-    Ok(row.ok_or(DbError::Unexpected { place: "batches: a promised tick is closed" })?.get(0))
-}
-
 /// Where the callbacks of a group go.
 fn origins_of(group: &[Prepared<'_>]) -> Vec<(ControllerId, Origin)> {
     let submissions = group.iter().map(|one| one.submission);
@@ -454,18 +438,4 @@ async fn insert_consequences(
         }
     }
     Ok(Distinct { rows, endpoints: woken })
-}
-
-/// Opens a sealed request.
-///
-/// # Errors
-/// [`CryptoError::Unopenable`].
-pub fn open_request(
-    keys: &Keys,
-    controller_id: &ControllerId,
-    id: SubjectRequestId,
-    sealed: &[u8],
-) -> Result<SubjectRequest, CryptoError> {
-    let content = keys.requests().open(&sealing_context(controller_id, id), sealed)?;
-    serde_json::from_slice(&content).map_err(|_| CryptoError::Unopenable)
 }

@@ -32,6 +32,7 @@ pub mod reporting;
 pub mod request_lists;
 pub mod requests;
 pub mod results;
+pub mod sealed;
 pub mod slices;
 
 pub use error::DbError;

@@ -6,11 +6,12 @@ use std::collections::{BTreeSet, HashSet};
 use tokio_postgres::Row;
 
 use super::batches::PENDING;
-use super::intake::{INSERT_MPIDS, open_request};
+use super::callbacks::ADD_CALLBACKS;
 use super::leader::{self, Term};
+use super::matching::INSERT_MPIDS;
 use super::matching::{self, Matched, Wanted};
 use super::pool::Session;
-use super::requests::ADD_CALLBACKS;
+use super::sealed::open_request;
 use super::{Db, DbError, Tx, statements};
 use lethe_domain::crypto::Keys;
 use lethe_domain::opendsr::SubjectRequest;

@@ -3,8 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::intake::open_request;
-use super::requests::sealing_context;
+use super::sealed::{open_request, sealing_context};
 use lethe_domain::crypto::{CryptoError, Keys};
 use lethe_domain::opendsr::SubjectRequest;
 use lethe_domain::request::{ControllerId, SubjectRequestId};

@@ -5,11 +5,12 @@ use std::collections::HashMap;
 use jiff::Timestamp;
 use tokio_postgres::Row;
 
+use super::batches::{BEGIN_INTAKE, open_batch};
 use super::calendar::CalendarCache;
-use super::intake::{BEGIN_INTAKE, open_batch};
+use super::callbacks::ADD_CALLBACKS;
 use super::leader::{self, Term};
+use super::leases::LEASE;
 use super::pool::Session;
-use super::slices::LEASE;
 use super::{Db, DbError, Tx, statements};
 use lethe_domain::opendsr::ApiVersion;
 use lethe_domain::request::{ControllerId, EndpointId, Lane, RequestKey, RequestStatus, RequestType, SubjectRequestId};
@@ -26,7 +27,6 @@ statements! {
            SET status = 'cancelled', cancelled_at = lethe.now(), cancellation_received_at = lethe.now()
           FROM wanted WHERE r.request_key = wanted.request_key AND r.status = 'pending'
         RETURNING r.request_key";
-    ADD_CALLBACKS = "SELECT * FROM lethe.add_callbacks($1, $2, $3)";
     CANCELLATION_OUTCOMES = "
         SELECT q.ord, coalesce(r.status, p.status), coalesce(r.api_version, p.api_version),
                coalesce(r.cancellation_received_at, p.cancellation_received_at)
@@ -100,11 +100,6 @@ statements! {
         RETURNING s.slice_id, r.request_key, s.stage";
     END_PAUSE = "
         UPDATE lethe.pauses SET paused_until = lethe.now() WHERE stage = $1 AND controller_id = $2";
-}
-
-/// What sealed requests are bound to.
-pub(super) fn sealing_context(controller_id: &ControllerId, id: SubjectRequestId) -> Vec<u8> {
-    format!("{controller_id}/{id}").into_bytes()
 }
 
 /// What became of a cancellation.

@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
+use super::callbacks::ADD_CALLBACKS;
 pub use super::leases::{
     Claimed, LEASE, Stage, Trouble, Turn, claim, give_back, hold, keep_alive, keep_writers, nudge, went_well, writers,
 };
 use super::pool::Session;
-use super::requests::ADD_CALLBACKS;
 use super::{Db, DbError, Tx, statements};
 use lethe_domain::request::{BatchId, EndpointId, Mpid, RequestKey, RequestStatus, SliceId, SubjectRequestId};
 use lethe_process::fault;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lethe_broker::dead_letters::{SET_ASIDE_AT, VERIFIED_USER};
+use lethe_broker::headers::{SET_ASIDE_AT, VERIFIED_USER};
 use lethe_broker::{Message, Outcome, Outgoing, Publisher, topology};
 use lethe_db::DbError;
 use lethe_db::controllers::Controller;

@@ -4,6 +4,7 @@ pub mod answer;
 pub mod callback_url;
 pub mod error;
 pub mod identity;
+mod identity_type;
 pub mod json;
 mod named;
 pub mod nobody;
@@ -13,7 +14,8 @@ pub mod request;
 mod wire;
 
 pub use error::{ApiError, FieldError};
-pub use identity::{Identity, IdentityFormat, IdentityType, InvalidIdentity};
+pub use identity::{Identity, InvalidIdentity};
+pub use identity_type::{IdentityFormat, IdentityType};
 pub use nobody::DeniedValues;
 pub use parse::{MAX_BODY, Parser};
 pub use read::read_mpid;

@@ -2,14 +2,18 @@
 
 use serde_json::Value;
 
-use super::identity::{Identity, IdentityFormat, IdentityType, text_of};
-use super::parse::{MAX_IDENTITIES, Parser};
+use super::identity::{Identity, text_of};
+use super::identity_type::{IdentityFormat, IdentityType};
+use super::nobody::DeniedValues;
 use super::read::{Problems, is_empty, present, read_mpid};
 use crate::request::Mpid;
 
+/// The largest number of identities and mpids of one request.
+pub(crate) const MAX_IDENTITIES: usize = 5_000;
+
 /// Collects whom a request names.
 pub(super) struct Named<'a> {
-    pub(super) parser: &'a Parser,
+    pub(super) denied: &'a DeniedValues,
     pub(super) identities: Vec<Identity>,
     pub(super) mpids: Vec<Mpid>,
     pub(super) problems: &'a mut Problems,
@@ -126,7 +130,7 @@ impl Named<'_> {
         let Some(text) = value.and_then(text_of) else {
             return self.problems.add(format!("{field}.{value_field}"), "required", "is required: a string");
         };
-        match Identity::new(identity_type, format, &text, &self.parser.denied) {
+        match Identity::new(identity_type, format, &text, self.denied) {
             Ok(identity) => self.identities.push(identity),
             Err(refusal) => self.problems.add(format!("{field}.{value_field}"), "identity_value", &refusal.to_string()),
         }

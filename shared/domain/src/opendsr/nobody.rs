@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::sync::LazyLock;
 
-use super::identity::{IdentityFormat, IdentityType};
+use super::identity_type::{IdentityFormat, IdentityType};
 
 /// Words that stand for nothing, also in quotes or brackets (`(null)`, `<null>`, `"null"`).
 const WORDS: [&str; 33] = [

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::error::ApiError;
 use super::json;
-use super::named::Named;
+use super::named::{MAX_IDENTITIES, Named};
 use super::nobody::DeniedValues;
 use super::read::{Object, Problems, object_or_absent, present, read_skip, read_time, version_of};
 use super::request::{ApiVersion, Regulation, SubjectRequest};
@@ -16,8 +16,6 @@ use crate::request::{RequestType, SubjectRequestId};
 
 /// The largest body that is read, in bytes.
 pub const MAX_BODY: usize = 1 << 20;
-/// The largest number of identities and mpids of one request.
-pub(crate) const MAX_IDENTITIES: usize = 5_000;
 /// The largest number of callback URLs of one request.
 pub(crate) const MAX_CALLBACK_URLS: usize = 16;
 /// The largest number of characters of a group id.
@@ -85,7 +83,7 @@ impl Parser {
         });
         let status_callback_urls = self.callback_urls(object, problems);
 
-        let mut named = Named { parser: self, identities: Vec::new(), mpids: Vec::new(), problems };
+        let mut named = Named { denied: &self.denied, identities: Vec::new(), mpids: Vec::new(), problems };
         match (version, object.get("subject_identities")) {
             (_, None | Some(Value::Null)) => {}
             (ApiVersion::V1 | ApiVersion::V2, Some(value)) => named.list("subject_identities", value, true),

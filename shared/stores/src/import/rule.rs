@@ -5,6 +5,9 @@ use std::fmt;
 
 use lethe_domain::opendsr::IdentityType;
 
+/// Levels of nesting at most. PostgreSQL's own limit depends on its stack.
+pub(super) const MAX_DEPTH: usize = 1_000;
+
 /// A line that cannot be taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InvalidLine {
@@ -50,7 +53,7 @@ pub enum Rule {
     LoneSurrogate,
     #[error("holds a number that is out of range for PostgreSQL")]
     NumberRange,
-    #[error("is nested deeper than {} levels", super::storable::MAX_DEPTH)]
+    #[error("is nested deeper than {} levels", MAX_DEPTH)]
     TooDeep,
     #[error("is refused by PostgreSQL: {}", refusal(sqlstate))]
     Refused {

@@ -5,11 +5,9 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 
-use super::rule::Rule;
+use super::rule::{MAX_DEPTH, Rule};
 use lethe_domain::opendsr::json::unit;
 
-/// Levels of nesting at most. PostgreSQL's own limit depends on its stack.
-pub(super) const MAX_DEPTH: usize = 1_000;
 /// Digits of a number before and after the point that `numeric` holds.
 const DIGITS_BEFORE: i64 = 131_072;
 const DIGITS_AFTER: i64 = 16_383;
