@@ -1,10 +1,8 @@
 //! Basic authentication with the API key and secret of a controller (contract 9).
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::hmac;
-use axum::extract::FromRequestParts;
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
 use base64::Engine;
@@ -17,8 +15,7 @@ use lethe_domain::signature_algorithm::SignatureAlgorithm;
 use moka::future::Cache;
 use tokio::sync::Semaphore;
 
-use crate::answers::Refusal;
-use crate::routes::{ClientAddress, Gateway};
+use crate::refusal::Refusal;
 
 /// A verified pair is remembered so long, so that hashing does not bound what one controller can do. A secret that was
 /// rotated works so long, too.
@@ -63,7 +60,7 @@ impl Callers {
     }
 
     /// The controller that these credentials belong to. `may_log_in` is asked only where they have to be verified.
-    async fn find(
+    pub(crate) async fn find(
         &self,
         credentials: &Credentials,
         domain: &str,
@@ -106,13 +103,14 @@ impl Callers {
     }
 }
 
-struct Credentials {
+/// The key and the secret that a call brings along.
+pub(crate) struct Credentials {
     api_key: String,
     api_secret: String,
 }
 
 impl Credentials {
-    fn of(parts: &Parts) -> Option<Self> {
+    pub(crate) fn of(parts: &Parts) -> Option<Self> {
         let (scheme, encoded) = parts.headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
         if !scheme.eq_ignore_ascii_case("basic") {
             return None;
@@ -127,19 +125,5 @@ impl Credentials {
     fn digest_input(&self) -> Vec<u8> {
         let length = self.api_key.len().to_be_bytes();
         [length.as_slice(), self.api_key.as_bytes(), self.api_secret.as_bytes()].concat()
-    }
-}
-
-impl FromRequestParts<Arc<Gateway>> for Caller {
-    type Rejection = Refusal;
-
-    async fn from_request_parts(parts: &mut Parts, gateway: &Arc<Gateway>) -> Result<Self, Refusal> {
-        let domain = &gateway.processor.domain;
-        let credentials = Credentials::of(parts).ok_or_else(|| Refusal::unauthorized(domain))?;
-        let address = parts.extensions.get::<ClientAddress>().copied();
-        let may_log_in = || address.map_or(Ok(()), |ClientAddress(address)| gateway.limits.login(address));
-        let caller = gateway.callers.find(&credentials, domain, may_log_in).await?;
-        gateway.limits.controller(&caller.controller_id)?;
-        Ok(caller)
     }
 }

@@ -15,10 +15,12 @@ use lethe_domain::opendsr::{ApiError, ApiVersion, MAX_BODY};
 use lethe_intake::{Answer, Unanswered};
 use url::form_urlencoded;
 
-use crate::answers::{Outcome, Refusal, link_to_next, signed};
+use crate::answers::{link_to_next, signed};
 use crate::authentication::Caller;
-use crate::openapi::{ErrorAnswer, SubjectRequestV3};
-use crate::routes::Gateway;
+use crate::groups::Outcome;
+use crate::refusal::Refusal;
+use crate::schemas::{ErrorAnswer, SubjectRequestV3};
+use crate::state::Gateway;
 
 /// What requests are called in the paths of a version.
 pub(crate) const fn requests_path(version: ApiVersion) -> &'static str {

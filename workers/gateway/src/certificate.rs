@@ -10,11 +10,12 @@ use lethe_audit::certificate::{Document, IssueError, NoCertificate, issue};
 use lethe_domain::opendsr::{ApiError, ApiVersion};
 use lethe_intake::{Answer, Unanswered};
 
-use crate::answers::{Refusal, signed};
+use crate::answers::signed;
 use crate::authentication::Caller;
 use crate::calls::target;
-use crate::openapi::ErrorAnswer;
-use crate::routes::Gateway;
+use crate::refusal::Refusal;
+use crate::schemas::ErrorAnswer;
+use crate::state::Gateway;
 
 /// The signed certificate of a completed erasure: a file that `lethe certificate verify` checks offline.
 #[utoipa::path(get, path = "/v3/requests/{id}/certificate", tag = "requests", operation_id = "erasure_certificate",

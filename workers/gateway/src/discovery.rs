@@ -12,8 +12,8 @@ use lethe_domain::signature_algorithm::SignatureAlgorithm;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::answers::Refusal;
-use crate::routes::Gateway;
+use crate::refusal::Refusal;
+use crate::state::Gateway;
 
 /// Answer to a discovery.
 #[derive(Debug, Serialize, ToSchema)]

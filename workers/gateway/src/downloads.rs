@@ -17,25 +17,17 @@ use lethe_db::results::{self, Downloadable};
 use lethe_domain::request::RequestType;
 use lethe_domain::result_link;
 use lethe_results::cipher::{CHUNK, Decryptor};
-use lethe_results::day_keys::DayKeys;
 use lethe_results::store::Store;
 use object_store::ObjectStoreExt;
 use object_store::path::Path as ObjectPath;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 
-use crate::answers::Refusal;
 use crate::ranges::{Wanted, wanted};
-use crate::routes::Gateway;
+use crate::refusal::Refusal;
+use crate::state::{Files, Gateway};
 
 /// Chunks that are fetched and decrypted at once: the memory of a download is about twice their size.
 const WINDOW: u64 = 16;
-
-/// Where results lie.
-pub(crate) struct Files {
-    pub(crate) store: Store,
-    pub(crate) day_keys: DayKeys,
-    pub(crate) places: Arc<Semaphore>,
-}
 
 /// A result file, or a range of it.
 #[utoipa::path(get, path = "/v3/results/{token}", tag = "results", operation_id = "download",
@@ -45,12 +37,12 @@ pub(crate) struct Files {
         (status = 200, description = "The file: JSON Lines for access, zip for portability",
          content((Vec<u8> = "text/plain"), (Vec<u8> = "application/zip"))),
         (status = 206, description = "The range", content((Vec<u8> = "text/plain"), (Vec<u8> = "application/zip"))),
-        (status = 403, description = "Downloaded too many times", body = crate::openapi::ErrorAnswer),
-        (status = 404, description = "Unknown token, or nothing matched", body = crate::openapi::ErrorAnswer),
-        (status = 410, description = "The lifetime of the link is over", body = crate::openapi::ErrorAnswer),
-        (status = 416, description = "The file does not have these bytes", body = crate::openapi::ErrorAnswer),
-        (status = 429, description = "Too many calls", body = crate::openapi::ErrorAnswer),
-        (status = 503, description = "Just now impossible", body = crate::openapi::ErrorAnswer)))]
+        (status = 403, description = "Downloaded too many times", body = crate::schemas::ErrorAnswer),
+        (status = 404, description = "Unknown token, or nothing matched", body = crate::schemas::ErrorAnswer),
+        (status = 410, description = "The lifetime of the link is over", body = crate::schemas::ErrorAnswer),
+        (status = 416, description = "The file does not have these bytes", body = crate::schemas::ErrorAnswer),
+        (status = 429, description = "Too many calls", body = crate::schemas::ErrorAnswer),
+        (status = 503, description = "Just now impossible", body = crate::schemas::ErrorAnswer)))]
 pub(crate) async fn download(
     State(gateway): State<Arc<Gateway>>,
     token: Result<Path<String>, PathRejection>,

@@ -7,10 +7,11 @@ use axum::body::Bytes;
 use lethe_db::DbError;
 use lethe_domain::opendsr::ApiVersion;
 use lethe_domain::request::ControllerId;
-use lethe_intake::{Incoming, Intake, Unanswered};
+use lethe_intake::{Answer, Incoming, Intake, Unanswered};
 use tokio::sync::{Semaphore, oneshot};
 
-use crate::answers::Outcome;
+/// What a call of an authenticated caller came to.
+pub(crate) type Outcome = Result<Answer, Unanswered>;
 
 /// Requests of a group at most.
 const GROUP: usize = 64;

@@ -10,9 +10,9 @@ use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use lethe_domain::request::ControllerId;
 use tokio_util::sync::CancellationToken;
 
-use crate::answers::Refusal;
 use crate::client_address::site_of;
 use crate::options::Bounds;
+use crate::refusal::Refusal;
 
 /// How often what is not limited any more is forgotten.
 const TIDY_EVERY: Duration = Duration::from_mins(1);

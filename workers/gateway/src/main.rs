@@ -12,8 +12,11 @@ mod limits;
 mod openapi;
 mod options;
 mod ranges;
+mod refusal;
 mod routes;
+mod schemas;
 mod serve;
+mod state;
 mod tls;
 
 use std::process::ExitCode;

@@ -1,8 +1,8 @@
 //! What is served where, and what every call passes on its way.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::extract::{ConnectInfo, MatchedPath, Request, State};
 use axum::http::header::CACHE_CONTROL;
@@ -11,45 +11,15 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use axum::{Extension, Router};
-use ipnet::IpNet;
-use lethe_audit::Signatory;
-use lethe_db::Db;
 use lethe_domain::opendsr::ApiVersion;
-use lethe_intake::Intake;
-use lethe_signing::Processor;
-use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::set_header::SetResponseHeaderLayer;
 
-use crate::answers::Refusal;
-use crate::authentication::Callers;
 use crate::client_address::{client_address, limited_by};
-use crate::downloads::{Files, download};
-use crate::groups::Groups;
-use crate::limits::Limits;
+use crate::downloads::download;
+use crate::refusal::Refusal;
+use crate::state::{ClientAddress, Gateway};
 use crate::{calls, certificate, discovery, openapi};
-
-/// Everything that calls work with.
-pub(crate) struct Gateway {
-    pub(crate) db: Db,
-    pub(crate) processor: Processor,
-    /// Signs certificates.
-    pub(crate) signatory: Arc<Signatory>,
-    pub(crate) intake: Intake,
-    pub(crate) groups: Groups,
-    pub(crate) callers: Callers,
-    pub(crate) limits: Limits,
-    pub(crate) files: Files,
-    /// Calls that are worked on.
-    pub(crate) places: Semaphore,
-    pub(crate) trusted_proxies: Vec<IpNet>,
-    /// How long a client may take for its body.
-    pub(crate) body_timeout: Duration,
-}
-
-/// What limits count a client by.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct ClientAddress(pub(crate) IpAddr);
 
 /// The whole service.
 pub(crate) fn router(gateway: &Arc<Gateway>) -> Router {

@@ -23,11 +23,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_io_timeout::TimeoutStream;
 
 use crate::authentication::Callers;
-use crate::downloads::Files;
 use crate::groups::Groups;
 use crate::limits::Limits;
 use crate::options::{Bounds, Ready};
-use crate::routes::{Gateway, router};
+use crate::routes::router;
+use crate::state::{Files, Gateway};
 
 /// What is left of the time to drain once connections are cut.
 const MARGIN: Duration = Duration::from_millis(500);

@@ -2,66 +2,28 @@
 //! come first, however late they or the batch are. The queue is handled in order, so a marker at its end tells when (ADR
 //! 0010). The broker is asked here and not in the loop: one that does not answer holds up only batches that wait for it.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lethe_broker::topology::{CANCELLATION, QueueState};
 use lethe_db::batches::ToRelease;
-use lethe_domain::request::BatchId;
 use lethe_runtime::wake::CancellationMarker;
-use tokio::sync::Notify;
 
-use crate::schedule::Scheduler;
+use crate::markers::Marker;
+use crate::scheduler::Scheduler;
 
 /// A marker may be lost with its queue; then another one is sent.
 const MARKER_EVERY: Duration = Duration::from_secs(10);
-
-#[derive(Clone, Copy, Debug)]
-enum Marker {
-    /// It was put at the end of the queue.
-    Sent(Instant),
-    /// Nothing was queued, and nobody had anything in hand.
-    NotNeeded,
-}
-
-/// Due batches, and what is known of the cancellations before them.
-#[derive(Debug, Default)]
-pub(crate) struct Markers {
-    known: Mutex<HashMap<BatchId, Marker>>,
-    wanted: Mutex<Vec<ToRelease>>,
-    asked: Notify,
-}
-
-impl Markers {
-    fn with<T>(&self, read: impl FnOnce(&mut HashMap<BatchId, Marker>) -> T) -> T {
-        read(&mut self.known.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// Of these due batches, those that nothing has to come before. The broker is asked about the others soon.
-    pub(crate) fn ready(&self, due: Vec<ToRelease>) -> Vec<ToRelease> {
-        self.with(|known| known.retain(|id, _| due.iter().any(|one| one.batch.batch_id == *id)));
-        let (ready, wanted): (Vec<_>, Vec<_>) = due.into_iter().partition(|one| {
-            one.cancellations_handled
-                || self.with(|known| matches!(known.get(&one.batch.batch_id), Some(Marker::NotNeeded)))
-        });
-        if !wanted.is_empty() {
-            *self.wanted.lock().unwrap_or_else(PoisonError::into_inner) = wanted;
-            self.asked.notify_one();
-        }
-        ready
-    }
-}
 
 /// Asks the broker about the cancellations before due batches, until the service is told to stop.
 pub(crate) async fn watch(scheduler: Arc<Scheduler>) {
     let markers = &scheduler.markers;
     loop {
         tokio::select! {
-            () = markers.asked.notified() => {}
+            () = markers.asked() => {}
             () = scheduler.service.shutdown.cancelled() => return,
         }
-        let wanted = std::mem::take(&mut *markers.wanted.lock().unwrap_or_else(PoisonError::into_inner));
+        let wanted = markers.wanted();
         for one in wanted {
             tokio::select! {
                 () = ask(&scheduler, &one) => {}

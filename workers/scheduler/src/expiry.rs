@@ -7,7 +7,7 @@ use lethe_results::store;
 use uuid::Uuid;
 
 use crate::parts::{Part, Turn};
-use crate::schedule::Scheduler;
+use crate::scheduler::Scheduler;
 
 const LINKS_AT_ONCE: i64 = 500;
 const OBJECTS_AT_ONCE: i64 = 64;

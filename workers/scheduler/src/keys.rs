@@ -10,7 +10,7 @@ use lethe_results::store::{self, Fitness};
 use lethe_runtime::service::Service;
 
 use crate::parts::{Part, Turn};
-use crate::schedule::Scheduler;
+use crate::scheduler::Scheduler;
 
 /// A key of a day that is over may come late: from a compiler that began before midnight, or out of a backup.
 const LOOK_AGAIN: Duration = Duration::from_mins(10);

@@ -5,6 +5,7 @@ mod clock;
 mod expiry;
 mod keys;
 mod lead;
+mod markers;
 mod measure;
 mod options;
 mod parts;
@@ -13,6 +14,7 @@ mod redrive;
 mod release;
 mod retention;
 mod schedule;
+mod scheduler;
 mod seal;
 mod wakes;
 

@@ -6,7 +6,7 @@ use lethe_db::{DbError, batches, overview};
 use lethe_domain::request::{RequestStatus, RequestType};
 
 use crate::parts::{Part, Turn};
-use crate::schedule::Scheduler;
+use crate::scheduler::Scheduler;
 
 const FOLDED_AT_ONCE: i64 = 10_000;
 

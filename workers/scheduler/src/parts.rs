@@ -7,7 +7,7 @@ use std::time::Duration;
 use lethe_db::DbError;
 use tokio_util::sync::CancellationToken;
 
-use crate::schedule::Scheduler;
+use crate::scheduler::Scheduler;
 
 /// When a part has its next turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use lethe_db::DbError;
 use lethe_db::put_off;
 
 use crate::parts::{Part, Turn};
-use crate::schedule::Scheduler;
+use crate::scheduler::Scheduler;
 
 const AT_ONCE: i64 = 500;
 

@@ -10,7 +10,7 @@ use lethe_process::fault;
 use lethe_runtime::wake;
 
 use crate::parts::{Part, Turn};
-use crate::schedule::Scheduler;
+use crate::scheduler::Scheduler;
 
 /// A queue with more messages than this is slow, not broken.
 const DEEP: u32 = 100;

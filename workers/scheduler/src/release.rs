@@ -10,7 +10,7 @@ use lethe_db::slices::Stage;
 use lethe_domain::request::{BatchId, Lane};
 use lethe_process::fault;
 
-use crate::schedule::Scheduler;
+use crate::scheduler::Scheduler;
 use crate::wakes::Woken;
 
 /// So long one round releases; then everything else has its turn.

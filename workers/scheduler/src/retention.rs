@@ -7,7 +7,7 @@ use lethe_db::purge::{self, Retention};
 use lethe_db::{DbError, message_failures, records, requests};
 
 use crate::parts::{Part, Turn};
-use crate::schedule::Scheduler;
+use crate::scheduler::Scheduler;
 
 /// Requests of a purge: each takes its profiles with it, up to the cap and beyond.
 const PURGED_AT_ONCE: i64 = 200;

@@ -11,22 +11,11 @@ use tokio::sync::Notify;
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use crate::cancellations::{self, Markers};
 use crate::lead::Lead;
+use crate::markers::Markers;
 use crate::options::Ready;
-use crate::wakes::{self, Wakes};
-use crate::{expiry, keys, measure, parts, put_off, redrive, release, retention, seal};
-
-/// Everything that the parts of the scheduler share.
-pub(crate) struct Scheduler {
-    pub(crate) service: Service,
-    pub(crate) ready: Ready,
-    pub(crate) lead: Lead,
-    pub(crate) markers: Markers,
-    pub(crate) wakes: Wakes,
-    /// The next round need not wait: something that it waited for is there.
-    pub(crate) hurry: Notify,
-}
+use crate::scheduler::Scheduler;
+use crate::{cancellations, expiry, keys, measure, parts, put_off, redrive, release, retention, seal, wakes};
 
 /// Why the schedule ended before its time.
 #[derive(Debug, thiserror::Error)]

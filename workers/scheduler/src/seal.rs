@@ -6,7 +6,7 @@ use lethe_audit::{SealError, Sealer};
 use lethe_db::DbError;
 
 use crate::parts::{Part, Turn};
-use crate::schedule::Scheduler;
+use crate::scheduler::Scheduler;
 
 /// So long one turn seals.
 const TURN: Duration = Duration::from_millis(300);

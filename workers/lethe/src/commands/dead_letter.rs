@@ -1,21 +1,20 @@
 //! `lethe dead-letter`: what was set aside, without its content.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
-use anyhow::{Context as _, bail};
-use clap::{Args, Subcommand};
+use anyhow::Context as _;
+use clap::Subcommand;
 use jiff::Timestamp;
-use lethe_broker::dead_letters::{self, Browser, Letter};
-use lethe_db::{Db, audit, controllers};
+use lethe_broker::dead_letters::{Browser, Letter};
 use lethe_domain::crypto::Keys;
 use lethe_domain::opendsr::Parser;
 use lethe_domain::request::ControllerId;
 use lethe_runtime::options::KeyOptions;
 use serde::Serialize;
 
+use super::dead_letter_chosen::{Chosen, record};
 use super::dead_letter_replay::Replay;
-use crate::context::{Usage, broker, database};
+use crate::context::{broker, database};
 use crate::output::{Output, or_dash};
 
 #[derive(Debug, Subcommand)]
@@ -46,71 +45,6 @@ pub(crate) enum Command {
         #[command(flatten)]
         keys: KeyOptions,
     },
-}
-
-/// Which letters.
-#[derive(Debug, Args)]
-pub(crate) struct Chosen {
-    /// Only these, as `lethe dead-letter list --letters` shows them
-    #[arg(value_name = "LETTER")]
-    letters: Vec<String>,
-    /// Only those in this queue
-    #[arg(long)]
-    queue: Option<String>,
-    /// Only those set aside for this cause
-    #[arg(long)]
-    cause: Option<String>,
-    /// Only this controller's; what a queue itself has set aside (`expired`, `unreadable`) shows nobody's
-    #[arg(long, value_name = "ID")]
-    controller: Option<ControllerId>,
-    /// Look at so many of each queue at most
-    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    limit: u32,
-}
-
-impl Chosen {
-    /// Refuses a choice that names nothing at all.
-    pub(crate) fn insist(&self) -> anyhow::Result<()> {
-        if self.letters.is_empty() && self.queue.is_none() && self.cause.is_none() && self.controller.is_none() {
-            bail!(Usage("name letters, or --queue, --cause or --controller".to_owned()));
-        }
-        Ok(())
-    }
-
-    fn holds(&self, letter: &Letter) -> bool {
-        (self.letters.is_empty() || self.letters.contains(&letter.id))
-            && self.cause.as_ref().is_none_or(|cause| *cause == letter.cause)
-            && self.controller.as_ref().is_none_or(|id| letter.controller_id.as_ref() == Some(id))
-    }
-
-    /// The queues to look into.
-    pub(crate) fn queues(&self) -> anyhow::Result<Vec<String>> {
-        let all = dead_letters::queues();
-        match &self.queue {
-            None => Ok(all),
-            Some(queue) if all.contains(queue) => Ok(vec![queue.clone()]),
-            Some(queue) => bail!(Usage(format!("{queue} keeps no letters; these do: {}", all.join(", ")))),
-        }
-    }
-
-    /// The next chosen letter of a queue; `looked` counts those that were looked at.
-    pub(crate) async fn next(
-        &self,
-        browser: &Browser,
-        queue: &str,
-        keys: &Keys,
-        looked: &mut u32,
-    ) -> anyhow::Result<Option<Letter>> {
-        while *looked < self.limit {
-            *looked += 1;
-            match browser.next(queue, keys).await? {
-                None => return Ok(None),
-                Some(letter) if self.holds(&letter) => return Ok(Some(letter)),
-                Some(_) => {}
-            }
-        }
-        Ok(None)
-    }
 }
 
 /// A letter as it is shown: no body, no routing key, no value.
@@ -172,8 +106,7 @@ impl Command {
         match self {
             Self::List { each, chosen, keys } => list(output, each, &chosen, &keys.keys()?).await,
             Self::Show { letter, keys } => {
-                let chosen =
-                    Chosen { letters: vec![letter], queue: None, cause: None, controller: None, limit: u32::MAX };
+                let chosen = Chosen::letter(letter);
                 let found = all(&chosen, &keys.keys()?).await?;
                 let shown = found
                     .first()
@@ -234,20 +167,6 @@ async fn list(output: Output, each: bool, chosen: &Chosen, keys: &Keys) -> anyho
     })
 }
 
-/// What was done to a letter goes on the trail before the letter goes: a letter that stays is named twice at worst.
-pub(crate) async fn record(db: &Db, letter: &Letter, event: &str) -> anyhow::Result<()> {
-    // A chain for whatever a message calls itself would be one too many.
-    let claimed: Vec<&str> = letter.controller_id.iter().map(ControllerId::as_str).collect();
-    let known = controllers::by_id(&db.session().await?, &claimed).await?;
-    let details = serde_json::json!({
-        "letter": letter.id, "queue": letter.queue, "cause": letter.cause, "size_bytes": letter.body.len(),
-        "subject_request_id": Parser::subject_request_id(&letter.body).ok(),
-    });
-    let tx = db.begin("record_dead_letter").await?;
-    audit::record(&tx, known.first().map(|one| &one.controller_id), None, event, &details).await?;
-    Ok(tx.commit().await?)
-}
-
 async fn discard(output: Output, chosen: &Chosen, keys: &Keys) -> anyhow::Result<()> {
     chosen.insist()?;
     let db = database().await?;
@@ -263,9 +182,4 @@ async fn discard(output: Output, chosen: &Chosen, keys: &Keys) -> anyhow::Result
     }
     browser.close().await;
     output.one(&serde_json::json!({"discarded": discarded}), vec![("discarded", discarded.to_string())])
-}
-
-/// A pause between letters that makes so many in a second.
-pub(crate) fn pause(rate: u32) -> Duration {
-    Duration::from_secs(1) / rate.max(1)
 }

@@ -14,7 +14,7 @@ use lethe_intake::options::ReceivingOptions;
 use lethe_intake::{Answer, Incoming, Intake, Unanswered, parse_target};
 use tokio::time::MissedTickBehavior;
 
-use super::dead_letter::{Chosen, pause, record};
+use super::dead_letter_chosen::{Chosen, pause, record};
 use crate::context::{broker, database_with};
 use crate::output::Output;
 

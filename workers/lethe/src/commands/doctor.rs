@@ -15,8 +15,8 @@ use lethe_results::ResultOptions;
 use lethe_results::store;
 use lethe_runtime::options::KeyOptions;
 use lethe_signing::SigningOptions;
-use serde::Serialize;
 
+use super::doctor_findings::{Findings, Verdict};
 use super::doctor_schedule;
 use crate::context;
 use crate::output::Output;
@@ -31,51 +31,6 @@ pub(crate) struct Doctor {
     results: ResultOptions,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Verdict {
-    Good,
-    Look,
-    Bad,
-}
-
-#[derive(Debug, Serialize)]
-struct Finding {
-    subject: &'static str,
-    verdict: Verdict,
-    what: String,
-    /// What to do; empty where nothing is to be done.
-    advice: String,
-}
-
-#[derive(Default)]
-pub(super) struct Findings(Vec<Finding>);
-
-impl Findings {
-    pub(super) fn add(&mut self, subject: &'static str, verdict: Verdict, what: impl std::fmt::Display, advice: &str) {
-        self.0.push(Finding { subject, verdict, what: what.to_string(), advice: advice.to_owned() });
-    }
-
-    fn check<T, E: std::fmt::Display>(
-        &mut self,
-        subject: &'static str,
-        outcome: Result<T, E>,
-        good: &str,
-        advice: &str,
-    ) -> Option<T> {
-        match outcome {
-            Ok(value) => {
-                self.add(subject, Verdict::Good, good, "");
-                Some(value)
-            }
-            Err(error) => {
-                self.add(subject, Verdict::Bad, format!("{error:#}"), advice);
-                None
-            }
-        }
-    }
-}
-
 impl Doctor {
     pub(crate) async fn run(self, output: Output) -> anyhow::Result<()> {
         let mut findings = Findings::default();
@@ -84,7 +39,7 @@ impl Doctor {
         doctor_schedule::key_store(&mut findings, &self.results.key_store).await;
         self.database(&mut findings).await;
         broker(&mut findings).await;
-        output.list(&findings.0, &["subject", "verdict", "finding", "what to do"], |one| {
+        output.list(findings.as_slice(), &["subject", "verdict", "finding", "what to do"], |one| {
             let verdict = match one.verdict {
                 Verdict::Good => "good",
                 Verdict::Look => "look",
@@ -92,7 +47,7 @@ impl Doctor {
             };
             vec![one.subject.to_owned(), verdict.to_owned(), one.what.clone(), one.advice.clone()]
         })?;
-        let bad = findings.0.iter().filter(|one| one.verdict == Verdict::Bad).count();
+        let bad = findings.as_slice().iter().filter(|one| one.verdict == Verdict::Bad).count();
         if bad > 0 {
             bail!("{bad} findings need attention");
         }

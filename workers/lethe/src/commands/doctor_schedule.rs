@@ -6,7 +6,7 @@ use lethe_results::store::{self, Fitness};
 use url::Url;
 
 use super::clock::is_doubted;
-use super::doctor::{Findings, Verdict};
+use super::doctor_findings::{Findings, Verdict};
 
 /// Tries out what a key store must be able to do.
 pub(super) async fn key_store(findings: &mut Findings, url: &Url) {

@@ -10,17 +10,59 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context as _, anyhow, bail};
+use clap::Args;
+use lethe_domain::request::ControllerId;
 use lethe_stores::import::{self, End, Group, ImportError, InvalidLine, Limits, LineEnd, Lines, MAX_LINE, Reading};
+use serde::Serialize;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
-use super::import::{Source, Summary};
 use crate::context::Usage;
 use crate::output::Output;
 
 /// Bytes of one transaction at most, and one line.
 const BYTES: usize = 8 << 20;
+
+#[derive(Debug, Args)]
+pub(crate) struct Source {
+    /// A file of JSON Lines, packed with gzip or not
+    pub(super) file: PathBuf,
+    /// Whose data it is
+    #[arg(long, value_name = "ID")]
+    pub(super) controller: ControllerId,
+    /// Begin at this line
+    #[arg(long, value_name = "LINE", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) from_line: u64,
+    /// Leave lines out that cannot be taken, and list them in the report
+    #[arg(long)]
+    pub(super) skip_invalid: bool,
+    /// Where lines that are left out are listed by number, field and rule [default: FILE.refused.jsonl]
+    #[arg(long, value_name = "FILE", requires = "skip_invalid")]
+    pub(super) report: Option<PathBuf>,
+    /// Lines of one transaction at most
+    #[arg(long, value_name = "LINES", default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(super) group: u32,
+}
+
+/// What an import came to.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Summary {
+    /// Lines that are stored.
+    pub(super) lines: u64,
+    /// The last line of the file that was read.
+    pub(super) last_line: u64,
+    /// Lines that cannot be taken.
+    pub(super) lines_refused: u64,
+    /// The line after which an earlier run was gone on with.
+    pub(super) resumed_after_line: u64,
+    pub(super) identities_left_out: u64,
+    pub(super) addresses_left_out: u64,
+    pub(super) identities_of_other_types: u64,
+    pub(super) batches_without_profile: u64,
+    /// Where refused lines are listed.
+    pub(super) report: Option<PathBuf>,
+}
 
 /// What is read: behind what an earlier run stored.
 pub(super) struct Content {
