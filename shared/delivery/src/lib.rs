@@ -173,7 +173,9 @@ impl CallbackClient {
         };
         let mut sent = post(&self.client).await;
         // The receiver closed a connection that we had kept, as it may at any time. What was sent carries its id.
-        if sent.as_ref().err().is_some_and(|error| self.kept.broke(error)) {
+        if let Err(error) = &sent
+            && self.kept.broke(error).await
+        {
             metrics::counter!("lethe_callback_connections_replaced_total").increment(1);
             sent = post(&self.unpooled).await;
         }
@@ -193,6 +195,9 @@ struct Connections {
 
 /// Connections that are remembered at most.
 const REMEMBERED: usize = 65_536;
+/// How often, and how long after one another, an answer is looked for that somebody else may be about to note.
+const NOTED_WITHIN: usize = 5;
+const NOTED_AFTER: Duration = Duration::from_millis(10);
 /// Those that cannot be open any more are forgotten so often.
 const SWEEP: Duration = Duration::from_secs(10);
 
@@ -211,22 +216,29 @@ impl Kept {
     }
 
     /// Whether it was a kept connection that broke before an answer.
-    fn broke(&self, error: &reqwest::Error) -> bool {
+    async fn broke(&self, error: &reqwest::Error) -> bool {
         let Some(connection) = find::<hyper_util::client::legacy::Error>(error).and_then(|error| error.connect_info())
         else {
             return false;
         };
         let mut extensions = http::Extensions::new();
         connection.get_extras(&mut extensions);
-        let Some(info) = extensions.get::<HttpInfo>() else { return false };
-        let was_kept = self
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .answered
-            .remove(&(info.local_addr(), info.remote_addr()))
-            .is_some();
-        was_kept && is_broken(error)
+        let Some(info) = extensions.get::<HttpInfo>().filter(|_| is_broken(error)) else { return false };
+        let addresses = (info.local_addr(), info.remote_addr());
+        // A connection is free for the next delivery as soon as it has answered, and whoever got the answer may not have
+        // come to note it yet.
+        for _ in 0..NOTED_WITHIN {
+            if self.forget(addresses) {
+                return true;
+            }
+            tokio::time::sleep(NOTED_AFTER).await;
+        }
+        false
+    }
+
+    /// Forgets a connection; whether it had given an answer.
+    fn forget(&self, addresses: (SocketAddr, SocketAddr)) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).answered.remove(&addresses).is_some()
     }
 }
 

@@ -1,5 +1,7 @@
 //! What counts as an answer to a callback is its status line (contract 6): receivers as they are found.
 
+use std::sync::Arc;
+
 use lethe_delivery::{CallbackClient, Delivery, system_lookup};
 use lethe_domain::delivery_attempt::DeliveryAttempt;
 use lethe_domain::opendsr::callback_url::AddressPolicy;
@@ -150,6 +152,23 @@ async fn a_broken_connection_uses_no_attempt_and_a_body_without_an_end_no_time()
     assert_eq!(world.one::<i32>("SELECT max(attempts) FROM lethe.callbacks", &[]).await, 1);
     let replaced = breaks.seen();
     assert!(replaced.len() > 60 && replaced.iter().all(|post| post.attempt == "1"), "{} posts", replaced.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_kept_connection_that_breaks_is_replaced_however_busy_the_client_is() {
+    let receiver = OddReceiver::start(Odd::ClosesReused).await;
+    let client = Arc::new(client());
+    let deliveries = (0..32).map(|_| {
+        let (client, url) = (client.clone(), receiver.url("/x"));
+        tokio::spawn(async move {
+            for _ in 0..60 {
+                assert_eq!(outcome(&deliver(&client, &url).await), (Some(202), None));
+            }
+        })
+    });
+    for delivery in deliveries.collect::<Vec<_>>() {
+        delivery.await.unwrap();
+    }
 }
 
 /// RFC 6052: behind DNS64 the only address of an IPv4-only host is one of `64:ff9b::/96`. The resolver refuses a name as soon
