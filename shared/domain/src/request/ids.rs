@@ -109,12 +109,6 @@ impl SubjectRequestId {
     pub fn random() -> Self {
         Self(Uuid::new_v4())
     }
-
-    /// The id as a UUID.
-    #[must_use]
-    pub fn as_uuid(self) -> Uuid {
-        self.0
-    }
 }
 
 impl FromStr for SubjectRequestId {
