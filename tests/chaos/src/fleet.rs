@@ -7,14 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use lethe_runtime::fleet::WORKERS;
 use lethe_tests::Worker;
 use tokio::sync::Mutex;
 
 use crate::world::{Route, World};
-
-/// Every worker of a run.
-pub const WORKERS: [&str; 6] =
-    ["scheduler", "identity-matcher", "erasure-executor", "access-compiler", "callback-courier", "gateway"];
 
 /// Settings that make a life of weeks take seconds.
 const SETTINGS: [(&str, &str); 9] = [

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use lethe_runtime::fleet::WORKERS;
+
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
@@ -64,4 +66,80 @@ fn workers_link_only_what_they_need() {
             assert!(!all.contains(*name), "{worker} links {name}");
         }
     }
+}
+
+/// The lists of workers that no compiler sees; CONTRIBUTING names each of these places.
+const LISTS: [&str; 4] = ["Makefile", "deploy/local/fleet", "deploy/Dockerfile", "deploy/compose.yaml"];
+
+#[test]
+fn whoever_adds_a_worker_is_told_of_every_list_of_them() {
+    let folders = std::fs::read_dir(root().join("workers")).unwrap().map(Result::unwrap);
+    let folders: BTreeSet<String> = folders.map(|folder| folder.file_name().into_string().unwrap()).collect();
+    // The command line is no worker.
+    let workers: BTreeSet<String> = folders.into_iter().filter(|name| name != "lethe").collect();
+    assert_eq!(workers, WORKERS.map(str::to_owned).into(), "shared/runtime/src/fleet.rs, and the folders");
+    let contributing = std::fs::read_to_string(root().join("CONTRIBUTING.md")).unwrap();
+    let (_, how_to) = contributing.split_once("## Add a worker").unwrap();
+    let how_to = how_to.split("\n## ").next().unwrap();
+    for file in LISTS {
+        let text = std::fs::read_to_string(root().join(file)).unwrap();
+        for worker in &workers {
+            assert!(text.contains(worker.as_str()), "{file} does not name {worker}");
+        }
+        assert!(how_to.contains(file), "CONTRIBUTING does not say that {file} lists the workers");
+    }
+    assert!(how_to.contains("shared/runtime/src/fleet.rs"));
+}
+
+fn is_markdown(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "md")
+}
+
+/// The Markdown files of the repository.
+fn documents(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
+        let (path, name) = (entry.path(), entry.file_name().into_string().unwrap());
+        if path.is_dir() && !name.starts_with('.') && name != "target" {
+            documents(&path, found);
+        } else if is_markdown(&path) {
+            found.push(path);
+        }
+    }
+}
+
+/// The heading as its anchor.
+fn anchor(heading: &str) -> String {
+    let kept = heading.trim().to_lowercase();
+    let kept = kept.chars().filter(|c| c.is_alphanumeric() || [' ', '-', '_'].contains(c));
+    kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+}
+
+#[test]
+fn every_link_in_the_documents_leads_somewhere() {
+    let mut files = Vec::new();
+    documents(&root(), &mut files);
+    assert!(files.len() > 20, "{files:?}");
+    let mut broken = Vec::new();
+    for file in files {
+        let text = std::fs::read_to_string(&file).unwrap();
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let (path, wanted) = link.split_once('#').map_or((link, None), |(path, anchor)| (path, Some(anchor)));
+            if link.contains("://") || link.contains(' ') || link.contains('`') {
+                continue;
+            }
+            let target = if path.is_empty() { file.clone() } else { file.parent().unwrap().join(path) };
+            let is_there = match wanted {
+                Some(wanted) if path.is_empty() || is_markdown(&target) => {
+                    std::fs::read_to_string(&target).is_ok_and(|text| {
+                        text.lines().any(|line| line.starts_with('#') && anchor(line.trim_start_matches('#')) == wanted)
+                    })
+                }
+                _ => target.exists(),
+            };
+            if !is_there {
+                broken.push(format!("{}: {link}", file.display()));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
 }

@@ -16,8 +16,9 @@ use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 
 use crate::checker::Violation;
-use crate::fleet::{Fleet, WORKERS};
+use crate::fleet::Fleet;
 use crate::world::World;
+use lethe_runtime::fleet::WORKERS;
 
 /// What may be done.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 
-use crate::fleet::WORKERS;
+use lethe_runtime::fleet::WORKERS;
 
 use super::{Driver, Harm, POINTS, pause, slots};
 

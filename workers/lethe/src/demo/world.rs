@@ -11,14 +11,12 @@ use lethe_db::{Db, migrate};
 use lethe_domain::request::ControllerId;
 use lethe_domain::signature_algorithm::SignatureAlgorithm;
 use lethe_process::settings::secret;
+use lethe_runtime::fleet::WORKERS;
 use tokio::process::{Child, Command};
 use url::Url;
 use uuid::Uuid;
 
 /// The workers of the fleet.
-const WORKERS: [&str; 6] =
-    ["identity-matcher", "scheduler", "erasure-executor", "access-compiler", "callback-courier", "gateway"];
-
 /// The calendar of seconds, and what goes with it. The waiting period leaves time to cancel.
 const SETTINGS: [(&str, &str); 15] = [
     ("LETHE_ERASURE_SCHEDULE", "*/15 * * * * *"),
