@@ -4,25 +4,31 @@ SHELL := bash
 .DEFAULT_GOAL := help
 
 LOCAL := $(or $(LETHE_LOCAL_DIR),.local)
-BIN := $(or $(CARGO_TARGET_DIR),target)/release
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+# Real use, the image and the benchmark take the release build; all that is tried on this machine the quick one.
+BIN := $(TARGET)/release
+QUICK_BIN := $(TARGET)/quick
+WORKERS := identity-matcher scheduler erasure-executor access-compiler callback-courier gateway
+FLEET := --bin lethe $(WORKERS:%=--bin %)
 LOCKED := $(if $(filter true,$(CI)),--locked)
 WITH_ENV := source "$(LOCAL)/env"
 
-.PHONY: help build servers up down test chaos lint demo bench bench-growth scale clean-local
+.PHONY: help build servers up down test check chaos lint demo bench bench-growth scale clean-local
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-build: ## Build everything in release
-	cargo build --release --workspace $(LOCKED)
+build: ## Build in release, into target/release/
+	cargo build --release $(FLEET) $(LOCKED)
 
 servers: ## Start private PostgreSQL and RabbitMQ, write .local/env, migrate
 	deploy/local/servers install
 	deploy/local/servers start
-	cargo build --release --bin lethe $(LOCKED)
-	$(WITH_ENV); "$(BIN)/lethe" migrate
+	cargo build --profile quick --bin lethe $(LOCKED)
+	$(WITH_ENV); "$(QUICK_BIN)/lethe" migrate
 
-up: build servers ## Start servers and one of each worker; ERASURE_EXECUTOR=3 starts three
+up: servers ## Start servers and one of each worker; ERASURE_EXECUTOR=3 starts three
+	cargo build --profile quick $(FLEET) $(LOCKED)
 	deploy/local/fleet up
 
 down: ## Stop workers and servers
@@ -31,24 +37,30 @@ down: ## Stop workers and servers
 
 test: ## Run all tests, against real servers and real binaries
 	deploy/local/servers install tests
-	cargo build --workspace --bins $(LOCKED)
-	cargo test --workspace --no-run $(LOCKED)
+	cargo build --profile quick --workspace --bins $(LOCKED)
+	cargo test --profile quick --workspace --no-run $(LOCKED)
 	sync # the servers' commits would wait behind all that the build has written
 	deploy/local/servers start
 	$(WITH_ENV); \
 	if cargo nextest --version >/dev/null 2>&1; then \
-		cargo nextest run --workspace $(LOCKED) && \
-		cargo test --doc --workspace $(LOCKED); \
+		cargo nextest run --cargo-profile quick --workspace $(LOCKED) && \
+		cargo test --profile quick --doc --workspace $(LOCKED); \
 	else \
-		RUST_TEST_THREADS=4 cargo test --workspace $(LOCKED); \
+		RUST_TEST_THREADS=4 cargo test --profile quick --workspace $(LOCKED); \
 	fi
+
+check: ## What needs no servers: format, lints, unit tests, the documents
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets $(LOCKED) -- -D warnings
+	cargo test --profile quick --workspace --lib --bins $(LOCKED) --quiet
+	cargo test --profile quick --workspace --test e2e $(LOCKED) --quiet -- house::
 
 chaos: export LETHE_LOCAL_DIR = $(abspath $(LOCAL))/chaos
 chaos: ## The fault suite: 20 seeds on servers of its own; SEED=7 SEEDS=1 repeats one
-	cargo build --workspace --bins $(LOCKED)
-	env -u DATABASE_URL -u AMQP_URL deploy/local/with-servers "$(or $(CARGO_TARGET_DIR),target)/debug/chaos" \
+	cargo build --profile quick --workspace --bins $(LOCKED)
+	env -u DATABASE_URL -u AMQP_URL deploy/local/with-servers "$(QUICK_BIN)/chaos" \
 		--servers "$(CURDIR)/deploy/local/servers" --seeds $(or $(SEEDS),20) $(if $(SEED),--seed $(SEED)) --defects
-	env -u DATABASE_URL -u AMQP_URL deploy/local/with-servers cargo test -p lethe-tests --test e2e $(LOCKED) -- --ignored
+	env -u DATABASE_URL -u AMQP_URL deploy/local/with-servers cargo test --profile quick --workspace --test e2e $(LOCKED) -- --ignored
 
 lint: ## Check formatting, clippy, shell scripts, licences
 	cargo fmt --all --check
@@ -65,7 +77,7 @@ lint: ## Check formatting, clippy, shell scripts, licences
 	fi
 
 demo: ## The whole life of some thousand requests, from nothing
-	deploy/local/with-servers bash -euc 'cargo build --release --workspace $(LOCKED); exec "$(BIN)/lethe" demo'
+	deploy/local/with-servers bash -euc 'cargo build --profile quick $(FLEET) $(LOCKED); exec "$(QUICK_BIN)/lethe" demo'
 
 bench: ## Measure against the raw cost of the same work; QUICK=1, ROWS="intake release", FLAGS=…
 	deploy/local/with-servers bash -euc 'cargo build --release --workspace $(LOCKED); \
