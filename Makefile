@@ -13,7 +13,7 @@ FLEET := --bin lethe $(WORKERS:%=--bin %)
 LOCKED := $(if $(filter true,$(CI)),--locked)
 WITH_ENV := source "$(LOCAL)/env"
 
-.PHONY: help build servers up down test check chaos lint demo bench bench-growth scale clean-local
+.PHONY: help build servers up down test check schema chaos lint demo bench bench-growth scale clean-local
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -54,6 +54,9 @@ check: ## What needs no servers: format, lints, unit tests, the documents
 	cargo clippy --workspace --all-targets $(LOCKED) -- -D warnings
 	cargo test --profile quick --workspace --lib --bins $(LOCKED) --quiet
 	cargo test --profile quick --workspace --test e2e $(LOCKED) --quiet -- house::
+
+schema: ## Write down in shared/db/schema.sql what the migrations make
+	LETHE_WRITE_SCHEMA=1 deploy/local/with-servers cargo test --profile quick --workspace --test e2e $(LOCKED) -- the_current_schema
 
 chaos: export LETHE_LOCAL_DIR = $(abspath $(LOCAL))/chaos
 chaos: ## The fault suite: 20 seeds on servers of its own; SEED=7 SEEDS=1 repeats one
