@@ -131,7 +131,7 @@ impl Receiver {
         self.all().into_iter().filter(|one| one.path == path).collect()
     }
 
-    /// The statuses that were taken at `path`, in order. A callback that comes again (it is promised at least once, and
+    /// The statuses that were taken at `path`, in order. A callback that comes again (it is scheduled at least once, and
     /// a clock that jumps ends its lease) counts where it came first.
     pub fn statuses(&self, path: &str) -> Vec<String> {
         let mut seen = BTreeSet::new();

@@ -189,7 +189,7 @@ impl World {
     }
 
     /// When the batch of a request closes and when it runs.
-    pub async fn promise_of(&self, id: &str) -> (Timestamp, Timestamp) {
+    pub async fn slot_of(&self, id: &str) -> (Timestamp, Timestamp) {
         let sql = "SELECT b.tick_at, b.runs_at FROM lethe.requests JOIN lethe.batches b USING (batch_id)
                     WHERE subject_request_id::text = $1";
         let session = self.db.session().await.unwrap();

@@ -6,7 +6,7 @@ use tokio_postgres::Row;
 use super::leader::{self, Term};
 use super::pool::Session;
 use super::{Db, DbError, Tx, statements};
-use lethe_domain::request::{BatchId, Lane, Promise};
+use lethe_domain::request::{BatchId, Lane, Slot};
 
 statements! {
     /// Shared lock on the calendar first, then the clock.
@@ -300,10 +300,10 @@ pub async fn now(session: &Session) -> Result<Timestamp, DbError> {
     Ok(session.query_one(NOW, &[]).await?.get(0))
 }
 
-/// The open batch of `promise`, opened where it is not there yet. The caller holds the lock on the calendar, shared.
-pub(super) async fn open_batch(tx: &Tx, lane: Lane, promise: Promise, version: i64) -> Result<BatchId, DbError> {
-    tx.execute(OPEN_BATCH, &[&lane.as_str(), &promise.tick_at, &promise.runs_at, &version]).await?;
-    let row = tx.query_opt(FIND_OPEN_BATCH, &[&lane.as_str(), &promise.tick_at, &promise.runs_at]).await?;
+/// The open batch of `slot`, opened where it is not there yet. The caller holds the lock on the calendar, shared.
+pub(super) async fn open_batch(tx: &Tx, lane: Lane, slot: Slot, version: i64) -> Result<BatchId, DbError> {
+    tx.execute(OPEN_BATCH, &[&lane.as_str(), &slot.tick_at, &slot.runs_at, &version]).await?;
+    let row = tx.query_opt(FIND_OPEN_BATCH, &[&lane.as_str(), &slot.tick_at, &slot.runs_at]).await?;
     // The lock and the clock that never falls behind a closed tick rule this out.
-    Ok(row.ok_or(DbError::Unexpected { place: "batches: a promised tick is closed" })?.get(0))
+    Ok(row.ok_or(DbError::Unexpected { place: "batches: the tick of a slot is closed" })?.get(0))
 }

@@ -16,7 +16,7 @@ statements! {
         SELECT version, erasure_schedule, expedited_schedule, access_schedule,
                extract(epoch FROM waiting_period)::float8, extract(epoch FROM completion_margin)::float8
           FROM lethe.calendars WHERE version = $1 OR $1 IS NULL ORDER BY version DESC LIMIT 1";
-    /// Nobody may promise by the old calendar once the new one is there: intake holds this lock shared.
+    /// Nobody may schedule by the old calendar once the new one is there: intake holds this lock shared.
     LOCK_OUT_INTAKE = "SELECT pg_advisory_xact_lock(lethe.calendar_lock())";
     STORE = "
         INSERT INTO lethe.calendars (erasure_schedule, expedited_schedule, access_schedule, waiting_period, completion_margin)

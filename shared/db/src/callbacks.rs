@@ -120,7 +120,7 @@ pub struct ClaimedCallback {
     pub algorithm: SignatureAlgorithm,
     /// The status that it reports.
     pub status: RequestStatus,
-    /// What was promised when the status was reached.
+    /// When the request was expected to be completed as the status was reached.
     pub expected_completion_time: Timestamp,
     /// The request that it is about.
     pub subject_request_id: SubjectRequestId,

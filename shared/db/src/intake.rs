@@ -18,7 +18,7 @@ use super::{Db, DbError, Tx, statements};
 use lethe_domain::crypto::Keys;
 use lethe_domain::opendsr::callback_url::Origin;
 use lethe_domain::opendsr::{Regulation, SubjectRequest};
-use lethe_domain::request::{BatchId, ControllerId, EndpointId, Lane, Mpid, Promise, RequestKey, SubjectRequestId};
+use lethe_domain::request::{BatchId, ControllerId, EndpointId, Lane, Mpid, RequestKey, Slot, SubjectRequestId};
 use lethe_process::fault;
 
 statements! {
@@ -82,7 +82,7 @@ pub struct IntakeContext {
     calendars: CalendarCache,
     endpoints: EndpointCache,
     /// Open batches, and when each was read or opened.
-    batches: Mutex<HashMap<(Lane, Promise), (BatchId, Instant)>>,
+    batches: Mutex<HashMap<(Lane, Slot), (BatchId, Instant)>>,
 }
 
 /// A valid request of a known controller.
@@ -103,7 +103,7 @@ pub enum Recorded {
     Accepted {
         /// When it was first received.
         received_at: Timestamp,
-        /// What was promised for it.
+        /// When it is expected to be completed.
         expected_completion_time: Timestamp,
         /// This submission was the first.
         first: bool,
@@ -212,20 +212,20 @@ impl IntakeContext {
         let matched = self.matching(&tx, group).await?;
         for (prepared, matched) in group.iter().zip(&matched) {
             let lane = prepared.submission.request.lane();
-            let promise = calendar.calendar.promise(lane, received_at)?;
-            // Over the cap there is no batch yet: the approval promises one.
+            let slot = calendar.calendar.slot(lane, received_at)?;
+            // Over the cap there is no batch yet: the approval opens one.
             let batch = if matched.over_cap {
                 None
             } else {
-                Some(self.batch(&tx, &mut opened, lane, promise, calendar.version).await?)
+                Some(self.batch(&tx, &mut opened, lane, slot, calendar.version).await?)
             };
-            plans.push(Plan { lane, batch, expected: promise.expected_completion_time });
+            plans.push(Plan { lane, batch, expected: slot.expected_completion_time });
         }
         let keys = insert_requests(&tx, &self.keys, group, &plans, received_at).await?;
         let distinct = insert_consequences(&tx, group, &plans, &matched, &keys, &endpoints, received_at).await?;
         fault::point("intake.before_commit");
         tx.commit().await?;
-        let opened = opened.into_iter().map(|(promise, batch)| (promise, (batch, read_at)));
+        let opened = opened.into_iter().map(|(slot, batch)| (slot, (batch, read_at)));
         self.batches.lock().unwrap_or_else(PoisonError::into_inner).extend(opened);
         Ok(distinct)
     }
@@ -243,16 +243,16 @@ impl IntakeContext {
         matching::find(tx, &wanted).await
     }
 
-    /// The open batch of a promise; opened by the first request that is promised to its tick.
+    /// The open batch of a slot; the first request of a slot opens it.
     async fn batch(
         &self,
         tx: &Tx,
-        opened: &mut HashMap<(Lane, Promise), BatchId>,
+        opened: &mut HashMap<(Lane, Slot), BatchId>,
         lane: Lane,
-        promise: Promise,
+        slot: Slot,
         version: i64,
     ) -> Result<BatchId, DbError> {
-        let key = (lane, promise);
+        let key = (lane, slot);
         let known = self.batches.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied();
         // One that was read before the session was connected may have been another server's, and be lost.
         let is_of_this_server = |read_at| tx.connected_at() <= read_at || fault::defect("lost_commits_believed");
@@ -260,12 +260,9 @@ impl IntakeContext {
         if let Some(batch) = known.or_else(|| opened.get(&key).copied()) {
             return Ok(batch);
         }
-        let batch = open_batch(tx, lane, promise, version).await?;
-        // Ticks behind us are never promised again.
-        self.batches
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|(_, old), _| old.tick_at >= promise.tick_at);
+        let batch = open_batch(tx, lane, slot, version).await?;
+        // No request is scheduled for a tick behind us.
+        self.batches.lock().unwrap_or_else(PoisonError::into_inner).retain(|(_, old), _| old.tick_at >= slot.tick_at);
         opened.insert(key, batch);
         Ok(batch)
     }

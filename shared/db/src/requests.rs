@@ -256,7 +256,7 @@ pub struct RequestRow {
     pub request_type: RequestType,
     /// Where it stands.
     pub status: RequestStatus,
-    /// What was promised for it.
+    /// When it is expected to be completed.
     pub expected_completion_time: Timestamp,
     /// What was personal in it is gone.
     pub is_purged: bool,
@@ -325,11 +325,11 @@ pub async fn of_group(
     session.query(GROUP, &[controller_id, &group_digest, &after, &limit]).await?.iter().map(read_request).collect()
 }
 
-/// Approves a request that waits for it; what is promised to it now, or `None` where no such request waits.
+/// Approves a request that waits for it; the slot that it has now, or `None` if no such request waits.
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn approve(db: &Db, target: &Target) -> Result<Option<(Lane, lethe_domain::request::Promise)>, DbError> {
+pub async fn approve(db: &Db, target: &Target) -> Result<Option<(Lane, lethe_domain::request::Slot)>, DbError> {
     let tx = db.begin("approve_request").await?;
     let row = tx.query_one(BEGIN_INTAKE, &[]).await?;
     let (now, version): (Timestamp, Option<i64>) = (row.get(0), row.get(1));
@@ -340,12 +340,12 @@ pub async fn approve(db: &Db, target: &Target) -> Result<Option<(Lane, lethe_dom
     };
     let request_type = row.get::<_, &str>(1).parse();
     let lane = Lane::once_approved(request_type.map_err(|_| DbError::Unexpected { place: "requests.request_type" })?);
-    let promise = calendar.calendar.promise(lane, now)?;
-    let batch = open_batch(&tx, lane, promise, calendar.version).await?;
+    let slot = calendar.calendar.slot(lane, now)?;
+    let batch = open_batch(&tx, lane, slot, calendar.version).await?;
     let key: RequestKey = row.get(0);
-    tx.execute(APPROVE, &[&key, &now, &lane.as_str(), &batch, &promise.expected_completion_time]).await?;
+    tx.execute(APPROVE, &[&key, &now, &lane.as_str(), &batch, &slot.expected_completion_time]).await?;
     tx.commit().await?;
-    Ok(Some((lane, promise)))
+    Ok(Some((lane, slot)))
 }
 
 /// What a store did for a request.

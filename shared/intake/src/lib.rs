@@ -1,4 +1,4 @@
-//! One behaviour, two doors: what receiving, cancelling and asking mean, for AMQP and HTTP alike.
+//! AMQP and HTTP share one intake: what receiving, cancelling and asking mean.
 
 mod answers;
 pub mod options;
@@ -26,7 +26,7 @@ pub use answers::Answer;
 /// A list holds at most so many requests.
 pub const LIST_LIMIT: usize = 1_000;
 
-/// Receives for all doors of a process. Cheap to clone.
+/// Receives for all transports of a process. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Intake {
     db: Db,

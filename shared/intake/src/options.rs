@@ -1,4 +1,4 @@
-//! What it takes to receive requests: the same options, and the same checks, behind every door.
+//! What it takes to receive requests: the same options, and the same checks, for every transport.
 
 use std::sync::Arc;
 
@@ -90,7 +90,7 @@ impl ReceivingOptions {
 }
 
 impl Receiving {
-    /// The intake that every door leads to.
+    /// The intake of every transport.
     #[must_use]
     pub fn intake(&self, db: Db, publisher: Arc<Publisher>) -> Intake {
         let links = Links::new(self.keys.clone(), self.processor.public_url.clone());

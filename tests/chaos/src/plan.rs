@@ -90,8 +90,8 @@ pub struct Letter {
     pub body: Vec<u8>,
     /// When it is first sent, from the start of the traffic.
     pub due: Duration,
-    /// Which connection sends it, or [`HTTP_DOOR`].
-    pub door: usize,
+    /// Which connection sends it, or [`HTTP_SENDER`].
+    pub sender: usize,
     /// Sent again until it is answered; otherwise only until it is confirmed.
     pub is_careful: bool,
 }
@@ -108,9 +108,9 @@ pub struct Plan {
 }
 
 /// Connections that publish at the same time.
-pub const DOORS: usize = 4;
-/// Who comes by this door calls the gateway.
-pub const HTTP_DOOR: usize = DOORS;
+pub const SENDERS: usize = 4;
+/// This sender calls the gateway.
+pub const HTTP_SENDER: usize = SENDERS;
 
 /// Makes the plan of a seed: `requests` requests within `span`.
 pub fn make(seed: u64, requests: usize, span: Duration, addresses: &Addresses) -> Plan {
@@ -237,47 +237,63 @@ impl Maker {
         let body = body(&case, identity, self.plan.people[person].mpid, group.as_deref(), "2026-11-20T10:00:00Z");
         let number = self.plan.cases.len();
         let due = self.moment(1.0);
-        let door = self.random.random_range(0..=HTTP_DOOR);
+        let sender = self.random.random_range(0..=HTTP_SENDER);
         // Over HTTP there is nothing but the answer.
-        let is_careful = door == HTTP_DOOR || self.random.random_bool(0.85);
-        let letter = |kind, body: &Value, due, door, is_careful| Letter {
+        let is_careful = sender == HTTP_SENDER || self.random.random_bool(0.85);
+        let letter = |kind, body: &Value, due, sender, is_careful| Letter {
             kind,
             case: number,
             body: body.to_string().into_bytes(),
             due,
-            door,
+            sender,
             is_careful,
         };
-        let mut letters = vec![letter(LetterKind::Request, &body, due, door, is_careful)];
+        let mut letters = vec![letter(LetterKind::Request, &body, due, sender, is_careful)];
         let cancellation = json!({"subject_request_id": case.id});
         match self.random.random_range(0..100) {
             // The same one at once by every connection, and over HTTP.
-            0..8 => letters.extend((0..=HTTP_DOOR).map(|door| letter(LetterKind::Request, &body, due, door, true))),
+            0..8 => {
+                letters.extend((0..=HTTP_SENDER).map(|sender| letter(LetterKind::Request, &body, due, sender, true)));
+            }
             // Replayed later.
-            8..16 => letters.push(letter(LetterKind::Request, &body, due + self.moment(1.0), (door + 1) % DOORS, true)),
+            8..16 => {
+                letters.push(letter(LetterKind::Request, &body, due + self.moment(1.0), (sender + 1) % SENDERS, true));
+            }
             16..20 => {
                 let mut other = body.clone();
                 other["submitted_time"] = json!("2026-11-20T10:00:01Z");
-                letters.push(letter(LetterKind::Conflict, &other, due + self.moment(0.3), (door + 1) % DOORS, true));
+                letters.push(letter(
+                    LetterKind::Conflict,
+                    &other,
+                    due + self.moment(0.3),
+                    (sender + 1) % SENDERS,
+                    true,
+                ));
             }
             20..23 => {
                 let mut half = body.to_string().into_bytes();
                 half.truncate(half.len() / 2);
-                let malformed = Letter { body: half, ..letter(LetterKind::Malformed, &body, due, door, true) };
+                let malformed = Letter { body: half, ..letter(LetterKind::Malformed, &body, due, sender, true) };
                 letters.push(malformed);
             }
             // Overtakes its request.
             23..29 if case.kind.erases() => {
                 let early = due.saturating_sub(Duration::from_millis(self.random.random_range(0..800)));
-                letters.push(letter(LetterKind::Cancellation, &cancellation, early, (door + 1) % DOORS, true));
+                letters.push(letter(LetterKind::Cancellation, &cancellation, early, (sender + 1) % SENDERS, true));
             }
             // Before, at, after: the release comes within seconds.
             29..52 => {
                 let later = due + Duration::from_millis(self.random.random_range(0..9_000));
                 let is_careful = self.random.random_bool(0.8);
-                letters.push(letter(LetterKind::Cancellation, &cancellation, later, (door + 1) % DOORS, is_careful));
+                letters.push(letter(
+                    LetterKind::Cancellation,
+                    &cancellation,
+                    later,
+                    (sender + 1) % SENDERS,
+                    is_careful,
+                ));
                 if self.random.random_bool(0.2) {
-                    letters.push(letter(LetterKind::Cancellation, &cancellation, later, door % DOORS, true));
+                    letters.push(letter(LetterKind::Cancellation, &cancellation, later, sender % SENDERS, true));
                 }
             }
             52..60 if case.kind == Kind::Erasure && identity.is_some_and(|(kind, ..)| *kind == "email") => {
@@ -315,7 +331,7 @@ impl Maker {
                 case: case_number,
                 body: body.to_string().into_bytes(),
                 due,
-                door: 0,
+                sender: 0,
                 is_careful: true,
             });
             self.plan.cases.push(case);
@@ -334,7 +350,7 @@ impl Maker {
                 case: number,
                 body: body.to_string().into_bytes(),
                 due,
-                door: 1,
+                sender: 1,
                 is_careful: false,
             };
             self.plan.letters.push(letter);

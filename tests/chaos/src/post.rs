@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use crate::driver::Span;
 use crate::fleet::Fleet;
 use crate::people::CONTROLLERS;
-use crate::plan::{DOORS, HTTP_DOOR, LetterKind, Plan};
+use crate::plan::{HTTP_SENDER, LetterKind, Plan, SENDERS};
 use crate::world::World;
 
 /// A letter that nobody answered is sent again after this.
@@ -67,8 +67,8 @@ impl Post {
         let fates = Mutex::new(vec![Fate::default(); plan.letters.len()]);
         let user = world.tests.management.user();
         let post = Arc::new(Self { plan, world, user, began: Instant::now(), fates, is_closed: AtomicBool::default() });
-        for door in 0..DOORS {
-            tokio::spawn(post.clone().keep_open(door));
+        for sender in 0..SENDERS {
+            tokio::spawn(post.clone().keep_open(sender));
         }
         tokio::spawn(post.clone().call_gateways(fleet));
         post
@@ -90,15 +90,15 @@ impl Post {
         self.plan.letters.iter().zip(&*fates).filter(|(letter, fate)| !is_done(letter.is_careful, fate)).count()
     }
 
-    async fn keep_open(self: Arc<Self>, door: usize) {
+    async fn keep_open(self: Arc<Self>, sender: usize) {
         while !self.is_closed.load(Ordering::SeqCst) {
             // Whatever broke: the next connection takes over.
-            let _ = self.serve(door).await;
+            let _ = self.serve(sender).await;
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     }
 
-    async fn serve(self: &Arc<Self>, door: usize) -> anyhow::Result<()> {
+    async fn serve(self: &Arc<Self>, sender: usize) -> anyhow::Result<()> {
         let patience = Duration::from_secs(10);
         let url = &self.world.tests.amqp_url;
         let connection = timeout(patience, Connection::connect(url, ConnectionProperties::default())).await??;
@@ -121,7 +121,7 @@ impl Post {
                 delivery = answers.next() => self.answered(&delivery.context("no more answers")??),
                 _ = ticks.tick() => {
                     ensure!(!self.is_closed.load(Ordering::SeqCst) && connection.status().connected(), "closed");
-                    for index in self.take_due(door) {
+                    for index in self.take_due(sender) {
                         timeout(patience, self.send(&channel, &reply_to, index)).await??;
                     }
                 }
@@ -134,7 +134,7 @@ impl Post {
         let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(10)).build().unwrap();
         let mut turn = 0;
         while !self.is_closed.load(Ordering::SeqCst) {
-            for index in self.take_due(HTTP_DOOR) {
+            for index in self.take_due(HTTP_SENDER) {
                 turn += 1;
                 let Some(address) = fleet.gateway(turn) else { continue };
                 tokio::spawn(self.clone().call(client.clone(), address, index));
@@ -164,12 +164,12 @@ impl Post {
         Ok(())
     }
 
-    fn take_due(&self, door: usize) -> Vec<usize> {
+    fn take_due(&self, sender: usize) -> Vec<usize> {
         let mut fates = self.fates.lock().unwrap();
         let mut due = Vec::new();
         for (index, (letter, fate)) in self.plan.letters.iter().zip(fates.iter_mut()).enumerate() {
             let is_time = self.began.elapsed() >= letter.due && fate.sent.is_none_or(|sent| sent.elapsed() > AGAIN);
-            if letter.door == door && is_time && !is_done(letter.is_careful, fate) && due.len() < 50 {
+            if letter.sender == sender && is_time && !is_done(letter.is_careful, fate) && due.len() < 50 {
                 fate.first_sent.get_or_insert_with(Instant::now);
                 (fate.sent, fate.times) = (Some(Instant::now()), fate.times + 1);
                 due.push(index);

@@ -31,7 +31,7 @@ async fn an_erasure_runs_seven_days_after_its_tick_and_not_a_second_before() {
     let publisher = Publisher::connect(&world).await;
     let request = Request::erasure("ada@example.com");
     publisher.request("acme", &request).await;
-    let (tick, runs) = world.promise_of(&request.id).await;
+    let (tick, runs) = world.slot_of(&request.id).await;
     assert_eq!((tick, runs), (at("2054-11-23T12:30:00Z"), at("2054-11-30T12:30:00Z")));
 
     world.set_clock(before(tick, 1)).await;
@@ -41,7 +41,7 @@ async fn an_erasure_runs_seven_days_after_its_tick_and_not_a_second_before() {
     assert!(closed >= tick, "closed at {closed}");
     let next = Request::erasure("ada@example.com");
     publisher.request("acme", &next).await;
-    assert_eq!(world.promise_of(&next.id).await.0, at("2054-11-30T12:30:00Z"), "no request joins a closed batch");
+    assert_eq!(world.slot_of(&next.id).await.0, at("2054-11-30T12:30:00Z"), "no request joins a closed batch");
 
     world.set_clock(before(runs, 3_600)).await;
     stays("the wait", seconds(1), async || world.rows_of(&acme, 1).await == (1, 1, 2)).await;
@@ -66,7 +66,7 @@ async fn expedited_erasures_and_access_run_at_their_next_tick() {
         publisher.request("acme", request).await;
     }
     for (request, tick) in [(&expedited, "2054-11-22T12:30:00Z"), (&access, "2054-11-23T00:05:00Z")] {
-        assert_eq!(world.promise_of(&request.id).await, (at(tick), at(tick)));
+        assert_eq!(world.slot_of(&request.id).await, (at(tick), at(tick)));
         world.set_clock(before(at(tick), 1)).await;
         world.reaches(&request.id, "in_progress").await;
         let started = when(&world, "in_progress_at", &request.id).await.unwrap();
@@ -117,7 +117,7 @@ async fn ticks_missed_in_weeks_of_outage_are_made_up_once_each_in_a_batch_of_its
 }
 
 /// What must hold of every request, whatever happened.
-async fn every_request_ran_in_the_batch_it_was_promised(world: &World) {
+async fn every_request_ran_in_the_batch_it_was_scheduled_for(world: &World) {
     let violations = "
         SELECT count(*) FROM lethe.requests r LEFT JOIN lethe.batches b USING (batch_id)
          WHERE b.batch_id IS NULL OR r.received_at >= b.tick_at OR r.received_at < b.tick_at - interval '1 second'
@@ -135,7 +135,7 @@ async fn every_request_ran_in_the_batch_it_was_promised(world: &World) {
 }
 
 #[tokio::test]
-async fn under_continuous_load_every_request_runs_in_the_batch_it_was_promised() {
+async fn under_continuous_load_every_request_runs_in_the_batch_it_was_scheduled_for() {
     let world = World::new().await;
     world.controller("acme").await;
     let mut workers = Worker::several(&world, &["scheduler", "identity-matcher", "erasure-executor"], SECONDS).await;
@@ -164,7 +164,7 @@ async fn under_continuous_load_every_request_runs_in_the_batch_it_was_promised()
         sent += connection.await.unwrap();
     }
     world.count_reaches("completed", sent).await;
-    every_request_ran_in_the_batch_it_was_promised(&world).await;
+    every_request_ran_in_the_batch_it_was_scheduled_for(&world).await;
     let ticks: i64 = world.one("SELECT count(DISTINCT tick_at) FROM lethe.batches", &[]).await;
     assert!(ticks >= 5, "only {ticks} ticks");
 }
@@ -227,7 +227,7 @@ async fn three_schedulers_double_nothing_even_if_the_leader_dies() {
         world.one::<i64>("SELECT count(*) FROM lethe.batches WHERE state <> 'completed'", &[]).await
     })
     .await;
-    every_request_ran_in_the_batch_it_was_promised(&world).await;
+    every_request_ran_in_the_batch_it_was_scheduled_for(&world).await;
     assert!(world.one::<i64>("SELECT epoch FROM lethe.leaders", &[]).await >= 2);
     assert_eq!(world.one::<i64>("SELECT count(*) FROM lethe.calendars", &[]).await, 1);
 }

@@ -194,7 +194,7 @@ async fn what_was_refused_is_listed_by_cause_and_discarded() {
         causes.contains(&("forbidden".to_owned(), 1)) && causes.contains(&("unrouted".to_owned(), 1)),
         "{causes:?}"
     );
-    // Whose sender was refused does not come in by the back door.
+    // Whose sender was refused is not replayed either.
     let forbidden = lethe(&world, &["dead-letter", "replay", "--cause", "forbidden"]).await;
     assert!(forbidden.code == Some(1) && forbidden.out.contains("sender"), "{}", forbidden.out);
     assert_eq!(lethe(&world, &["dead-letter", "discard"]).await.code, Some(64), "not everything at once");

@@ -208,8 +208,8 @@ async fn a_request_that_matches_too_many_profiles_waits_for_an_operator() {
     assert_eq!(publisher.cancel("acme", &cancelled.id).await.status, 202);
     for request in [&wide, &growing] {
         let target = (acme.clone(), request.id.parse().unwrap());
-        let (_, promise) = requests::approve(&world.db, &target).await.unwrap().expect("it waits for approval");
-        assert_eq!(promise.runs_at.to_string(), "2054-11-23T12:30:00Z");
+        let (_, slot) = requests::approve(&world.db, &target).await.unwrap().expect("it waits for approval");
+        assert_eq!(slot.runs_at.to_string(), "2054-11-23T12:30:00Z");
         assert!(requests::approve(&world.db, &target).await.unwrap().is_none(), "approved once");
     }
     assert_eq!(world.rows_of(&acme, 0).await, (1, 1, 1));

@@ -131,7 +131,7 @@ async fn discovery_and_certificates_need_no_credentials() {
     assert_eq!(gateway.get("/docs/").await.status, 200);
 }
 
-/// Every published example under the path of its version; promised for the calendar as over AMQP (see `intake`).
+/// Every published example under the path of its version; scheduled as over AMQP (see `intake`).
 const EXAMPLES: [(&str, &str, &str); 13] = [
     ("/v1/opengdpr_requests", "opendsr/v1-request.json", "2054-12-02T12:30:00Z"),
     ("/v1/opengdpr_requests", "opendsr/v1-mparticle-extension.json", "2054-11-25T00:05:00Z"),

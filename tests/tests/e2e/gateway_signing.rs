@@ -124,7 +124,7 @@ async fn a_key_whose_certificate_has_expired_signs_nothing_more() {
 }
 
 #[tokio::test]
-async fn a_controller_that_is_set_so_gets_other_signatures_through_every_door() {
+async fn a_controller_that_is_set_so_gets_other_signatures_over_every_transport() {
     let world = World::new().await;
     for (id, algorithm) in [("ecdsa", SignatureAlgorithm::EcdsaP256), ("pss", SignatureAlgorithm::RsaPss)] {
         world

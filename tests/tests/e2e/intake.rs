@@ -27,7 +27,7 @@ const EXAMPLES: [(&str, &str); 12] = [
 ];
 
 #[tokio::test]
-async fn every_published_example_is_accepted_signed_and_promised_by_the_calendar() {
+async fn every_published_example_is_accepted_signed_and_scheduled_by_the_calendar() {
     let world = World::new().await;
     world.controller("acme").await;
     world.set_clock("2054-11-22T09:00:00Z".parse().unwrap()).await;

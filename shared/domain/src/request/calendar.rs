@@ -1,6 +1,6 @@
-//! The calendar: when a request that is received now will run, and what is promised for it (contract 5).
+//! The calendar: when a request that is received now will run, and when it is expected to be completed (contract 5).
 //!
-//! A request is promised to the first tick of its lane *after* its receipt. The tick, the time at which the batch of
+//! A request is scheduled for the first tick of its lane *after* its receipt. The tick, the time at which the batch of
 //! that tick runs and the expected time of completion are fixed at receipt and never move forward (ADR 0002).
 
 use std::fmt;
@@ -119,9 +119,9 @@ pub struct Calendar {
     pub completion_margin: SignedDuration,
 }
 
-/// What a request is promised at receipt.
+/// What a request is scheduled for at receipt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Promise {
+pub struct Slot {
     /// When its batch closes.
     pub tick_at: Timestamp,
     /// When its batch runs.
@@ -141,19 +141,19 @@ impl Calendar {
         }
     }
 
-    /// What a request of `lane` that is received at `received_at` is promised. A request received at the very
-    /// instant of a tick is promised to the next one: a batch holds what was received *before* its tick.
+    /// What a request of `lane` that is received at `received_at` is scheduled for. A request received at the very
+    /// instant of a tick is scheduled for the next one: a batch holds what was received *before* its tick.
     ///
     /// # Errors
     /// [`CalendarExhausted`] when the schedule has no further tick.
-    pub fn promise(&self, lane: Lane, received_at: Timestamp) -> Result<Promise, CalendarExhausted> {
+    pub fn slot(&self, lane: Lane, received_at: Timestamp) -> Result<Slot, CalendarExhausted> {
         let schedule = self.schedule(lane);
         let tick_at = schedule.next_after(received_at)?;
         let wait = if lane == Lane::Erasure { self.waiting_period } else { SignedDuration::ZERO };
         let exhausted = |_| CalendarExhausted { schedule: schedule.to_string() };
         let runs_at = tick_at.checked_add(wait).map_err(exhausted)?;
         let expected_completion_time = runs_at.checked_add(self.completion_margin).map_err(exhausted)?;
-        Ok(Promise { tick_at, runs_at, expected_completion_time })
+        Ok(Slot { tick_at, runs_at, expected_completion_time })
     }
 }
 
@@ -174,15 +174,15 @@ mod tests {
     }
 
     fn tick(lane: Lane, received_at: &str) -> String {
-        calendar().promise(lane, received_at.parse().unwrap()).unwrap().tick_at.to_string()
+        calendar().slot(lane, received_at.parse().unwrap()).unwrap().tick_at.to_string()
     }
 
     #[test]
     fn an_erasure_waits_for_monday_and_a_week() {
-        let promise = calendar().promise(Lane::Erasure, "2026-11-22T09:00:00Z".parse().unwrap()).unwrap();
-        assert_eq!(promise.tick_at.to_string(), "2026-11-23T12:30:00Z");
-        assert_eq!(promise.runs_at.to_string(), "2026-11-30T12:30:00Z");
-        assert_eq!(promise.expected_completion_time.to_string(), "2026-12-02T12:30:00Z");
+        let slot = calendar().slot(Lane::Erasure, "2026-11-22T09:00:00Z".parse().unwrap()).unwrap();
+        assert_eq!(slot.tick_at.to_string(), "2026-11-23T12:30:00Z");
+        assert_eq!(slot.runs_at.to_string(), "2026-11-30T12:30:00Z");
+        assert_eq!(slot.expected_completion_time.to_string(), "2026-12-02T12:30:00Z");
     }
 
     #[test]
@@ -203,9 +203,9 @@ mod tests {
 
     #[test]
     fn access_runs_twice_a_week_without_waiting() {
-        let promise = calendar().promise(Lane::Access, "2026-11-22T09:00:00Z".parse().unwrap()).unwrap();
-        assert_eq!(promise.tick_at.to_string(), "2026-11-23T00:05:00Z");
-        assert_eq!(promise.runs_at, promise.tick_at);
+        let slot = calendar().slot(Lane::Access, "2026-11-22T09:00:00Z".parse().unwrap()).unwrap();
+        assert_eq!(slot.tick_at.to_string(), "2026-11-23T00:05:00Z");
+        assert_eq!(slot.runs_at, slot.tick_at);
         assert_eq!(tick(Lane::Access, "2026-11-23T00:05:00Z"), "2026-11-26T00:05:00Z");
     }
 
@@ -252,16 +252,16 @@ mod tests {
         /// However long nobody looked: the tick is after the receipt, within a week, and asking again at any
         /// instant before that tick gives the same tick. So each instant has exactly one batch.
         #[test]
-        fn a_promise_is_the_same_until_its_tick(micros in 0_i64..4_000_000_000_000_000, later in 0_f64..1.0) {
+        fn a_slot_is_the_same_until_its_tick(micros in 0_i64..4_000_000_000_000_000, later in 0_f64..1.0) {
             let received_at = Timestamp::from_microsecond(micros).unwrap();
             for lane in [Lane::Erasure, Lane::Expedited, Lane::Access] {
-                let promise = calendar().promise(lane, received_at).unwrap();
-                prop_assert!(promise.tick_at > received_at);
-                prop_assert!(promise.tick_at.duration_since(received_at) <= SignedDuration::from_hours(7 * 24));
-                let gap = promise.tick_at.as_microsecond() - micros;
+                let slot = calendar().slot(lane, received_at).unwrap();
+                prop_assert!(slot.tick_at > received_at);
+                prop_assert!(slot.tick_at.duration_since(received_at) <= SignedDuration::from_hours(7 * 24));
+                let gap = slot.tick_at.as_microsecond() - micros;
                 #[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "a share of a week in µs")]
                 let between = Timestamp::from_microsecond(micros + (gap as f64 * later) as i64).unwrap();
-                prop_assert_eq!(calendar().promise(lane, between).unwrap().tick_at, promise.tick_at);
+                prop_assert_eq!(calendar().slot(lane, between).unwrap().tick_at, slot.tick_at);
             }
         }
     }

@@ -33,7 +33,7 @@ macro_rules! number_ids {
 number_ids! {
     /// The internal key of a request, in the order of receipt.
     RequestKey;
-    /// A batch: all requests of one lane that were promised to one tick.
+    /// A batch: all requests of one lane that were scheduled for one tick.
     BatchId;
     /// A slice: a bounded share of a batch, the unit of work and of lease.
     SliceId;

@@ -5,6 +5,6 @@ pub mod calendar;
 pub mod ids;
 pub mod status;
 
-pub use calendar::{Calendar, Lane, Promise, Schedule};
+pub use calendar::{Calendar, Lane, Schedule, Slot};
 pub use ids::{BatchId, CallbackId, ControllerId, EndpointId, Mpid, RequestKey, SliceId, SubjectRequestId};
 pub use status::{RequestStatus, RequestType};

@@ -140,7 +140,8 @@ fn content(evidence: &Evidence, number: usize, url: &str, arrival: &Arrival) -> 
         return Some(format!("results_count is {}, not {lines}", arrival.body["results_count"]));
     }
     let answers = [LetterKind::Request, LetterKind::Conflict].map(|kind| evidence.answers(number, kind)).concat();
-    let promised = answers.iter().find(|(status, _)| *status == 201).map(|(_, body)| &body["expected_completion_time"]);
-    let differs = promised.is_some_and(|promised| *promised != arrival.body["expected_completion_time"]);
+    let scheduled =
+        answers.iter().find(|(status, _)| *status == 201).map(|(_, body)| &body["expected_completion_time"]);
+    let differs = scheduled.is_some_and(|scheduled| *scheduled != arrival.body["expected_completion_time"]);
     differs.then(|| "a callback has another expected_completion_time than the answer".to_owned())
 }

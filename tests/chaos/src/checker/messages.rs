@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::plan::{HTTP_DOOR, LetterKind};
+use crate::plan::{HTTP_SENDER, LetterKind};
 
 use super::{Evidence, Violation};
 
@@ -70,7 +70,7 @@ async fn kept_copies(evidence: &Evidence) -> Vec<Violation> {
     for (index, (letter, fate)) in evidence.plan.letters.iter().zip(&evidence.fates).enumerate() {
         // Who calls the gateway has the answer in hand.
         let refused = letter.kind != LetterKind::Cancellation
-            && letter.door != HTTP_DOOR
+            && letter.sender != HTTP_SENDER
             && fate.answers.iter().any(|(_, answer)| matches!(answer.status, 400 | 409));
         if refused && !rejected.contains(&index) {
             violations.push(Violation::of(

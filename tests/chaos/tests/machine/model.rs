@@ -110,7 +110,7 @@ impl Model {
 
     fn submit(&mut self, number: usize) {
         let tick = self.next_tick();
-        // A repetition opens the batch that it would be promised now as well; nothing joins it.
+        // A repetition opens the batch that it would be scheduled for now as well; nothing joins it.
         self.batches.entry(tick).or_insert("open");
         if self.requests.contains_key(&number) {
             return;

@@ -135,17 +135,17 @@ impl Command {
                 None => bail!(
                     "no such request waits for an approval; `lethe request list --awaiting-approval` shows those that do"
                 ),
-                Some((lane, promise)) => {
+                Some((lane, slot)) => {
                     let shown = serde_json::json!({
-                        "subject_request_id": target.id, "lane": lane.as_str(), "runs_at": promise.runs_at,
-                        "expected_completion_time": promise.expected_completion_time,
+                        "subject_request_id": target.id, "lane": lane.as_str(), "runs_at": slot.runs_at,
+                        "expected_completion_time": slot.expected_completion_time,
                     });
                     output.one(
                         &shown,
                         vec![
                             ("approved", target.id.to_string()),
-                            ("runs at", promise.runs_at.to_string()),
-                            ("expected completion", promise.expected_completion_time.to_string()),
+                            ("runs at", slot.runs_at.to_string()),
+                            ("expected completion", slot.expected_completion_time.to_string()),
                         ],
                     )
                 }

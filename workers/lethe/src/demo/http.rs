@@ -1,4 +1,4 @@
-//! The other door: what a controller does over HTTP, at one of the gateways in turn.
+//! The other transport: what a controller does over HTTP, at one of the gateways in turn.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 

@@ -32,12 +32,12 @@ pub(crate) struct Case {
     pub(crate) controller_id: ControllerId,
     pub(crate) request: SubjectRequest,
     pub(crate) twist: Twist,
-    pub(crate) door: Door,
+    pub(crate) transport: Transport,
 }
 
 /// Which way a request comes in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Door {
+pub(crate) enum Transport {
     Amqp,
     Http,
 }
@@ -104,8 +104,8 @@ fn case(index: usize, person: &Person, receiver: &Receiver, random: &mut StdRng)
         group_id: random.random_bool(0.3).then(|| format!("group-{}", index % 50)),
     };
     let by_http = twist != Twist::CancelFirst && random.random_bool(0.5);
-    let door = if by_http { Door::Http } else { Door::Amqp };
-    Case { person: index, controller_id: person.controller_id.clone(), request, twist, door }
+    let transport = if by_http { Transport::Http } else { Transport::Amqp };
+    Case { person: index, controller_id: person.controller_id.clone(), request, twist, transport }
 }
 
 fn identities(person: &Person, random: &mut StdRng) -> (Vec<Identity>, Vec<Mpid>) {
@@ -181,19 +181,19 @@ pub(crate) async fn publish(world: &World, cases: &[Case], output: Output) -> an
             confirms.push(amqp.publish(&case.controller_id, "cancellation", &cancellation, &cancel).await?);
             expected += 1;
         }
-        match case.door {
-            Door::Amqp => {
+        match case.transport {
+            Transport::Amqp => {
                 confirms.push(amqp.publish(&case.controller_id, "request", &body, &id.to_string()).await?);
                 expected += 1;
             }
-            Door::Http => over_http.push((case, body.clone())),
+            Transport::Http => over_http.push((case, body.clone())),
         }
-        match (case.twist, case.door) {
+        match (case.twist, case.transport) {
             (Twist::Duplicate, _) => {
                 confirms.push(amqp.publish(&case.controller_id, "request", &body, &id.to_string()).await?);
                 expected += 1;
             }
-            (Twist::Cancel, Door::Amqp) => {
+            (Twist::Cancel, Transport::Amqp) => {
                 confirms.push(amqp.publish(&case.controller_id, "cancellation", &cancellation, &cancel).await?);
                 expected += 1;
             }

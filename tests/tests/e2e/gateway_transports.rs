@@ -1,5 +1,5 @@
-//! One behaviour, two doors: what HTTP and AMQP answer is the same, and so is what they leave in the database. And
-//! each door works while the other's server is away.
+//! AMQP and HTTP share one intake: what they answer is the same, and so is what they leave in the database. And
+//! each transport works while the other's server is away.
 
 use lethe_domain::signature_algorithm::SignatureAlgorithm;
 use lethe_tests::proxy::{Proxy, Way};
@@ -43,7 +43,7 @@ fn bodies() -> Vec<(&'static str, Vec<u8>)> {
 }
 
 #[tokio::test]
-async fn the_same_body_gets_the_same_answer_byte_for_byte_through_either_door() {
+async fn the_same_body_gets_the_same_answer_byte_for_byte_over_either_transport() {
     let world = World::new().await;
     world.controller("acme").await;
     let matcher = Worker::spawn(&world, "identity-matcher", &[]);
@@ -53,7 +53,7 @@ async fn the_same_body_gets_the_same_answer_byte_for_byte_through_either_door() 
     let publisher = Publisher::connect(&world).await;
     let mut accepted = 0;
     for (number, (what, body)) in bodies().into_iter().enumerate() {
-        // Either door first: the second is answered as a repetition, with the first one's times.
+        // Either transport first: the second is answered as a repetition, with the first one's times.
         let ask_amqp = async || publisher.ask(&publisher.sending("acme", "request", body.clone())).await;
         let path = if what == "identities without end" { "/v2/requests" } else { "/v3/requests" };
         let (by_http, by_amqp) = if number % 2 == 0 {
@@ -74,7 +74,11 @@ async fn the_same_body_gets_the_same_answer_byte_for_byte_through_either_door() 
         accepted += i64::from(by_http.status == 201);
     }
     assert_eq!(accepted, 5);
-    assert_eq!(world.one::<i64>("SELECT count(*) FROM lethe.requests", &[]).await, accepted, "no door doubled any");
+    assert_eq!(
+        world.one::<i64>("SELECT count(*) FROM lethe.requests", &[]).await,
+        accepted,
+        "no transport doubled any"
+    );
     assert_eq!(world.one::<i64>("SELECT count(*) FROM lethe.callbacks", &[]).await, 1);
 }
 
@@ -83,7 +87,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 #[tokio::test]
-async fn questions_cancellations_and_conflicts_are_the_same_through_either_door() {
+async fn questions_cancellations_and_conflicts_are_the_same_over_either_transport() {
     let world = World::new().await;
     world.controller("acme").await;
     let matcher = Worker::spawn(&world, "identity-matcher", &[]);
@@ -114,7 +118,7 @@ async fn questions_cancellations_and_conflicts_are_the_same_through_either_door(
 }
 
 #[tokio::test]
-async fn what_either_door_records_is_the_same() {
+async fn what_either_transport_records_is_the_same() {
     let world = World::new().await;
     for id in ["by-http", "by-amqp"] {
         let controller = world.controller(id).await;
