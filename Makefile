@@ -65,9 +65,10 @@ chaos: ## The fault suite: 20 seeds on servers of its own; SEED=7 SEEDS=1 repeat
 		--servers "$(CURDIR)/deploy/local/servers" --seeds $(or $(SEEDS),20) $(if $(SEED),--seed $(SEED)) --defects
 	env -u DATABASE_URL -u AMQP_URL deploy/local/with-servers cargo test --profile quick --workspace --test e2e $(LOCKED) -- --ignored
 
-lint: ## Check formatting, clippy, shell scripts, licences
+lint: ## Check formatting, clippy, the documentation of the code, shell scripts, licences
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 	@if command -v shellcheck >/dev/null; then \
 		grep -rlE '^(#!/.*sh$$|# shellcheck shell=)' deploy .ci | xargs shellcheck -x && echo "shellcheck: fine"; \
 	else \

@@ -76,7 +76,7 @@ pub enum Outcome {
     /// Nothing happened; deliver it again after a while.
     RetryAfter(Duration),
     /// This very message failed, and its neighbours did not: try it again, a bounded number of times. Whoever counts
-    /// ([`lethe_runtime::poison::Counted`]) makes one of the others of it.
+    /// (`lethe_runtime::poison::Counted`) makes one of the others of it.
     Poison {
         /// A short class.
         code: String,

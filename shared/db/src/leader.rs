@@ -144,7 +144,7 @@ pub async fn assert(tx: &Tx, epoch: i64) -> Result<(), DbError> {
     }
 }
 
-/// As [`assert`], for what cannot be undone: fails as well where the clock is ahead of the time that has passed. To be
+/// As [`assert()`], for what cannot be undone: fails as well where the clock is ahead of the time that has passed. To be
 /// called once more before the commit: what was done was due by a clock that may have jumped meanwhile.
 ///
 /// # Errors

@@ -26,7 +26,7 @@ pub struct CommonOptions {
     /// Address for /metrics, /livez and /readyz; port 0 takes a free one
     #[arg(long = "admin-listen", env = "LETHE_ADMIN_LISTEN", value_name = "ADDRESS")]
     pub admin_listen: Option<SocketAddr>,
-    /// Folder in which the process writes its admin address, as <name>-<pid>.addr
+    /// Folder in which the process writes its admin address, as NAME-PID.addr
     #[arg(long = "run-dir", env = "LETHE_RUN_DIR", value_name = "FOLDER")]
     pub run_dir: Option<PathBuf>,
     /// How log lines are written

@@ -27,7 +27,7 @@ const SETTINGS: [(&str, &str); 9] = [
     ("LETHE_DATABASE_CONNECTIONS", "6"),
 ];
 
-/// The waiting period in [`SETTINGS`].
+/// The waiting period that they have.
 pub const WAITING_PERIOD: Duration = Duration::from_secs(5);
 
 struct Slot {
