@@ -11,7 +11,7 @@ use crate::checker::{self, Evidence, Violation};
 use crate::driver::{self, Driver, Harm, Repertoire, Span};
 use crate::fleet::Fleet;
 use crate::latecomers::Latecomers;
-use crate::plan::{self, Hurdle, Plan};
+use crate::plan::{self, HTTP_SENDER, Hurdle, Plan};
 use crate::post::Post;
 use crate::receiver::Receivers;
 use crate::report::Report;
@@ -107,7 +107,12 @@ pub async fn run(options: &Options) -> Report {
     let began = Instant::now();
     let (completed, says_completed) = mpsc::unbounded_channel();
     let receivers = Receivers::start(options.seed, completed).await;
-    let plan = Arc::new(plan::make(options.seed, options.requests, options.span, &receivers.addresses));
+    let mut plan = plan::make(options.seed, options.requests, options.span, &receivers.addresses);
+    // Senders that publish again would hide what is lost.
+    if options.defect.as_deref() == Some("ack_before_commit") {
+        plan.letters.iter_mut().for_each(|letter| letter.is_careful &= letter.sender == HTTP_SENDER);
+    }
+    let plan = Arc::new(plan);
     let world = Arc::new(World::new(options.servers.clone()).await);
     world.furnish(&plan).await;
     let sampler = checker::sample(plan.clone(), world.clone(), says_completed);
