@@ -116,6 +116,7 @@ postgresql_take_copy() {
     local folder=$STATE_DIR/postgresql
     as_server test -f "$folder/standby/PG_VERSION" || die "there is no copy: deploy/local/servers standby"
     ! postgresql_running || kill -KILL "$(postgresql_pid)"
+    as_server rm -rf "$folder/lost"
     as_server mv "$folder/data" "$folder/lost"
     as_server mv "$folder/standby" "$folder/data"
     as_server rm -rf "$folder/lost"
