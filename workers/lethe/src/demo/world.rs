@@ -161,7 +161,7 @@ impl World {
                     .kill_on_drop(true)
                     .spawn()
                     .with_context(|| {
-                        format!("{worker} cannot be started; build all with `cargo build --release --workspace`")
+                        format!("{worker} cannot be started; build it with `make demo` or `make build`")
                     })?;
                 self.workers.push((worker, child));
             }
