@@ -87,7 +87,7 @@ bench: ## Measure against the raw cost of the same work; QUICK=1, ROWS="intake r
 	deploy/local/with-servers bash -euc 'cargo build --release --workspace $(LOCKED); \
 		exec "$(BIN)/lethe-bench" rows $(if $(QUICK),--quick) $(FLAGS) $(ROWS)'
 
-bench-growth: ## Measure how cost grows, and draw docs/performance/*.png; QUICK=1, CURVES="workers"
+bench-growth: ## Measure how cost grows, and draw docs/develop/performance/*.png; QUICK=1, CURVES="workers"
 	deploy/local/with-servers bash -euc 'cargo build --release --workspace $(LOCKED); \
 		"$(BIN)/lethe-bench" growth $(if $(QUICK),--quick) $(FLAGS) $(CURVES)'
 	tests/bench/plot.sh

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Draws the curves that `lethe-bench growth` wrote to target/bench/curves into docs/performance/*.png. Curves that were
+# Draws the curves that `lethe-bench growth` wrote to target/bench/curves into docs/develop/performance/*.png. Curves that were
 # not measured are left out, and said so. Needs gnuplot (Debian: gnuplot-nox).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 CURVES=${1:-target/bench/curves}
-IMAGES=${2:-docs/performance}
+IMAGES=${2:-docs/develop/performance}
 
 command -v gnuplot >/dev/null || {
     echo "plot.sh: gnuplot is not installed; install it (Debian: apt-get install gnuplot-nox) and run $0 again" >&2

@@ -1,4 +1,4 @@
-//! The receiver kit (`docs/receiver-kit`): its program in each language that this machine has must judge every test
+//! The receiver kit (`docs/guide/receiver-kit`): its program in each language that this machine has must judge every test
 //! vector, and what Lethe signs now, exactly as written down.
 #![allow(clippy::unwrap_used, reason = "what is missing fails the test")]
 
@@ -15,7 +15,7 @@ use lethe_signing::signing_keys::SigningKeys;
 use lethe_tests::python::{self, must};
 use lethe_tests::signing::{DOMAIN, KeyFiles};
 
-#[path = "../../docs/receiver-kit/verify.rs"]
+#[path = "../../docs/guide/receiver-kit/verify.rs"]
 #[expect(clippy::print_stdout, unreachable_pub, reason = "elsewhere it is a program and a module to copy")]
 mod verify;
 
@@ -29,7 +29,7 @@ const CRYPTOGRAPHY: &str = "cryptography==48.0.0";
 const REQUIRED: [&str; 2] = ["Python", "JavaScript"];
 
 fn kit() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/receiver-kit")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/guide/receiver-kit")
 }
 
 /// Files of this run: below `target`.

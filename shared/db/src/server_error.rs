@@ -42,7 +42,7 @@ impl Error for ServerError {}
 
 /// What the check of a new session says.
 pub(super) const SWALLOWED: &str = "the settings of the session did not take effect: a connection pooler stands between \
-     that drops them; connect to PostgreSQL itself (docs/runbook.md, \"A pooler in between\")";
+     that drops them; connect to PostgreSQL itself (docs/operate/runbook.md, \"A pooler in between\")";
 
 /// Why the pool has no session.
 pub struct PoolRefusal(PoolError);

@@ -1,4 +1,4 @@
-//! Faults for the fault suite (`docs/chaos.md`): named points at which a process kills or stops itself, and planted
+//! Faults for the fault suite (`docs/develop/chaos.md`): named points at which a process kills or stops itself, and planted
 //! defects that the suite must catch. Only in builds with debug assertions, and only as `LETHE_FAULT` says; a release
 //! build holds nothing of it.
 //!

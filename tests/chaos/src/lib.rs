@@ -1,6 +1,6 @@
 //! The fault suite: requests with a known outcome go through the real binaries while a seeded driver does harm; then an
 //! independent checker reads the end state from outside and lists every violation of the guarantees.
-//! `docs/chaos.md` tells how to run it, repeat it and read it.
+//! `docs/develop/chaos.md` tells how to run it, repeat it and read it.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,4 +1,4 @@
-//! `chaos`: the fault suite in its long form (docs/chaos.md).
+//! `chaos`: the fault suite in its long form (docs/develop/chaos.md).
 #![allow(clippy::print_stdout, reason = "a program that reports")]
 
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-//! The house: which crate stands on which, as ARCHITECTURE.md says.
+//! The house: which crate stands on which, as docs/develop/architecture.md says.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -27,7 +27,7 @@ fn quoted(cell: &str) -> BTreeSet<String> {
 
 #[test]
 fn the_map_names_each_crate_and_what_it_stands_on() {
-    let map = std::fs::read_to_string(root().join("docs/ARCHITECTURE.md")).unwrap();
+    let map = std::fs::read_to_string(root().join("docs/develop/architecture.md")).unwrap();
     let mut below = BTreeSet::new();
     let mut on_the_map = BTreeSet::new();
     for row in map.lines().filter(|line| line.starts_with("| `shared/") && line.matches('|').count() == 5) {

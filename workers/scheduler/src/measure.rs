@@ -63,7 +63,7 @@ impl Part for Lost {
         let requests = lost.iter().map(|(_, requests)| requests).sum();
         metrics::gauge!("lethe_requests_without_batch").set(gauge(requests));
         for (batch, requests) in lost {
-            tracing::error!(%batch, requests, "pending requests name a batch that is not there: nothing closes or releases them (docs/runbook.md)");
+            tracing::error!(%batch, requests, "pending requests name a batch that is not there: nothing closes or releases them (docs/operate/runbook.md)");
         }
         Ok(Turn::Later)
     }

@@ -1,4 +1,4 @@
-//! The state machine of a request (contract 5, `docs/state-machine.md`).
+//! The state machine of a request (contract 5, `docs/reference/state-machine.md`).
 
 use serde::{Deserialize, Serialize};
 

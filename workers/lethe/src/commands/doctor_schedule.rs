@@ -57,7 +57,7 @@ pub(super) async fn lost(findings: &mut Findings, db: &Db, lost_endpoints: i64) 
                     "lost batches",
                     Verdict::Bad,
                     format!("{requests} pending requests name the batch {batch}, which is not there"),
-                    "see \"Requests without a batch\" in docs/runbook.md",
+                    "see \"Requests without a batch\" in docs/operate/runbook.md",
                 );
             }
         }
@@ -67,7 +67,7 @@ pub(super) async fn lost(findings: &mut Findings, db: &Db, lost_endpoints: i64) 
             "lost endpoints",
             Verdict::Bad,
             format!("callbacks name {lost_endpoints} endpoints that are not there"),
-            "see \"Requests without a batch\" in docs/runbook.md",
+            "see \"Requests without a batch\" in docs/operate/runbook.md",
         );
     }
 }
