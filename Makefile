@@ -81,7 +81,7 @@ lint: ## Check formatting, clippy, the documentation of the code, shell scripts,
 	fi
 
 demo: ## The whole life of some thousand requests, from nothing
-	deploy/local/with-servers bash -euc 'cargo build --profile quick $(FLEET) $(LOCKED); exec "$(QUICK_BIN)/lethe" demo'
+	deploy/local/with-servers bash -euc 'cargo build --profile quick $(FLEET) --bin demo $(LOCKED); exec "$(QUICK_BIN)/demo"'
 
 bench: ## Measure against the raw cost of the same work; QUICK=1, ROWS="intake release", FLAGS=…
 	deploy/local/with-servers bash -euc 'cargo build --release --workspace $(LOCKED); \

@@ -7,7 +7,7 @@ use lethe_broker::topology::QUEUES;
 use lethe_db::calendar;
 use lethe_db::{Db, leader};
 use lethe_domain::request::{Calendar, ControllerId};
-use lethe_tests::{Worker, World};
+use lethe_testing::{Worker, World};
 use reqwest::Method;
 
 use crate::meter::Meter;

@@ -3,7 +3,7 @@
 use lethe_db::intake::{IntakeContext, Submission};
 use lethe_domain::opendsr::{DeniedValues, Parser};
 use lethe_domain::request::ControllerId;
-use lethe_tests::Request;
+use lethe_testing::Request;
 
 use crate::bench::Bench;
 use crate::people::{IDENTITIES, identity};

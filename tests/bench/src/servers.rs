@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use lethe_db::Db;
-use lethe_tests::servers::Management;
+use lethe_testing::servers::Management;
 use reqwest::Method;
 
 /// A second of CPU time, in the units of /proc.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use lethe_runtime::fleet::WORKERS;
-use lethe_tests::Worker;
+use lethe_testing::Worker;
 use tokio::sync::Mutex;
 
 use crate::world::{Route, World};

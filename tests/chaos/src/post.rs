@@ -12,8 +12,8 @@ use jiff::Timestamp;
 use lapin::options::{BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
-use lethe_tests::Answer;
-use lethe_tests::publisher::read_answer;
+use lethe_testing::Answer;
+use lethe_testing::publisher::read_answer;
 use tokio::time::timeout;
 
 use crate::driver::Span;

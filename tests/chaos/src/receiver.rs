@@ -206,7 +206,7 @@ fn record(shared: &Shared, uri: &Uri, headers: &HeaderMap, bytes: &Bytes) -> usi
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let body: Value = serde_json::from_slice(bytes).unwrap_or_default();
     let name = if body["api_version"] == "1.0" { "X-OpenGDPR-Signature" } else { "X-OpenDSR-Signature" };
-    let is_signed = lethe_tests::signing::verifies(SignatureAlgorithm::RsaPkcs1v15, header(name), bytes);
+    let is_signed = lethe_testing::signing::verifies(SignatureAlgorithm::RsaPkcs1v15, header(name), bytes);
     if body["request_status"] == "completed" {
         let _ = shared.completed.send(body["subject_request_id"].as_str().unwrap_or_default().to_owned());
     }

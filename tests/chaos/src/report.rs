@@ -60,7 +60,7 @@ impl Report {
         let folder = self.folder();
         let _ = std::fs::remove_dir_all(&folder);
         let _ = std::fs::create_dir_all(&folder);
-        for file in lethe_tests::results::files_below(logs) {
+        for file in lethe_testing::results::files_below(logs) {
             let _ = std::fs::copy(&file, folder.join(file.file_name().unwrap_or_default()));
         }
         let _ = std::fs::write(folder.join("report.txt"), self.to_string());

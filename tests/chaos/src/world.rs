@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use lethe_tests::proxy::{Proxy, Way};
+use lethe_testing::proxy::{Proxy, Way};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::process::Command;
@@ -36,7 +36,7 @@ pub enum Disk {
 /// The world.
 pub struct World {
     /// Database, virtual host, folders, keys.
-    pub tests: lethe_tests::World,
+    pub tests: lethe_testing::World,
     /// Where the result store lies.
     pub disk: Disk,
     /// The script that restarts the servers; `None` where others use them too.
@@ -51,7 +51,7 @@ const PATIENCE: Duration = Duration::from_mins(1);
 impl World {
     /// Makes one; `servers` where the servers are ours alone.
     pub async fn new(servers: Option<PathBuf>) -> Self {
-        let tests = lethe_tests::World::new().await;
+        let tests = lethe_testing::World::new().await;
         let disk = mount(&tests.folder.join("results")).await;
         let proxies = [
             Proxy::start(&tests.database_url, Way::Open).await,

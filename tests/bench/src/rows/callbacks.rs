@@ -12,7 +12,7 @@ use std::time::Duration;
 use lethe_broker::topology::CALLBACK_DELIVERY;
 use lethe_db::Db;
 use lethe_signing::signature::Signer;
-use lethe_tests::Worker;
+use lethe_testing::Worker;
 use tokio::sync::{Semaphore, mpsc};
 use uuid::Uuid;
 

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures_util::TryStreamExt;
 use lethe_broker::topology::ACCESS_COMPILATION;
 use lethe_results::cipher::Encryptor;
-use lethe_tests::Worker;
+use lethe_testing::Worker;
 use tokio::sync::mpsc;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};

@@ -7,8 +7,8 @@
 
 use std::time::Instant;
 
-use lethe_tests::Worker;
-use lethe_tests::worker::{ALL, SECONDS};
+use lethe_testing::Worker;
+use lethe_testing::worker::{ALL, SECONDS};
 
 use super::erasure::Field;
 use super::{callbacks, erasure, intake, release};

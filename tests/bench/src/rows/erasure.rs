@@ -8,7 +8,7 @@
 use lethe_broker::topology::ERASURE_EXECUTION;
 use lethe_db::Db;
 use lethe_domain::request::ControllerId;
-use lethe_tests::Worker;
+use lethe_testing::Worker;
 
 use crate::bench::{Bench, DAILY};
 use crate::broker::{self, Link, Route};

@@ -15,7 +15,7 @@ use lapin::options::{BasicAckOptions, BasicPublishOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel};
 use lethe_db::Db;
-use lethe_tests::Worker;
+use lethe_testing::Worker;
 
 use super::raw::{self, RawRequest};
 use crate::bench::{Bench, DAILY};

@@ -6,7 +6,7 @@
 
 use jiff::SignedDuration;
 use lethe_broker::topology::ERASURE_EXECUTION;
-use lethe_tests::Worker;
+use lethe_testing::Worker;
 
 use super::intake::{PEOPLE, people};
 use crate::bench::{Bench, DAILY};

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use lethe_tests::cli::lethe;
+use lethe_testing::cli::lethe;
 
 use super::{CONTROLLER, told};
 use crate::bench::Bench;

@@ -8,7 +8,7 @@ mod work;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
-use lethe_tests::history::History;
+use lethe_testing::history::History;
 
 use crate::bench::Bench;
 use crate::options::ScaleName;

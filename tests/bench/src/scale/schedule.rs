@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use jiff::SignedDuration;
-use lethe_tests::Worker;
+use lethe_testing::Worker;
 
 use super::told;
 use crate::bench::{Bench, DAILY};

@@ -7,7 +7,7 @@ use lethe_broker::{Broker, Publisher};
 use lethe_db::slices::Stage;
 use lethe_domain::request::SliceId;
 use lethe_runtime::wake;
-use lethe_tests::Worker;
+use lethe_testing::Worker;
 
 use super::told;
 use crate::bench::{Bench, DAILY};

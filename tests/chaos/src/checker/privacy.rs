@@ -21,7 +21,7 @@ pub(super) async fn check(evidence: &Evidence, metrics: &[String]) -> Vec<Violat
             violations.push(Violation::of(6, format!("{place} holds personal data: {line}")));
         }
     };
-    for file in lethe_tests::results::files_below(&evidence.world.tests.folder.join("log")) {
+    for file in lethe_testing::results::files_below(&evidence.world.tests.folder.join("log")) {
         look(&file.display().to_string(), &String::from_utf8_lossy(&std::fs::read(&file).unwrap_or_default()));
     }
     for text in metrics {

@@ -15,9 +15,9 @@ pub(super) async fn check(evidence: &Evidence) -> Vec<Violation> {
         let (world, id, zipped) = (evidence.world.clone(), case.id.clone(), case.kind == Kind::Portability);
         // In a task of its own: a file that cannot be opened is a finding, not the end.
         let lines = tokio::spawn(async move {
-            let plain = lethe_tests::results::open(&world.tests, &id).await;
+            let plain = lethe_testing::results::open(&world.tests, &id).await;
             if zipped {
-                lethe_tests::results::unzip(plain).into_iter().flat_map(|(_, content)| content).collect()
+                lethe_testing::results::unzip(plain).into_iter().flat_map(|(_, content)| content).collect()
             } else {
                 plain
             }
@@ -64,7 +64,7 @@ async fn orphans(evidence: &Evidence) -> Vec<Violation> {
     let sql = "SELECT object_path FROM lethe.results WHERE object_path IS NOT NULL";
     let known: BTreeSet<String> = evidence.world.patiently(sql, &[]).await.iter().map(|row| row.get(0)).collect();
     let folder = evidence.world.tests.folder.join("results");
-    let files = lethe_tests::results::files_below(&folder);
+    let files = lethe_testing::results::files_below(&folder);
     let names = files.iter().filter_map(|file| file.strip_prefix(&folder).ok()?.to_str());
     names
         .filter(|name| !known.contains(*name) && !evidence.was_written_during_loss(&folder.join(name)))

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lethe_tests::proxy::Way;
+use lethe_testing::proxy::Way;
 
 use super::{Bend, Driver, pause};
 

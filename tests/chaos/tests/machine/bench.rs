@@ -8,7 +8,7 @@ use lethe_db::requests::Target;
 use lethe_db::{DbError, calendar, leader};
 use lethe_domain::opendsr::{DeniedValues, Parser};
 use lethe_domain::request::{Calendar, ControllerId, SubjectRequestId};
-use lethe_tests::World;
+use lethe_testing::World;
 use serde_json::json;
 use uuid::Uuid;
 

@@ -12,7 +12,7 @@ use lethe_db::requests::{self, Cancellation, Overtaking};
 use lethe_db::slices::{self, Stage, Turn, Verified};
 use lethe_db::{DbError, batches, leader};
 use lethe_domain::request::{RequestKey, RequestStatus, SubjectRequestId};
-use lethe_tests::wait::{eventually, seconds};
+use lethe_testing::wait::{eventually, seconds};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use uuid::Uuid;

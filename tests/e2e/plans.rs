@@ -1,0 +1,148 @@
+//! Whatever loops and commands ask again and again is served by an index: asserted by what the plans read, since a machine may
+//! be slow and an index is not (DESIGN rule 18).
+
+use lethe_db::{batches, leader, overview, purge, put_off, records, release, request_lists, results};
+use lethe_domain::request::{BatchId, RequestKey, RequestStatus};
+use lethe_testing::World;
+use lethe_testing::cli::json;
+use lethe_testing::history::History;
+use lethe_testing::plans::reading;
+use tokio_postgres::types::ToSql;
+
+const HISTORY: History = History { requests: 20_000, batches: 40, endpoints: 50 };
+/// What an index leads to, with room; a statement that reads its table reads 20,000 and more.
+const MOST: u64 = 2_000;
+
+/// History, and a little of everything that is open.
+async fn world_with_history() -> World {
+    let world = World::new().await;
+    let acme = world.controller("acme").await;
+    world.controller("quiet").await;
+    HISTORY.make(&world, &acme).await;
+    world
+        .run(
+            "INSERT INTO lethe.batches (lane, tick_at, runs_at, calendar_version, state)
+             SELECT 'erasure', lethe.now() + n * interval '1 day', lethe.now() + n * interval '1 day', 1,
+                    CASE n WHEN 1 THEN 'released' ELSE 'open' END FROM generate_series(1, 3) AS n;
+             INSERT INTO lethe.requests (controller_id, subject_request_id, api_version, request_type, status, lane, batch_id,
+                                         content_digest, sealed_request, submitted_time, received_at, expected_completion_time)
+             SELECT CASE n % 40 WHEN 0 THEN 'quiet' ELSE 'acme' END, gen_random_uuid(), '3.0', 'erasure', 'pending', 'erasure',
+                    (SELECT max(batch_id) FROM lethe.batches) - n % 3, sha256('x'), 'x', now(), now(), now()
+               FROM generate_series(1, 120) AS n;
+             INSERT INTO lethe.slices (batch_id, controller_id, stage, request_count, mpid_count, first_request, last_request)
+             SELECT batch_id, controller_id, 'erasure', count(*), 1, min(request_key), max(request_key) FROM lethe.requests
+              WHERE batch_id = (SELECT max(batch_id) - 2 FROM lethe.batches) GROUP BY 1, 2;
+             UPDATE lethe.requests r SET status = 'in_progress', slice_id = s.slice_id FROM lethe.slices s
+              WHERE s.state = 'ready' AND s.batch_id = r.batch_id AND s.controller_id = r.controller_id;
+             INSERT INTO lethe.request_mpids SELECT request_key, 1, 'receipt' FROM lethe.requests WHERE status = 'completed';
+             SET session_replication_role = replica;
+             INSERT INTO lethe.erasure_receipts (request_key, store, as_of, rows_deleted)
+             SELECT request_key, 'postgres', now(), 2 FROM lethe.requests WHERE status = 'completed';
+             RESET session_replication_role;
+             INSERT INTO lethe.results (result_id, request_key, token_salt, token_sha256, object_path, media_type, size_bytes,
+                                        lines, wrapped_key, expiry_day, expires_at)
+             SELECT gen_random_uuid(), request_key, 'x', sha256(request_key::text::bytea), 'x', 'text/plain', 1, 1, 'x', now(),
+                    now() + interval '1 day' FROM lethe.requests WHERE status = 'completed' LIMIT 5000;
+             UPDATE lethe.requests SET status = 'cancelled', cancelled_at = now() WHERE status = 'pending' AND request_key % 10 = 0;
+             UPDATE lethe.requests SET batch_id = NULL, approval = 'needed' WHERE status = 'pending' AND request_key % 10 = 1;
+             ANALYZE",
+        )
+        .await;
+    world
+}
+
+async fn is_served(world: &World, statements: &[(&str, &str)], name: &str, parameters: &[&(dyn ToSql + Sync)]) {
+    let read = reading(world, statements, name, parameters).await;
+    assert!(read.rows <= MOST, "{name} reads {} rows: {:?}", read.rows, read.whole);
+    // Small tables may be read as a whole: batches, totals, leaders.
+    let large =
+        ["requests", "callbacks", "results", "callback_attempts", "audit_entries", "request_mpids", "erasure_receipts"];
+    let whole = read.whole.iter().find(|(table, rows)| *rows > 0 && large.contains(&table.as_str()));
+    assert!(whole.is_none(), "{name}: {whole:?}");
+}
+
+#[tokio::test]
+async fn lists_of_requests_and_batches_read_what_they_list() {
+    let world = world_with_history().await;
+    let (limit, nobody, quiet) = (50_i64, None::<String>, Some("quiet".to_owned()));
+    let lists = request_lists::STATEMENTS;
+    for name in ["LATEST", "CANCELLED"] {
+        is_served(&world, lists, name, &[&limit]).await;
+    }
+    for name in ["LATEST_OF_CONTROLLER", "CANCELLED_OF_CONTROLLER"] {
+        is_served(&world, lists, name, &[&limit, &"quiet"]).await;
+    }
+    for who in [&nobody, &quiet] {
+        is_served(&world, lists, "AWAITING_APPROVAL", &[&limit, who]).await;
+        is_served(&world, lists, "IN_PROGRESS", &[&limit, who]).await;
+        for (status, states) in
+            [("pending", &["open", "closed"][..]), ("completed", &["closed", "released", "completed"])]
+        {
+            is_served(&world, lists, "BY_BATCH", &[&limit, who, &status, &states]).await;
+        }
+    }
+    for only in [None, Some(BatchId(1))] {
+        is_served(&world, batches::STATEMENTS, "LIST", &[&only, &20_i64]).await;
+    }
+    // Of a batch of 500 the requests, and of each its profiles and receipts.
+    for name in ["EXECUTED_MPIDS", "EXECUTED_ROWS"] {
+        is_served(&world, batches::STATEMENTS, name, &[&BatchId(1)]).await;
+    }
+    let shown = json(&world, &["batch", "show", "1"]).await;
+    assert_eq!((&shown["requests"], &shown["executed"]["rows"][0][1]), (&500.into(), &1_000.into()), "{shown}");
+    // And they list what they should.
+    let counts = [("pending", 50), ("in_progress", 40), ("completed", 50), ("cancelled", 8)];
+    for (status, wanted) in counts {
+        let listed = json(&world, &["request", "list", "--status", status]).await;
+        let listed = listed.as_array().unwrap();
+        assert_eq!(listed.len(), wanted, "{status}");
+        assert!(listed.iter().all(|one| one["status"] == status));
+    }
+    let of_quiet: i64 = world.one("SELECT count(*) FROM lethe.requests WHERE controller_id = 'quiet'", &[]).await;
+    let all = json(&world, &["request", "list", "--controller", "quiet"]).await;
+    assert_eq!(all.as_array().unwrap().len(), usize::try_from(of_quiet).unwrap());
+    let mut by_status = 0;
+    for status in RequestStatus::ALL {
+        let listed = json(&world, &["request", "list", "--controller", "quiet", "--status", status.as_str()]).await;
+        by_status += listed.as_array().unwrap().len();
+    }
+    assert_eq!(by_status, usize::try_from(of_quiet).unwrap(), "each is in the list of its status");
+    let waiting: i64 = world.one("SELECT count(*) FROM lethe.requests WHERE approval = 'needed'", &[]).await;
+    let listed = json(&world, &["request", "list", "--awaiting-approval"]).await;
+    assert_eq!(listed.as_array().unwrap().len(), usize::try_from(waiting).unwrap());
+}
+
+#[tokio::test]
+async fn what_the_leader_asks_again_and_again_reads_no_history() {
+    let world = world_with_history().await;
+    for name in ["DUE", "TO_RELEASE", "WITHOUT_BATCH"] {
+        is_served(&world, batches::STATEMENTS, name, &[]).await;
+    }
+    for name in ["BY_STATUS", "CALLBACKS_BY_STATE", "OLDEST", "OLDEST_CALLBACK"] {
+        is_served(&world, overview::STATEMENTS, name, &[]).await;
+    }
+    for name in ["FOLD_REQUESTS", "FOLD_CALLBACKS"] {
+        is_served(&world, overview::STATEMENTS, name, &[&1_000_i64]).await;
+    }
+    for (name, _) in put_off::STATEMENTS {
+        is_served(&world, put_off::STATEMENTS, name, &[&3_600.0, &500_i64]).await;
+    }
+    let holder = uuid::Uuid::new_v4();
+    is_served(&world, leader::STATEMENTS, "ACQUIRE", &[&holder, &15.0, &None::<jiff::Timestamp>]).await;
+    for name in ["EXPIRE", "EXPIRED_OBJECTS"] {
+        is_served(&world, results::STATEMENTS, name, &[&500_i64]).await;
+    }
+    let open: BatchId = world.one("SELECT max(batch_id) FROM lethe.batches", &[]).await;
+    let first = RequestKey(0);
+    is_served(&world, release::STATEMENTS, "TAKE", &[&open, &500_i64, &4_000_000_i64, &"", &first]).await;
+    is_served(&world, release::STATEMENTS, "FINISH", &[&open]).await;
+    let days = 30.0 * 86_400.0;
+    is_served(&world, purge::STATEMENTS, "BATCHES", &[&days, &Vec::<BatchId>::new()]).await;
+    let key = RequestKey(0);
+    is_served(&world, purge::STATEMENTS, "OF_BATCH", &[&days, &days, &200_i64, &BatchId(1), &key]).await;
+    let epoch = jiff::Timestamp::UNIX_EPOCH;
+    is_served(&world, purge::STATEMENTS, "OF_CANCELLED", &[&days, &days, &200_i64, &epoch, &key]).await;
+    is_served(&world, records::STATEMENTS, "NEXT_BATCH", &[&days, &Vec::<BatchId>::new()]).await;
+    is_served(&world, records::STATEMENTS, "WALK", &[&days, &BatchId(1), &"", &0_i64, &200_i64]).await;
+    is_served(&world, records::STATEMENTS, "WALK_WITHOUT_BATCH", &[&days, &"", &0_i64, &200_i64]).await;
+}

@@ -1,0 +1,29 @@
+//! Python tools that tests run, each in a virtual environment that is made once.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The Python of the virtual environment `venv-<name>` below the local folder (`LETHE_LOCAL_DIR`, else `.local`).
+/// Where it does not suffice yet, it is made, with `package`, a requirement with its version.
+pub fn environment(name: &str, package: &str, suffices: impl Fn(&Path) -> bool) -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let local = std::env::var_os("LETHE_LOCAL_DIR").map_or_else(|| root.join(".local"), |local| root.join(local));
+    let environment = local.join(format!("venv-{name}"));
+    let python = environment.join("bin/python");
+    if !suffices(&python) {
+        std::fs::create_dir_all(&local).unwrap();
+        must("python3", ["-m".as_ref(), "venv".as_ref(), environment.as_os_str()]);
+        must(&python, ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", package]);
+        assert!(suffices(&python), "{} has no {package}", python.display());
+    }
+    python
+}
+
+/// Runs a command that a test cannot do without.
+pub fn must<A: AsRef<OsStr>>(program: impl AsRef<OsStr>, arguments: impl IntoIterator<Item = A>) {
+    let mut command = Command::new(program);
+    let output = command.args(arguments).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{command:?} failed: {said}");
+}
