@@ -8,7 +8,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 # Real use, the image and the benchmark take the release build; all that is tried on this machine the quick one.
 BIN := $(TARGET)/release
 QUICK_BIN := $(TARGET)/quick
-WORKERS := identity-matcher scheduler erasure-executor access-compiler callback-courier gateway
+WORKERS := $(notdir $(wildcard workers/*))
 FLEET := --bin lethe $(WORKERS:%=--bin %)
 LOCKED := $(if $(filter true,$(CI)),--locked)
 WITH_ENV := source "$(LOCAL)/env"

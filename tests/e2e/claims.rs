@@ -142,8 +142,8 @@ async fn a_clock_that_is_set_back_strands_nothing() {
         deliver(&world, &claimed).await;
     }
     world.run("UPDATE lethe.endpoints SET last_nudged_at = lethe.now() + interval '1 hour'").await;
-    let nudged = lethe_db::endpoints::nudge(&world.db.session().await.unwrap(), 2.0, 10).await.unwrap();
-    assert_eq!(nudged.len(), 1);
+    let woken = lethe_db::endpoints::to_wake(&world.db.session().await.unwrap(), 2.0, 10).await.unwrap();
+    assert_eq!(woken.len(), 1);
 }
 
 /// The clock was set back, nobody claimed for as long, and it is where the last claim was: as if it had stood still, but

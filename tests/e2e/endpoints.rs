@@ -232,19 +232,19 @@ async fn endpoints_with_nothing_ready_cost_nothing() {
         )
         .await;
     let session = world.db.session().await.unwrap();
-    let mut woken = lethe_db::endpoints::nudge(&session, 2.0, 500).await.unwrap();
+    let mut woken = lethe_db::endpoints::to_wake(&session, 2.0, 500).await.unwrap();
     woken.sort_unstable();
     let expected: Vec<EndpointId> =
         (3..=20).filter(|thousand| thousand % 10 != 0).map(|thousand| EndpointId(1_000 * thousand)).collect();
     assert_eq!(woken, expected);
-    assert!(lethe_db::endpoints::nudge(&session, 2.0, 500).await.unwrap().is_empty(), "none twice within the pause");
+    assert!(lethe_db::endpoints::to_wake(&session, 2.0, 500).await.unwrap().is_empty(), "none twice within the pause");
 
     let statements = lethe_db::endpoints::STATEMENTS;
     let reading = explained(&world, statements, "WITH_READY", "bigint, bigint", "0, 2000").await;
     assert!(reading.whole.is_empty() && reading.blocks < 20 * 12, "for 20 endpoints of 20,000: {reading:?}");
     let ready: Vec<String> = (1..=20).map(|thousand| (1_000 * thousand).to_string()).collect();
     let values = format!("0, 500, '{{{}}}'", ready.join(","));
-    let reading = explained(&world, statements, "NUDGE", "float8, bigint, bigint[]", &values).await;
+    let reading = explained(&world, statements, "TO_WAKE", "float8, bigint, bigint[]", &values).await;
     assert!(reading.whole.is_empty() && reading.blocks < 20 * 40, "for 20 endpoints of 20,000: {reading:?}");
 
     // More than one call looks at: each has its turn, wherever the last call has ended.
@@ -255,7 +255,7 @@ async fn endpoints_with_nothing_ready_cost_nothing() {
         .await;
     let mut woken = std::collections::BTreeSet::new();
     for _ in 0..4 {
-        woken.extend(lethe_db::endpoints::nudge(&session, 60.0, 10_000).await.unwrap());
+        woken.extend(lethe_db::endpoints::to_wake(&session, 60.0, 10_000).await.unwrap());
     }
     assert!((1..=4_999).filter(|id| id % 1000 != 0).all(|id| woken.contains(&EndpointId(id))), "{}", woken.len());
 }

@@ -1,10 +1,10 @@
 //! Erasure: what is gone, what stays, and what the receipts say.
 
 use jiff::SignedDuration;
-use lethe_db::slices::{self, Claimed, Stage, Trouble, Turn};
+use lethe_db::slices::{self, Claimed, Trouble, Turn};
 use lethe_db::{DbError, requests};
 use lethe_domain::backoff::BackoffPolicy;
-use lethe_domain::request::ControllerId;
+use lethe_domain::request::{ControllerId, Stage};
 use lethe_testing::erasure::{Receipt, receipt};
 use lethe_testing::wait::{eventually, seconds, stays};
 use lethe_testing::{Publisher, Request, SECONDS, Worker, World};

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use lethe_runtime::fleet::WORKERS;
+use lethe_runtime::fleet::FLEET;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
@@ -68,25 +68,79 @@ fn workers_link_only_what_they_need() {
     }
 }
 
-/// The lists of workers that no compiler sees; CONTRIBUTING names each of these places.
-const LISTS: [&str; 4] = ["Makefile", "deploy/local/fleet", "deploy/Dockerfile", "deploy/compose.yaml"];
+fn folders(path: &str) -> BTreeSet<String> {
+    let entries = std::fs::read_dir(root().join(path)).unwrap().map(Result::unwrap);
+    entries.map(|entry| entry.file_name().into_string().unwrap()).collect()
+}
 
 #[test]
-fn whoever_adds_a_worker_is_told_of_every_list_of_them() {
-    let folders = std::fs::read_dir(root().join("workers")).unwrap().map(Result::unwrap);
-    let workers: BTreeSet<String> = folders.map(|folder| folder.file_name().into_string().unwrap()).collect();
-    assert_eq!(workers, WORKERS.map(str::to_owned).into(), "shared/runtime/src/fleet.rs, and the folders");
-    let contributing = std::fs::read_to_string(root().join("CONTRIBUTING.md")).unwrap();
-    let (_, how_to) = contributing.split_once("## Add a worker").unwrap();
-    let how_to = how_to.split("\n## ").next().unwrap();
-    for file in LISTS {
-        let text = std::fs::read_to_string(root().join(file)).unwrap();
-        for worker in &workers {
-            assert!(text.contains(worker.as_str()), "{file} does not name {worker}");
-        }
-        assert!(how_to.contains(file), "CONTRIBUTING does not say that {file} lists the workers");
+fn the_table_of_workers_and_the_compose_file_name_each_of_them() {
+    let workers = folders("workers");
+    assert_eq!(workers, FLEET.map(|worker| worker.name.to_owned()).into());
+    let compose = std::fs::read_to_string(root().join("deploy/compose.yaml")).unwrap();
+    for worker in &workers {
+        assert!(compose.contains(&format!("\n  {worker}:\n")), "deploy/compose.yaml has no service {worker}");
     }
-    assert!(how_to.contains("shared/runtime/src/fleet.rs"));
+}
+
+/// `docs/develop/add-a-worker.md` promises how many places there are outside of the worker's folder.
+#[test]
+fn whoever_adds_a_worker_is_told_of_every_place_that_names_one() {
+    let guide = std::fs::read_to_string(root().join("docs/develop/add-a-worker.md")).unwrap();
+    let places: BTreeSet<String> =
+        guide.lines().filter(|line| line.starts_with("| `")).map(|row| quoted(row).pop_first().unwrap()).collect();
+    assert!((1..=5).contains(&places.len()), "{places:?}");
+    let mut found = BTreeSet::new();
+    let mut open =
+        ["shared", "deploy", "cli", "workers", "tests/testing", "tests/chaos", "tests/demo", "Makefile", "Cargo.toml"]
+            .map(|name| root().join(name))
+            .to_vec();
+    while let Some(path) = open.pop() {
+        if path.is_dir() {
+            open.extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+            continue;
+        }
+        let name = path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
+        // What is the worker's own, what concerns it for what it does, and what is written down by the migrations.
+        let own = name.starts_with("workers/erasure-executor/");
+        let Ok(text) = std::fs::read_to_string(&path) else { continue };
+        if !own && ["erasure-executor", "ERASURE_EXECUTION", "Stage::Erasure"].iter().any(|sign| text.contains(sign)) {
+            found.insert(name);
+        }
+    }
+    for name in &found {
+        assert!(places.iter().any(|place| name == place), "{name} names a slice worker, and the guide does not say so");
+    }
+}
+
+#[test]
+fn the_fault_suite_knows_every_fault_point_of_the_workers() {
+    let mut sources = Vec::new();
+    for folder in ["shared", "workers"] {
+        rust_files(&root().join(folder), &mut sources);
+    }
+    let mut in_code = BTreeSet::new();
+    for source in sources {
+        let text = std::fs::read_to_string(source).unwrap();
+        in_code.extend(text.split("fault::point(\"").skip(1).map(|rest| rest.split('"').next().unwrap().to_owned()));
+    }
+    let mut known = BTreeSet::new();
+    for worker in folders("workers") {
+        let text = std::fs::read_to_string(root().join("workers").join(worker).join("fault-points")).unwrap();
+        known.extend(text.lines().map(str::to_owned));
+    }
+    assert_eq!(known, in_code);
+}
+
+fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
+        let path = entry.path();
+        if path.is_dir() {
+            rust_files(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
 }
 
 fn is_markdown(path: &Path) -> bool {

@@ -2,7 +2,7 @@
 
 use lethe_testing::cli::lethe;
 use lethe_testing::wait::{becomes, eventually, seconds};
-use lethe_testing::worker::ALL;
+use lethe_testing::worker::queue_workers;
 use lethe_testing::{Publisher, Receiver, Reply, Request, Worker, World, seconds_with};
 use serde_json::json;
 
@@ -43,7 +43,7 @@ async fn planted_values_are_found_in_no_log_metric_work_message_or_error() {
         )
         .await;
     let settings = seconds_with(&[("LETHE_LOG", "lethe=debug,info"), ("LETHE_ERASURE_WAITING_PERIOD", "3s")]);
-    let mut workers = Worker::several(&world, &ALL[..2], &settings).await;
+    let mut workers = Worker::several(&world, &queue_workers()[..2], &settings).await;
     let publisher = Publisher::connect(&world).await;
     let url = receiver.url("/canary-path?t=canary-token");
     let personal = |request: Request| request.group("canary-group").callback(&url);
@@ -90,7 +90,7 @@ async fn planted_values_are_found_in_no_log_metric_work_message_or_error() {
     for copy in copies {
         check("the headers of a kept copy", &copy["properties"].to_string());
     }
-    for name in &ALL[2..] {
+    for name in &queue_workers()[2..] {
         workers.push(Worker::start(&world, name, &settings).await);
     }
     eventually("every stage has failed at least once", seconds(20), async || {

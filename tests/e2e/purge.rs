@@ -2,7 +2,7 @@
 
 use lethe_testing::cli::lethe;
 use lethe_testing::wait::{becomes, eventually, seconds, stays};
-use lethe_testing::worker::ALL;
+use lethe_testing::worker::queue_workers;
 use lethe_testing::{Publisher, Receiver, Reply, Request, Worker, World, seconds_with};
 use serde_json::Value;
 
@@ -32,7 +32,7 @@ async fn what_is_personal_goes_and_the_request_is_known_all_the_same() {
     // One callback is not delivered before we say so.
     receiver.script("/late", [Reply::Status(500)]);
     let settings = seconds_with(&[("LETHE_RETENTION", "1s"), ("LETHE_ERASURE_WAITING_PERIOD", "3s")]);
-    let workers = Worker::several(&world, &ALL, &settings).await;
+    let workers = Worker::several(&world, &queue_workers(), &settings).await;
     let publisher = Publisher::connect(&world).await;
     let personal = |request: Request| request.group("the family");
     let erasure = personal(Request::erasure("ada@example.com").callback(&receiver.url("/at-once")));

@@ -5,7 +5,7 @@ use lethe_db::purge::{Purged, Retention, Walk};
 use lethe_db::{overview, records};
 use lethe_testing::cli::{json, lethe};
 use lethe_testing::wait::{becomes, eventually, seconds};
-use lethe_testing::worker::ALL;
+use lethe_testing::worker::queue_workers;
 use lethe_testing::{Gateway, Publisher, Receiver, Reply, Request, Worker, World, seconds_with};
 use serde_json::json;
 
@@ -19,7 +19,7 @@ async fn the_retention_ends_whatever_is_undelivered_and_its_callbacks_are_given_
     // The couriers would go on for three days.
     let scheduler = seconds_with(&[("LETHE_RETENTION", "1s"), ("LETHE_CALLBACK_GIVE_UP", "2s")]);
     let _scheduler = Worker::start(&world, "scheduler", &scheduler).await;
-    let _others = Worker::several(&world, &ALL[1..], &seconds_with(&[])).await;
+    let _others = Worker::several(&world, &queue_workers()[1..], &seconds_with(&[])).await;
     let publisher = Publisher::connect(&world).await;
     let request = Request::erasure("ada@example.com").callback(&receiver.url("/never"));
     publisher.request("acme", &request).await;
@@ -104,7 +104,7 @@ async fn records_end_years_later_and_a_repetition_is_known_for_good() {
         ("LETHE_RESULT_LIFETIME", "1s"),
         ("LETHE_ERASURE_WAITING_PERIOD", "2s"),
     ]);
-    let workers = Worker::several(&world, &ALL, &settings).await;
+    let workers = Worker::several(&world, &queue_workers(), &settings).await;
     let gateway = Gateway::start(&world, &[]).await;
     let publisher = Publisher::connect(&world).await;
     let erasure = Request::erasure("ada@example.com").callback(&receiver.url("/x"));

@@ -1,8 +1,8 @@
-//! Self-healing: what is due and untouched is driven again, and a queue that is merely slow is left alone.
+//! Self-healing: what is due and untouched is woken again, and a queue that is merely slow is left alone.
 
 use lethe_broker::{Broker, Outgoing};
 use lethe_testing::wait::{becomes, eventually, seconds, stays};
-use lethe_testing::worker::ALL;
+use lethe_testing::worker::queue_workers;
 use lethe_testing::{Publisher, Receiver, Request, Worker, World, seconds_with};
 
 /// The sum of a counter over its labels.
@@ -83,7 +83,7 @@ async fn behind_a_queue_of_200_000_nothing_is_multiplied() {
         shrinks && now > 100
     })
     .await;
-    assert!(counted(&workers[0], "lethe_redriven_total").await < 0.5, "nothing was driven again");
+    assert!(counted(&workers[0], "lethe_redriven_total").await < 0.5, "nothing was woken again");
 }
 
 #[tokio::test]
@@ -96,7 +96,7 @@ async fn a_shallow_queue_that_nobody_empties_grows_slower_and_slower() {
     accesses(&publisher, 5).await;
     world.count_reaches("in_progress", 5).await;
     // The pause doubles with each time: after 1, 2 and 4 seconds. Eight seconds make three times and not eight.
-    eventually("it is driven again three times", seconds(30), async || {
+    eventually("it is woken again three times", seconds(30), async || {
         world.one::<i64>("SELECT min(nudges)::bigint FROM lethe.slices", &[]).await >= 3
     })
     .await;
@@ -113,7 +113,7 @@ async fn a_start_with_empty_queues_brings_everything_to_its_end() {
     world.person(&acme, 1, "ada@example.com", 1).await;
     let receiver = Receiver::start().await;
     let settings = seconds_with(&[("LETHE_ERASURE_WAITING_PERIOD", "2s")]);
-    let first = Worker::several(&world, &ALL[..2], &settings).await;
+    let first = Worker::several(&world, &queue_workers()[..2], &settings).await;
     let publisher = Publisher::connect(&world).await;
     for n in 0..10 {
         publisher.request("acme", &Request::erasure("ada@example.com").callback(&receiver.url("/x"))).await;
@@ -132,6 +132,6 @@ async fn a_start_with_empty_queues_brings_everything_to_its_end() {
         world.one::<i64>("SELECT count(*) FROM lethe.callbacks WHERE state <> 'delivered'", &[]).await
     })
     .await;
-    let scheduler = &workers[ALL.iter().position(|name| *name == "scheduler").unwrap()];
-    assert!(counted(scheduler, "lethe_redriven_total").await >= 11.0, "what is driven again is counted");
+    let scheduler = &workers[queue_workers().iter().position(|name| *name == "scheduler").unwrap()];
+    assert!(counted(scheduler, "lethe_redriven_total").await >= 11.0, "what is woken again is counted");
 }

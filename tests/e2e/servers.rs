@@ -4,7 +4,7 @@ use base64::Engine as _;
 use lethe_db::{Db, DbError};
 use lethe_testing::proxy::{Proxy, Way};
 use lethe_testing::wait::{becomes, eventually, patiently, seconds};
-use lethe_testing::worker::{ALL, bare, environment};
+use lethe_testing::worker::{bare, environment, queue_workers};
 use lethe_testing::{Gateway, Publisher, Request, SECONDS, Worker, World};
 
 const WEEKLY: &[(&str, &str)] = &[];
@@ -52,7 +52,7 @@ async fn a_pooler_that_swallows_settings_is_named_and_ends_the_process() {
     let world = World::new().await;
     let proxy = Proxy::start(&world.database_url, Way::WithoutOptions).await;
     let url = proxy.through(&world.database_url);
-    for name in ALL {
+    for name in queue_workers() {
         let mut worker = Worker::spawn(&world, name, &[("DATABASE_URL", &url)]);
         assert_eq!(worker.exit(seconds(20)).await.code(), Some(64), "{name}: {}", worker.log());
         assert!(worker.log().contains("pooler"), "{name}: {}", worker.log());
@@ -66,7 +66,7 @@ async fn another_master_key_ends_the_process_before_it_takes_anything() {
     let other = world.folder.join("other.key");
     std::fs::write(&other, base64::engine::general_purpose::STANDARD.encode([7; 32])).unwrap();
     let other = other.display().to_string();
-    for name in ALL.into_iter().filter(|name| *name != "erasure-executor") {
+    for name in queue_workers().into_iter().filter(|name| *name != "erasure-executor") {
         let mut worker = Worker::spawn(&world, name, &[("LETHE_MASTER_KEY_FILE", &other)]);
         assert_eq!(worker.exit(seconds(20)).await.code(), Some(64), "{name}: {}", worker.log());
         assert!(worker.log().contains("LETHE_MASTER_KEY_FILE: the database was used with another"), "{}", worker.log());
@@ -184,7 +184,7 @@ async fn a_variable_that_is_empty_is_not_set() {
     let mut settings: Vec<(&str, &str)> = SECONDS.iter().copied().filter(|(name, _)| !empty.contains(name)).collect();
     // The harness waits by the address that the admin listener writes down.
     settings.extend(empty.iter().skip(1).map(|name| (*name, "")));
-    for worker in Worker::several(&world, &ALL, &settings).await {
+    for worker in Worker::several(&world, &queue_workers(), &settings).await {
         worker.stop().await;
     }
     let mut list = bare("lethe");

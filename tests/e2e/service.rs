@@ -3,7 +3,7 @@
 use std::process::Output;
 
 use lethe_testing::wait::{eventually, patiently, seconds};
-use lethe_testing::worker::{ALL, bare, environment};
+use lethe_testing::worker::{bare, environment, queue_workers};
 use lethe_testing::{Publisher, Request, SECONDS, Worker, World};
 
 async fn run(name: &str, arguments: &[&str], settings: &[(&str, String)]) -> Output {
@@ -17,7 +17,7 @@ async fn run(name: &str, arguments: &[&str], settings: &[(&str, String)]) -> Out
 
 #[tokio::test]
 async fn help_names_every_option_with_its_variable_and_default() {
-    for name in ALL {
+    for name in queue_workers() {
         let help = run(name, &["--help"], &[]).await;
         assert_eq!(help.status.code(), Some(0), "{name}");
         let text = String::from_utf8(help.stdout).unwrap();

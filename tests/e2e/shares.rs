@@ -6,9 +6,9 @@ use std::collections::BTreeSet;
 use jiff::SignedDuration;
 use lethe_broker::{Broker, Publisher as Wakes};
 use lethe_db::obstacles;
-use lethe_db::slices::{self, Claimed, Stage, Trouble, Turn};
+use lethe_db::slices::{self, Claimed, Trouble, Turn};
 use lethe_domain::backoff::BackoffPolicy;
-use lethe_domain::request::{ControllerId, SliceId};
+use lethe_domain::request::{ControllerId, SliceId, Stage};
 use lethe_runtime::wake;
 use lethe_testing::cli::json;
 use lethe_testing::wait::{becomes, eventually_some, seconds, stays};
@@ -213,7 +213,7 @@ async fn a_controller_that_fails_pauses_and_is_then_tried_one_slice_at_a_time() 
         slices::give_back(&world.db, claimed, backoff, trouble, "sqlstate_55P03", 1.0).await.unwrap();
     };
     let session = world.db.session().await.unwrap();
-    let nudged = async || slices::nudge(&session, Stage::Erasure, 0.0, 100).await.unwrap().len();
+    let woken = async || slices::to_wake(&session, Stage::Erasure, 0.0, 100).await.unwrap().len();
     let both = [
         claim(&world, &Turn::default()).await.unwrap(),
         claim(&world, &Turn { at_limit: vec!["b".parse().unwrap()], ..Turn::default() }).await.unwrap(),
@@ -224,9 +224,9 @@ async fn a_controller_that_fails_pauses_and_is_then_tried_one_slice_at_a_time() 
     }
     assert_eq!(world.one::<i32>("SELECT failures FROM lethe.pauses", &[]).await, 1, "they failed together");
     assert_eq!(claims(&world, 2).await, ["b", "b"]);
-    assert_eq!(nudged().await, 1, "the last one of b, and none of a");
+    assert_eq!(woken().await, 1, "the last one of b, and none of a");
     world.set_clock(world.now().await + SignedDuration::from_secs(11)).await;
-    assert_eq!(nudged().await, 2, "one of each");
+    assert_eq!(woken().await, 2, "one of each");
     let probe = claim(&world, &Turn::default()).await.unwrap();
     assert_eq!(probe.controller_id.as_str(), "a");
     assert_eq!(claims(&world, 9).await, ["b"], "while one of a is tried, no other is");
@@ -267,7 +267,7 @@ async fn trouble_of_a_single_slice_stops_no_other_and_ends_a_pause() {
         )
         .await;
     let session = world.db.session().await.unwrap();
-    assert_eq!(slices::nudge(&session, Stage::Erasure, 60.0, 100).await.unwrap().len(), 1, "one, after a pause");
+    assert_eq!(slices::to_wake(&session, Stage::Erasure, 60.0, 100).await.unwrap().len(), 1, "one, after a pause");
     assert!(claim(&world, &Turn::default()).await.is_some());
 }
 

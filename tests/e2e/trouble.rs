@@ -4,7 +4,7 @@ use jiff::SignedDuration;
 use lethe_testing::erasure::deleted_in_all;
 use lethe_testing::proxy::{Proxy, Way};
 use lethe_testing::wait::{becomes, eventually, seconds};
-use lethe_testing::worker::ALL;
+use lethe_testing::worker::queue_workers;
 use lethe_testing::{Publisher, Receiver, Request, SECONDS, Worker, World, seconds_with};
 use serde_json::json;
 
@@ -51,7 +51,7 @@ async fn workers_wait_for_servers_that_are_away_and_go_on_by_themselves() {
     let settings = seconds_with(&[("DATABASE_URL", &database_url), ("AMQP_URL", &amqp_url)]);
     let publisher = Publisher::connect(&world).await;
     send(&publisher, &receiver, 20).await;
-    let mut workers: Vec<Worker> = ALL.iter().map(|name| Worker::spawn(&world, name, &settings)).collect();
+    let mut workers: Vec<Worker> = queue_workers().iter().map(|name| Worker::spawn(&world, name, &settings)).collect();
     for worker in &workers {
         eventually("it waits", seconds(10), async || worker.log().contains("waiting for PostgreSQL")).await;
         assert_eq!(worker.get("/readyz").await.map(|(status, _)| status), Some(503), "not ready: {}", worker.log());
@@ -95,7 +95,7 @@ async fn work_whose_messages_are_lost_is_driven_again() {
     world.person(&acme, 1, "ada@example.com", 1).await;
     let receiver = Receiver::start().await;
     // Nobody consumes the work yet: the wake-ups lie in the queues.
-    let _first = Worker::several(&world, &ALL[..2], SECONDS).await;
+    let _first = Worker::several(&world, &queue_workers()[..2], SECONDS).await;
     let publisher = Publisher::connect(&world).await;
     send(&publisher, &receiver, 20).await;
     publisher.request("acme", &Request::access("ada@example.com").callback(&receiver.url("/x"))).await;
@@ -104,7 +104,7 @@ async fn work_whose_messages_are_lost_is_driven_again() {
         eventually(queue, seconds(10), async || world.messages(queue).await > 0).await;
         world.purge(queue).await;
     }
-    let _rest = Worker::several(&world, &ALL[2..], SECONDS).await;
+    let _rest = Worker::several(&world, &queue_workers()[2..], SECONDS).await;
     all_is_done(&world, &receiver, 21).await;
 }
 
@@ -151,8 +151,8 @@ async fn processes_that_are_killed_at_any_point_lose_and_double_nothing() {
         publisher.send_all(&all).await;
         let seen = receiver.all().len();
         eventually("something moves", seconds(20), async || receiver.all().len() > seen).await;
-        let victim = usize::try_from(round).unwrap() % ALL.len();
-        let fresh = Worker::spawn(&world, ALL[victim], SECONDS);
+        let victim = usize::try_from(round).unwrap() % queue_workers().len();
+        let fresh = Worker::spawn(&world, queue_workers()[victim], SECONDS);
         std::mem::replace(&mut workers[victim], fresh).kill().await;
         // The leases of the dead one last; the clock does not wait for them.
         let later = world.now().await + SignedDuration::from_secs(61);

@@ -3,6 +3,7 @@
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, ExchangeKind};
+use lethe_domain::request::Stage;
 
 /// The topic exchange that controllers' messages are published to.
 pub const REQUESTS: &str = "dsr.requests";
@@ -49,6 +50,15 @@ pub const CALLBACK_DELIVERY: Queue = wake_up_queue("dsr.callback-delivery");
 /// Every queue that is consumed.
 pub const QUEUES: [Queue; 6] =
     [IDENTITY_MATCHING, CANCELLATION, QUERY, ERASURE_EXECUTION, ACCESS_COMPILATION, CALLBACK_DELIVERY];
+
+/// The queue of the wake-ups of a stage.
+#[must_use]
+pub const fn queue_of(stage: Stage) -> Queue {
+    match stage {
+        Stage::Erasure => ERASURE_EXECUTION,
+        Stage::Compilation => ACCESS_COMPILATION,
+    }
+}
 
 /// Names under this prefix are ours; nobody's answers go there.
 pub const RESERVED_PREFIX: &str = "dsr.";

@@ -41,7 +41,7 @@ statements! {
         SELECT endpoint_id FROM found";
     /// Those of them with something due that no courier has under way and whose breaker lets at least a probe through.
     /// Woken in the future: the clock was set back.
-    NUDGE = "
+    TO_WAKE = "
         UPDATE lethe.endpoints SET last_nudged_at = lethe.now()
          WHERE endpoint_id IN (
             SELECT e.endpoint_id FROM lethe.endpoints e
@@ -115,7 +115,7 @@ impl EndpointCache {
     }
 }
 
-/// Endpoints with something ready that a call of [`nudge`] looks at. With fewer of them it looks at all.
+/// Endpoints with something ready that a call of [`to_wake`] looks at. With fewer of them it looks at all.
 const LOOKED_AT: i64 = 2_000;
 
 /// Where the last call of this process has ended, so that the next one goes on from there: with more endpoints than one
@@ -126,7 +126,7 @@ static LAST_LOOKED_AT: AtomicI64 = AtomicI64::new(0);
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn nudge(session: &Session, pause_seconds: f64, limit: i64) -> Result<Vec<EndpointId>, DbError> {
+pub async fn to_wake(session: &Session, pause_seconds: f64, limit: i64) -> Result<Vec<EndpointId>, DbError> {
     let begin = LAST_LOOKED_AT.load(Ordering::Relaxed);
     let mut found = with_ready(session, begin, LOOKED_AT).await?;
     let left = LOOKED_AT.saturating_sub_unsigned(found.len() as u64);
@@ -137,7 +137,7 @@ pub async fn nudge(session: &Session, pause_seconds: f64, limit: i64) -> Result<
     }
     let Some(last) = found.last() else { return Ok(Vec::new()) };
     LAST_LOOKED_AT.store(last.0, Ordering::Relaxed);
-    Ok(session.query(NUDGE, &[&pause_seconds, &limit, &found]).await?.iter().map(|row| row.get(0)).collect())
+    Ok(session.query(TO_WAKE, &[&pause_seconds, &limit, &found]).await?.iter().map(|row| row.get(0)).collect())
 }
 
 async fn with_ready(session: &Session, after: i64, limit: i64) -> Result<Vec<EndpointId>, DbError> {

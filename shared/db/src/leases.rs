@@ -11,7 +11,7 @@ use super::pool::Session;
 use super::{Db, DbError, statements};
 use lethe_domain::backoff::BackoffPolicy;
 use lethe_domain::disposition::Disposition;
-use lethe_domain::request::{ControllerId, SliceId};
+use lethe_domain::request::{ControllerId, SliceId, Stage};
 use lethe_process::fault;
 
 statements! {
@@ -40,7 +40,7 @@ statements! {
     RESUME = "DELETE FROM lethe.pauses WHERE stage = $1 AND controller_id = $2";
     /// Due, unleased, and not woken for a while; the wait doubles each time, up to five minutes. Nothing of a controller
     /// that is paused; after its pause one slice at a time.
-    NUDGE = "
+    TO_WAKE = "
         WITH due AS MATERIALIZED (
             SELECT s.slice_id, s.stage, s.controller_id, s.next_attempt_at
               FROM lethe.slices s CROSS JOIN (SELECT lethe.now()) AS clock (instant)
@@ -73,26 +73,6 @@ statements! {
 
 /// How long a lease lasts; it is renewed by every step, and by [`keep_alive`] during long ones.
 pub const LEASE: Duration = Duration::from_mins(1);
-
-/// The stages of work.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
-    /// Erase profiles.
-    Erasure,
-    /// Compile a result file.
-    Compilation,
-}
-
-impl Stage {
-    /// As in the database.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Erasure => "erasure",
-            Self::Compilation => "compilation",
-        }
-    }
-}
 
 /// A leased slice.
 #[derive(Clone, Debug)]
@@ -272,10 +252,10 @@ pub async fn went_well(db: &Db, claimed: &Claimed) -> Result<(), DbError> {
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn nudge(session: &Session, stage: Stage, pause_seconds: f64, limit: i64) -> Result<Vec<SliceId>, DbError> {
+pub async fn to_wake(session: &Session, stage: Stage, pause_seconds: f64, limit: i64) -> Result<Vec<SliceId>, DbError> {
     let params: [&(dyn tokio_postgres::types::ToSql + Sync); 4] =
         [&stage.as_str(), &pause_seconds, &limit, &LEASE.as_secs_f64()];
-    Ok(session.query(NUDGE, &params).await?.iter().map(|row| row.get(0)).collect())
+    Ok(session.query(TO_WAKE, &params).await?.iter().map(|row| row.get(0)).collect())
 }
 
 /// The transactions that hold a write lock on the controller's tables now.

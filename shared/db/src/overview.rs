@@ -3,6 +3,7 @@
 
 use super::pool::Session;
 use super::{Db, DbError, leader, statements};
+use lethe_domain::request::Stage;
 
 statements! {
     BY_STATUS = "
@@ -47,10 +48,8 @@ statements! {
         UNION ALL
         SELECT 'release', (SELECT min(runs_at) FROM lethe.batches WHERE state = 'closed')
         UNION ALL
-        SELECT 'erasure', (SELECT min(next_attempt_at) FROM lethe.slices WHERE state = 'ready' AND stage = 'erasure')
-        UNION ALL
-        SELECT 'compilation',
-               (SELECT min(next_attempt_at) FROM lethe.slices WHERE state = 'ready' AND stage = 'compilation')
+        SELECT work.stage, (SELECT min(next_attempt_at) FROM lethe.slices s WHERE s.state = 'ready' AND s.stage = work.stage)
+          FROM unnest($1::text[]) AS work (stage)
         UNION ALL
         SELECT 'sealing', (SELECT recorded_at FROM lethe.audit_entries
                             WHERE entry_id = (SELECT min(entry_id) FROM lethe.audit_unsealed))
@@ -100,8 +99,9 @@ pub async fn load(session: &Session) -> Result<Overview, DbError> {
     let now: jiff::Timestamp = session.query_one(NOW, &[]).await?.get(0);
     let age =
         |since: Option<jiff::Timestamp>| since.map_or(0.0, |since| now.duration_since(since).as_secs_f64().max(0.0));
+    let stages: Vec<&str> = Stage::ALL.iter().map(|stage| stage.as_str()).collect();
     let mut oldest: Vec<(String, f64)> =
-        session.query(OLDEST, &[]).await?.iter().map(|row| (row.get(0), age(row.get(1)))).collect();
+        session.query(OLDEST, &[&stages]).await?.iter().map(|row| (row.get(0), age(row.get(1)))).collect();
     let callback = session.query_one(OLDEST_CALLBACK, &[]).await?;
     oldest.push(("callback".to_owned(), age(callback.get(0))));
     Ok(Overview {

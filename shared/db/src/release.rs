@@ -15,7 +15,7 @@ use super::sealed::open_request;
 use super::{Db, DbError, Tx, statements};
 use lethe_domain::crypto::Keys;
 use lethe_domain::opendsr::SubjectRequest;
-use lethe_domain::request::{BatchId, ControllerId, EndpointId, Lane, Mpid, RequestKey, RequestStatus, SliceId};
+use lethe_domain::request::{BatchId, ControllerId, EndpointId, Lane, Mpid, RequestKey, RequestStatus, SliceId, Stage};
 
 statements! {
     /// Where the last step ended. Whoever found the batch due may have read a clock that was ahead.
@@ -212,13 +212,20 @@ async fn step_once(
     let ready: Vec<(&Candidate, &Matched)> =
         candidates.iter().zip(&matched).filter(|(_, found)| !found.over_cap).collect();
     let (mut keys_of_slices, mut slice_ids) = (Vec::new(), Vec::new());
-    let stage = if lane == Lane::Access { "compilation" } else { "erasure" };
-    for members in cut(&ready, lane, limits) {
+    let stage = Stage::of(lane);
+    for members in cut(&ready, stage, limits) {
         let (Some((first, _)), Some((last, _))) = (members.first(), members.last()) else { continue };
         let mpids: usize = members.iter().map(|(one, found)| found.mpids.len() + one.request.mpids.len()).sum();
         let count = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
-        let params: [&(dyn tokio_postgres::types::ToSql + Sync); 7] =
-            [&batch_id, &first.controller_id, &stage, &count(members.len()), &count(mpids), &first.key, &last.key];
+        let params: [&(dyn tokio_postgres::types::ToSql + Sync); 7] = [
+            &batch_id,
+            &first.controller_id,
+            &stage.as_str(),
+            &count(members.len()),
+            &count(mpids),
+            &first.key,
+            &last.key,
+        ];
         let slice: SliceId = tx.query_one(ADD_SLICE, &params).await?.get(0);
         step.slices.push(slice);
         for (one, _) in members {
@@ -266,13 +273,12 @@ async fn join_known(
 }
 
 /// Cuts requests, sorted by controller, into slices: of one controller each, bounded in requests and in profiles.
-/// A compilation is one request.
 fn cut<'a, 'b>(
     ready: &'b [(&'a Candidate, &'a Matched)],
-    lane: Lane,
+    stage: Stage,
     limits: SliceLimits,
 ) -> Vec<&'b [(&'a Candidate, &'a Matched)]> {
-    let most = if lane == Lane::Access { 1 } else { limits.requests };
+    let most = stage.requests_per_slice(limits.requests);
     let mut slices = Vec::new();
     let mut begin = 0;
     let mut mpids = 0;

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use super::callbacks::ADD_CALLBACKS;
 pub use super::leases::{
-    Claimed, LEASE, Stage, Trouble, Turn, claim, give_back, hold, keep_alive, keep_writers, nudge, went_well, writers,
+    Claimed, LEASE, Trouble, Turn, claim, give_back, hold, keep_alive, keep_writers, to_wake, went_well, writers,
 };
 use super::pool::Session;
 use super::{Db, DbError, Tx, statements};

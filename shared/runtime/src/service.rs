@@ -13,6 +13,7 @@ use clap::{Args, Command, CommandFactory, FromArgMatches, Parser};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use crate::fleet::WorkerSpec;
 use crate::options::CommonOptions;
 use crate::telemetry;
 use lethe_broker::{Broker, Publisher};
@@ -33,19 +34,6 @@ From the environment only:
   AMQP_URL or AMQP_URL_FILE          RabbitMQ 3.10 or newer: amqps://user:password@host:5671/vhost
 
 Exit codes: 0 after a clean drain on SIGTERM or SIGINT, 64 for bad configuration, 1 otherwise.";
-
-/// What a worker is.
-#[derive(Clone, Copy, Debug)]
-pub struct Identity {
-    /// The name of the binary.
-    pub name: &'static str,
-    /// What it does, in a line.
-    pub about: &'static str,
-    /// The version of the release.
-    pub version: &'static str,
-    /// The database role that it works under; `None` for that of its user.
-    pub role: Option<&'static str>,
-}
 
 /// What a worker works with.
 #[derive(Clone, Debug)]
@@ -81,11 +69,11 @@ struct ProcessOptions<O: Args> {
     own: O,
 }
 
-fn command<O: Args>(identity: Identity) -> Command {
+fn command<O: Args>(worker: &WorkerSpec) -> Command {
     ProcessOptions::<O>::command()
-        .name(identity.name)
-        .about(identity.about)
-        .version(identity.version)
+        .name(worker.name)
+        .about(worker.about)
+        .version(env!("CARGO_PKG_VERSION"))
         .after_help(SECRETS)
         // The current value may be a path or a key's name that does not belong on a screen.
         .mut_args(|argument| without_empty_variable(argument).hide_env_values(true))
@@ -108,7 +96,7 @@ fn variables_of(command: &Command, error: &clap::Error) -> Vec<String> {
 
 /// Runs a worker: `check` reads keys and opens stores before anything connects, `work` runs until the service's
 /// `shutdown` is cancelled and then returns once nothing is in hand any more.
-pub fn run<O, R, C, W, F, E>(identity: Identity, check: C, work: W) -> ExitCode
+pub fn run<O, R, C, W, F, E>(worker: &WorkerSpec, check: C, work: W) -> ExitCode
 where
     O: Args,
     R: Ready,
@@ -118,7 +106,7 @@ where
     E: std::fmt::Display,
 {
     let parsed =
-        command::<O>(identity).try_get_matches().and_then(|matches| ProcessOptions::<O>::from_arg_matches(&matches));
+        command::<O>(worker).try_get_matches().and_then(|matches| ProcessOptions::<O>::from_arg_matches(&matches));
     let options = match parsed {
         Ok(options) => options,
         Err(error) => {
@@ -128,20 +116,20 @@ where
             if asked {
                 return ExitCode::SUCCESS;
             }
-            for variable in variables_of(&command::<O>(identity), &error) {
-                eprintln!("{}: the option is also the variable {variable}", identity.name);
+            for variable in variables_of(&command::<O>(worker), &error) {
+                eprintln!("{}: the option is also the variable {variable}", worker.name);
             }
             return ExitCode::from(BAD_CONFIGURATION);
         }
     };
-    match boot(identity, &options.common, || check(options.own), work) {
+    match boot(worker, &options.common, || check(options.own), work) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Configuration(error)) => {
-            eprintln!("{}: {error}", identity.name);
+            eprintln!("{}: {error}", worker.name);
             ExitCode::from(BAD_CONFIGURATION)
         }
         Err(Failure::Running(error)) => {
-            eprintln!("{}: {error}", identity.name);
+            eprintln!("{}: {error}", worker.name);
             ExitCode::FAILURE
         }
     }
@@ -159,7 +147,7 @@ impl From<ConfigError> for Failure {
 }
 
 fn boot<R, W, F, E>(
-    identity: Identity,
+    worker: &WorkerSpec,
     common: &CommonOptions,
     check: impl FnOnce() -> Result<R, ConfigError>,
     work: W,
@@ -173,13 +161,13 @@ where
     let ready = check()?;
     let database_url = secret("DATABASE_URL", "DATABASE_URL_FILE")?;
     let amqp_url = secret("AMQP_URL", "AMQP_URL_FILE")?;
-    let db = Db::with_role(&database_url, common.database_connections, identity.name, identity.role)
+    let db = Db::with_role(&database_url, common.database_connections, worker.name, worker.role)
         .map_err(|error| ConfigError::new("DATABASE_URL", error))?;
-    let broker = Broker::new(&amqp_url, identity.name)?;
+    let broker = Broker::new(&amqp_url, worker.name)?;
     let metrics = telemetry::init(common)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
-        .thread_name(identity.name)
+        .thread_name(worker.name)
         .build()
         .map_err(|error| Failure::Running(format!("the runtime cannot be started: {error}")))?;
     let outcome = runtime.block_on(async {
@@ -200,9 +188,9 @@ where
         tokio::spawn(telemetry::keep_up(metrics.clone(), telemetry::UPKEEP_EVERY));
         if let Some(address) = common.admin_listen {
             let run_dir = common.run_dir.as_deref();
-            telemetry::serve_admin(identity.name, address, run_dir, metrics, service.health.clone(), listening).await?;
+            telemetry::serve_admin(worker.name, address, run_dir, metrics, service.health.clone(), listening).await?;
         }
-        tracing::info!(version = identity.version, "starting");
+        tracing::info!(version = env!("CARGO_PKG_VERSION"), "starting");
         run_until_drained(service, ready, work).await
     });
     // Blocking tasks of an abandoned drain must not hold the process up.

@@ -7,10 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use lethe_broker::topology::{ACCESS_COMPILATION, CALLBACK_DELIVERY, CANCELLATION, ERASURE_EXECUTION};
+use lethe_broker::topology::{CALLBACK_DELIVERY, CANCELLATION, queue_of};
 use lethe_broker::{BrokerError, Message, Outgoing, Publisher};
-use lethe_db::slices::Stage;
-use lethe_domain::request::{BatchId, EndpointId, SliceId};
+use lethe_domain::request::{BatchId, EndpointId, SliceId, Stage};
 use lethe_process::fault;
 
 /// Names a slice.
@@ -53,19 +52,10 @@ impl CancellationMarker {
     }
 }
 
-/// The queue of a stage.
-#[must_use]
-pub const fn queue_of(stage: Stage) -> &'static str {
-    match stage {
-        Stage::Erasure => ERASURE_EXECUTION.name,
-        Stage::Compilation => ACCESS_COMPILATION.name,
-    }
-}
-
 /// Wakes whoever erases or compiles these slices.
 pub async fn slices(publisher: &Publisher, stage: Stage, ids: impl IntoIterator<Item = SliceId>) {
     let body = |slice_id| serde_json::to_vec(&SliceWakeUp { slice_id }).unwrap_or_default();
-    send(publisher, ids.into_iter().map(|id| Outgoing::to_queue(queue_of(stage), body(id))).collect()).await;
+    send(publisher, ids.into_iter().map(|id| Outgoing::to_queue(queue_of(stage).name, body(id))).collect()).await;
 }
 
 /// Wakes whoever delivers to these endpoints.
@@ -76,7 +66,7 @@ pub async fn endpoints(publisher: &Publisher, ids: impl IntoIterator<Item = Endp
 }
 
 /// Wakes endpoints in the background: whoever has committed need not wait for a broker that is slow or away. An endpoint
-/// that waits for its wake-up already is not waked twice. Cheap to clone; ends with its last clone.
+/// that waits for its wake-up already is not woken twice. Cheap to clone; ends with its last clone.
 #[derive(Clone, Debug)]
 pub struct Waker(Arc<Sleepers>);
 

@@ -12,12 +12,11 @@ use tracing::Instrument;
 
 use crate::service::Service;
 use crate::wake::SliceWakeUp;
-use lethe_broker::topology::{ACCESS_COMPILATION, ERASURE_EXECUTION};
-use lethe_broker::{Consumer, Gather, GroupHandler, Message, Outcome};
-use lethe_db::slices::{self, Claimed, Stage, Trouble, Turn};
+use lethe_broker::{Consumer, Gather, GroupHandler, Message, Outcome, topology};
+use lethe_db::slices::{self, Claimed, Trouble, Turn};
 use lethe_db::{Db, DbError};
 use lethe_domain::backoff::{BackoffPolicy, jitter};
-use lethe_domain::request::ControllerId;
+use lethe_domain::request::{ControllerId, Stage};
 
 /// What an attempt came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,10 +66,7 @@ pub async fn run<W: SliceWork>(service: &Service, stage: Stage, permits: u16, ba
     };
     let consumer = Consumer {
         broker: service.broker.clone(),
-        queue: match stage {
-            Stage::Erasure => ERASURE_EXECUTION,
-            Stage::Compilation => ACCESS_COMPILATION,
-        },
+        queue: topology::queue_of(stage),
         prefetch: 1,
         gather: Gather::SINGLE,
         handler: Arc::new(handler),
@@ -212,7 +208,7 @@ impl<W: SliceWork> SliceHandler<W> {
         );
         self.tasks.spawn(
             async move {
-                carry(&db, stage, backoff, work.as_ref(), &claimed).await;
+                run_attempt(&db, stage, backoff, work.as_ref(), &claimed).await;
                 // The permit first: whoever is told that a share is free shall find one.
                 drop(permit);
                 drop(share);
@@ -223,7 +219,7 @@ impl<W: SliceWork> SliceHandler<W> {
 }
 
 /// Works on a claimed slice while its lease is kept alive, and gives it back if it was not finished.
-async fn carry<W: SliceWork>(db: &Db, stage: Stage, backoff: BackoffPolicy, work: &W, claimed: &Claimed) {
+async fn run_attempt<W: SliceWork>(db: &Db, stage: Stage, backoff: BackoffPolicy, work: &W, claimed: &Claimed) {
     let started = Instant::now();
     let outcome = tokio::select! {
         outcome = work.attempt(claimed) => outcome,

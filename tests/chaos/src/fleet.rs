@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use lethe_runtime::fleet::WORKERS;
+use lethe_runtime::fleet::FLEET;
 use lethe_testing::Worker;
 use tokio::sync::Mutex;
 
@@ -55,7 +55,7 @@ impl Fleet {
     /// Starts `each` of each worker; half of them go by one proxy, half by the other.
     pub async fn start(world: Arc<World>, each: usize, defect: Option<&str>) -> Arc<Self> {
         let mut slots = Vec::new();
-        for name in WORKERS {
+        for name in FLEET.map(|worker| worker.name) {
             for number in 0..each {
                 let route = if number % 2 == 0 { Route::First } else { Route::Second };
                 slots.push(Mutex::new(Slot { name, route, worker: None, is_expected: true }));

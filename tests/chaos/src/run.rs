@@ -88,11 +88,11 @@ impl Options {
         let only = self.defect.as_deref().map(|name| match name {
             "ack_before_commit" => {
                 vec![
-                    Harm::KillAt(first("identity-matcher"), "intake.before_commit", 2),
+                    Harm::KillAt(first("identity-matcher"), "intake.before_commit".to_owned(), 2),
                     Harm::Kill(first("identity-matcher") + 1),
                 ]
             }
-            "no_lease_check" => vec![Harm::ZombieAt(first("access-compiler"), "compile.before_file", 1)],
+            "no_lease_check" => vec![Harm::ZombieAt(first("access-compiler"), "compile.before_file".to_owned(), 1)],
             "deaf_consumers" => vec![Harm::CancelConsumers("dsr.erasure-execution")],
             "lost_commits_believed" => vec![Harm::FailoverWithLoss(1_500)],
             "no_split" => vec![Harm::KillAll("identity-matcher")],

@@ -11,7 +11,7 @@ use lethe_db::{Db, migrate};
 use lethe_domain::request::ControllerId;
 use lethe_domain::signature_algorithm::SignatureAlgorithm;
 use lethe_process::settings::secret;
-use lethe_runtime::fleet::WORKERS;
+use lethe_runtime::fleet::FLEET;
 use tokio::process::{Child, Command};
 use url::Url;
 use uuid::Uuid;
@@ -144,7 +144,7 @@ impl World {
     pub(crate) async fn start_workers(&mut self, count: u8) -> anyhow::Result<()> {
         let binaries = std::env::current_exe()?.parent().context("the binary lies nowhere")?.to_owned();
         let run_dir = self.folder.join("run");
-        for worker in WORKERS {
+        for worker in FLEET.map(|worker| worker.name) {
             for number in 1..=count {
                 let log = File::create(self.folder.join(format!("{worker}-{number}.log")))?;
                 let child = Command::new(binaries.join(worker))

@@ -7,12 +7,16 @@ use std::time::Duration;
 
 use tokio::process::{Child, Command};
 
+use lethe_runtime::fleet::FLEET;
+
 use crate::signing::DOMAIN;
 use crate::wait::{eventually_some, patiently, seconds};
 use crate::world::World;
 
-/// Every worker.
-pub const ALL: [&str; 5] = ["scheduler", "identity-matcher", "erasure-executor", "access-compiler", "callback-courier"];
+/// The workers that take their work from queues: all but the gateway.
+pub fn queue_workers() -> Vec<&'static str> {
+    FLEET.iter().map(|worker| worker.name).filter(|name| *name != "gateway").collect()
+}
 
 /// A calendar of seconds: every lane ticks each second, erasures run at once, the margin is a minute.
 pub const SECONDS: &[(&str, &str)] = &[
@@ -110,7 +114,7 @@ impl Worker {
 
     /// One of each worker, all ready.
     pub async fn fleet(world: &World, settings: &[(&str, &str)]) -> Vec<Self> {
-        Self::several(world, &ALL, settings).await
+        Self::several(world, &queue_workers(), settings).await
     }
 
     /// One of each of these, all ready.

@@ -7,14 +7,9 @@ mod upload;
 
 use std::process::ExitCode;
 
-use lethe_runtime::service::{self, Identity};
+use lethe_runtime::fleet::ACCESS_COMPILER;
+use lethe_runtime::service;
 
 fn main() -> ExitCode {
-    let identity = Identity {
-        name: "access-compiler",
-        about: "Compiles one access or portability request into a result file",
-        version: env!("CARGO_PKG_VERSION"),
-        role: None,
-    };
-    service::run(identity, options::Options::check, compile::run)
+    service::run(&ACCESS_COMPILER, options::Options::check, compile::run)
 }

@@ -11,14 +11,9 @@ mod share;
 
 use std::process::ExitCode;
 
-use lethe_runtime::service::{self, Identity};
+use lethe_runtime::fleet::CALLBACK_COURIER;
+use lethe_runtime::service;
 
 fn main() -> ExitCode {
-    let identity = Identity {
-        name: "callback-courier",
-        about: "Delivers signed status callbacks, with backoff",
-        version: env!("CARGO_PKG_VERSION"),
-        role: None,
-    };
-    service::run(identity, options::Options::check, dispatch::run)
+    service::run(&CALLBACK_COURIER, options::Options::check, dispatch::run)
 }

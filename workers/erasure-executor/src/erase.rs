@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use lethe_db::slices::{self, Claimed, Member, Stage, Trouble, Verified};
+use lethe_db::slices::{self, Claimed, Member, Trouble, Verified};
 use lethe_db::{Db, DbError};
-use lethe_domain::request::{Mpid, RequestKey};
+use lethe_domain::request::{Mpid, RequestKey, Stage};
 use lethe_process::fault;
 use lethe_runtime::service::Service;
 use lethe_runtime::wake;

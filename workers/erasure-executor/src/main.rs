@@ -5,14 +5,9 @@ mod options;
 
 use std::process::ExitCode;
 
-use lethe_runtime::service::{self, Identity};
+use lethe_runtime::fleet::ERASURE_EXECUTOR;
+use lethe_runtime::service;
 
 fn main() -> ExitCode {
-    let identity = Identity {
-        name: "erasure-executor",
-        about: "Erases one slice of a batch from every data store",
-        version: env!("CARGO_PKG_VERSION"),
-        role: None,
-    };
-    service::run(identity, options::Options::check, erase::run)
+    service::run(&ERASURE_EXECUTOR, options::Options::check, erase::run)
 }

@@ -21,14 +21,9 @@ mod tls;
 
 use std::process::ExitCode;
 
-use lethe_runtime::service::{self, Identity};
+use lethe_runtime::fleet::GATEWAY;
+use lethe_runtime::service;
 
 fn main() -> ExitCode {
-    let identity = Identity {
-        name: "gateway",
-        about: "OpenDSR v1, v2 and v3 over HTTP, and the downloads",
-        version: env!("CARGO_PKG_VERSION"),
-        role: Some("lethe_gateway"),
-    };
-    service::run(identity, options::Options::check, serve::run)
+    service::run(&GATEWAY, options::Options::check, serve::run)
 }

@@ -6,14 +6,9 @@ mod options;
 
 use std::process::ExitCode;
 
-use lethe_runtime::service::{self, Identity};
+use lethe_runtime::fleet::IDENTITY_MATCHER;
+use lethe_runtime::service;
 
 fn main() -> ExitCode {
-    let identity = Identity {
-        name: "identity-matcher",
-        about: "Takes requests in, validates and records them, and resolves identities to profiles",
-        version: env!("CARGO_PKG_VERSION"),
-        role: None,
-    };
-    service::run(identity, options::Options::check, handlers::run)
+    service::run(&IDENTITY_MATCHER, options::Options::check, handlers::run)
 }

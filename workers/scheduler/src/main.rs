@@ -1,4 +1,4 @@
-//! `scheduler`: closes batches, releases them, re-drives late work, expires results, seals the audit trail.
+//! `scheduler`: closes batches, releases them, wakes for late work, expires results, seals the audit trail.
 
 mod cancellations;
 mod clock;
@@ -8,9 +8,9 @@ mod lead;
 mod markers;
 mod measure;
 mod options;
+mod overdue;
 mod parts;
 mod put_off;
-mod redrive;
 mod release;
 mod retention;
 mod schedule;
@@ -20,14 +20,9 @@ mod wakes;
 
 use std::process::ExitCode;
 
-use lethe_runtime::service::{self, Identity};
+use lethe_runtime::fleet::SCHEDULER;
+use lethe_runtime::service;
 
 fn main() -> ExitCode {
-    let identity = Identity {
-        name: "scheduler",
-        about: "Closes batches, releases them as batch triggers, re-drives late work, expires results and seals the audit trail",
-        version: env!("CARGO_PKG_VERSION"),
-        role: None,
-    };
-    service::run(identity, options::Options::check, schedule::run)
+    service::run(&SCHEDULER, options::Options::check, schedule::run)
 }

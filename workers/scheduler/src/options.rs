@@ -42,7 +42,7 @@ pub(crate) struct Options {
         value_name = "DURATION"
     )]
     interval: HumanDuration,
-    /// How long work that is due may lie untouched before it is driven again; doubles with each time, up to 5 minutes
+    /// How long work that is due may lie untouched before it is woken again; doubles with each time, up to 5 minutes
     #[arg(long = "redrive-after", env = "LETHE_REDRIVE_AFTER", default_value = "10s", value_name = "DURATION")]
     redrive_after: HumanDuration,
     /// How long after its end a request keeps identities, profiles, group and callback URLs

@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 use lethe_db::DbError;
 use lethe_db::batches::{self, DueBatch};
 use lethe_db::release::{self, SliceLimits};
-use lethe_db::slices::Stage;
-use lethe_domain::request::{BatchId, Lane};
+use lethe_domain::request::{BatchId, Stage};
 use lethe_process::fault;
 
 use crate::scheduler::Scheduler;
@@ -110,7 +109,7 @@ async fn step(scheduler: &Scheduler, batch: DueBatch, sizes: &mut Sizes) -> Resu
     }
     sizes.went_well(batch.batch_id);
     fault::point("release.after_commit");
-    let stage = if batch.lane == Lane::Access { Stage::Compilation } else { Stage::Erasure };
+    let stage = Stage::of(batch.lane);
     scheduler.wakes.send(Woken { stage, slices: step.slices, endpoints: step.endpoints });
     metrics::counter!("lethe_requests_released_total", "lane" => batch.lane.as_str()).increment(step.released as u64);
     if step.held_back > 0 {

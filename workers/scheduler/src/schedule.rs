@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use lethe_audit::Sealer;
 use lethe_db::{DbError, batches, calendar};
+use lethe_domain::request::Stage;
 use lethe_runtime::service::Service;
 use tokio::sync::Notify;
 use tokio::task::{JoinError, JoinHandle, JoinSet};
@@ -15,7 +16,7 @@ use crate::lead::Lead;
 use crate::markers::Markers;
 use crate::options::Ready;
 use crate::scheduler::Scheduler;
-use crate::{cancellations, expiry, keys, measure, parts, put_off, redrive, release, retention, seal, wakes};
+use crate::{cancellations, expiry, keys, measure, overdue, parts, put_off, release, retention, seal, wakes};
 
 /// Why the schedule ended before its time.
 #[derive(Debug, thiserror::Error)]
@@ -39,9 +40,10 @@ pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), PartEnded>
     let scheduler =
         Arc::new(Scheduler { service, ready, lead, markers: Markers::default(), wakes, hurry: Notify::new() });
     tasks.spawn(cancellations::watch(scheduler.clone()));
-    tasks.spawn(parts::run(scheduler.clone(), redrive::Erasures));
-    tasks.spawn(parts::run(scheduler.clone(), redrive::Compilations));
-    tasks.spawn(parts::run(scheduler.clone(), redrive::Callbacks));
+    for &stage in Stage::ALL {
+        tasks.spawn(parts::run(scheduler.clone(), overdue::Slices(stage)));
+    }
+    tasks.spawn(parts::run(scheduler.clone(), overdue::Callbacks));
     tasks.spawn(parts::run(scheduler.clone(), expiry::Links));
     tasks.spawn(parts::run(scheduler.clone(), expiry::Objects));
     tasks.spawn(parts::run(scheduler.clone(), keys::Days::new(&scheduler.service)));

@@ -5,13 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lethe_broker::Publisher;
-use lethe_db::slices::Stage;
-use lethe_domain::request::{EndpointId, SliceId};
+use lethe_domain::request::{EndpointId, SliceId, Stage};
 use lethe_runtime::wake;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-/// Steps of releases whose wake-ups may wait. What comes on top is found again by the redriving.
+/// Steps of releases whose wake-ups may wait. What comes on top is found again by `overdue.rs`.
 const WAITING: usize = 256;
 /// So long the last ones may take once the process is told to stop.
 const LAST: Duration = Duration::from_secs(5);

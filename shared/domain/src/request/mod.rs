@@ -3,8 +3,10 @@
 
 pub mod calendar;
 pub mod ids;
+pub mod stage;
 pub mod status;
 
 pub use calendar::{Calendar, Lane, Schedule, Slot};
 pub use ids::{BatchId, CallbackId, ControllerId, EndpointId, Mpid, RequestKey, SliceId, SubjectRequestId};
+pub use stage::Stage;
 pub use status::{RequestStatus, RequestType};

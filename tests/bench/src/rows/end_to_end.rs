@@ -8,7 +8,7 @@
 use std::time::Instant;
 
 use lethe_testing::Worker;
-use lethe_testing::worker::{ALL, SECONDS};
+use lethe_testing::worker::{SECONDS, queue_workers};
 
 use super::erasure::Field;
 use super::{callbacks, erasure, intake, release};
@@ -41,7 +41,7 @@ async fn lethe(bench: &Bench, receivers: &Receivers, field: &Field, share: u64) 
     let made = requests::of_people(&field.mpids(share), &receivers.urls);
     let count = made.len() as u64;
     let link = Link::connect(bench).await;
-    let workers = bench.workers(&ALL, SECONDS).await;
+    let workers = bench.workers(&queue_workers(), SECONDS).await;
     while bench.count("SELECT count(*) FROM lethe.leaders WHERE holder IS NOT NULL").await == 0 {
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }

@@ -12,7 +12,7 @@ use crate::servers;
 pub(crate) async fn facts(bench: &Bench, report: &mut Report) {
     bench.clean().await;
     bench.calendar(DAILY).await;
-    for name in lethe_testing::worker::ALL {
+    for name in lethe_testing::worker::queue_workers() {
         let mut seconds = Vec::new();
         for _ in 0..bench.sizes.runs {
             let started = Instant::now();
@@ -24,7 +24,7 @@ pub(crate) async fn facts(bench: &Bench, report: &mut Report) {
         }
         report.fact(format!("start-up of {name}"), format!("{:.2} s", median(seconds).unwrap()), "≤ 0.5 s");
     }
-    let fleet = bench.workers(&lethe_testing::worker::ALL, DAILY).await;
+    let fleet = bench.workers(&lethe_testing::worker::queue_workers(), DAILY).await;
     // The beginning is not idleness.
     tokio::time::sleep(Duration::from_secs(5)).await;
     let pids: Vec<u32> = fleet.iter().map(Worker::id).collect();
@@ -36,7 +36,7 @@ pub(crate) async fn facts(bench: &Bench, report: &mut Report) {
     let cpu = servers::of_processes(&pids).cpu.saturating_sub(cpu_before).as_secs_f64() / elapsed;
     // One of them is our own look.
     let per_second = (transactions(bench).await - transactions_before - 1) as f64 / elapsed;
-    for (worker, name) in fleet.iter().zip(lethe_testing::worker::ALL) {
+    for (worker, name) in fleet.iter().zip(lethe_testing::worker::queue_workers()) {
         let memory = servers::resident_memory(worker.id());
         let text = memory.map_or("–".to_owned(), |bytes| format!("{:.1} MiB", bytes as f64 / 1_048_576.0));
         report.fact(format!("resident memory of {name}"), text, "≤ 20 MiB");

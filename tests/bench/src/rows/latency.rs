@@ -20,7 +20,7 @@ pub(crate) async fn facts(bench: &Bench, report: &mut Report) {
     bench.clean().await;
     let receivers = Receivers::start(1).await;
     let link = Link::connect(bench).await;
-    let workers = bench.workers(&lethe_testing::worker::ALL, DAILY).await;
+    let workers = bench.workers(&lethe_testing::worker::queue_workers(), DAILY).await;
     let key = format!("{PEOPLE}.request");
     let route = Route { exchange: "dsr.requests", routing_key: &key, reply_to: None };
     let mut milliseconds = Vec::new();

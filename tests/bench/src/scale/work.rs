@@ -4,8 +4,7 @@
 use std::time::{Duration, Instant};
 
 use lethe_broker::{Broker, Publisher};
-use lethe_db::slices::Stage;
-use lethe_domain::request::SliceId;
+use lethe_domain::request::{SliceId, Stage};
 use lethe_runtime::wake;
 use lethe_testing::Worker;
 

@@ -8,6 +8,7 @@ mod postgres;
 mod processes;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ use rand::{RngExt, SeedableRng};
 use crate::checker::Violation;
 use crate::fleet::Fleet;
 use crate::world::World;
-use lethe_runtime::fleet::WORKERS;
+use lethe_runtime::fleet::FLEET;
 
 /// What may be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,11 +31,11 @@ pub enum Harm {
     /// SIGTERM in the middle of the work.
     Terminate(usize),
     /// kill -9 at the given pass of a named point.
-    KillAt(usize, &'static str, u32),
+    KillAt(usize, String, u32),
     /// SIGSTOP until every lease it holds is over and others have taken over, then SIGCONT.
     Zombie(usize),
     /// The same at the given pass of a named point.
-    ZombieAt(usize, &'static str, u32),
+    ZombieAt(usize, String, u32),
     /// Every lease runs out at once.
     ClockJump,
     /// All connections to RabbitMQ are closed from its side.
@@ -120,48 +121,12 @@ impl Harm {
     }
 }
 
-/// Where a worker may be struck.
-const POINTS: [(&str, &[&str]); 6] = [
-    (
-        "identity-matcher",
-        &[
-            "intake.before_commit",
-            "intake.after_commit",
-            "wake.before_publish",
-            "cancel.before_commit",
-            "cancel.after_commit",
-            "consumer.before_ack",
-        ],
-    ),
-    ("scheduler", &["close.before_commit", "release.before_commit", "release.after_commit", "wake.before_publish"]),
-    (
-        "erasure-executor",
-        &[
-            "slice.claimed",
-            "erase.mid_slice",
-            "finish.before_commit",
-            "finish.after_commit",
-            "consumer.before_ack",
-            "wake.before_publish",
-        ],
-    ),
-    (
-        "access-compiler",
-        &[
-            "slice.claimed",
-            "compile.before_file",
-            "compile.mid_file",
-            "compile.file_written",
-            "finish.before_commit",
-            "finish.after_commit",
-        ],
-    ),
-    (
-        "callback-courier",
-        &["courier.before_send", "courier.after_answer", "record.before_commit", "record.after_commit"],
-    ),
-    ("gateway", &["intake.before_commit", "intake.after_commit", "wake.before_publish"]),
-];
+/// Where a worker may be struck: the lines of the file `fault-points` in its folder.
+fn points(worker: &str) -> Vec<String> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../workers").join(worker).join("fault-points");
+    let text = std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    text.lines().map(str::to_owned).collect()
+}
 
 /// Which harm a run knows.
 #[derive(Clone, Debug)]
@@ -284,9 +249,9 @@ impl Driver {
             Harm::Kill(index) => self.kill(index).await,
             Harm::KillAll(name) => self.kill_all(name).await,
             Harm::Terminate(index) => self.fleet.signal(index, "TERM").await,
-            Harm::KillAt(index, point, pass) => self.fleet.kill(index, Some(&format!("kill@{point}:{pass}"))).await,
+            Harm::KillAt(index, ref point, pass) => self.fleet.kill(index, Some(&format!("kill@{point}:{pass}"))).await,
             Harm::Zombie(index) => self.zombie(index).await,
-            Harm::ZombieAt(index, point, pass) => self.zombie_at(index, point, pass).await,
+            Harm::ZombieAt(index, ref point, pass) => self.zombie_at(index, point, pass).await,
             Harm::ClockJump => self.world.jump(61.0).await,
             Harm::CloseConnections => self.close_connections().await,
             Harm::PurgeWork => self.purge(&broker::WORK).await,
@@ -331,7 +296,7 @@ impl Driver {
 
 /// The places in the fleet of a worker.
 pub fn slots(name: &str, each: usize) -> std::ops::Range<usize> {
-    let first = WORKERS.iter().position(|one| *one == name).unwrap_or(0) * each;
+    let first = FLEET.iter().position(|one| one.name == name).unwrap_or(0) * each;
     first..first + each
 }
 

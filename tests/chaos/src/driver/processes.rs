@@ -6,15 +6,15 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 
-use lethe_runtime::fleet::WORKERS;
+use lethe_runtime::fleet::FLEET;
 
-use super::{Driver, Harm, POINTS, pause, slots};
+use super::{Driver, Harm, pause, points, slots};
 
 pub(super) fn choose(random: &mut StdRng, each: usize) -> Harm {
-    let index = random.random_range(0..WORKERS.len() * each);
-    let (name, points) = POINTS.choose(random).unwrap();
+    let index = random.random_range(0..FLEET.len() * each);
+    let name = FLEET.choose(random).unwrap().name;
     let struck = slots(name, each).start + random.random_range(0..each);
-    let (point, pass) = (*points.choose(random).unwrap(), random.random_range(1..6));
+    let (point, pass) = (points(name).choose(random).unwrap().clone(), random.random_range(1..6));
     match random.random_range(0..100) {
         0..30 => Harm::Kill(index),
         30..34 => Harm::KillAll(name),
