@@ -1,4 +1,4 @@
-//! Poison: a message that fails again and again is set aside with its reason, its neighbours pass, and an operator looks
+//! Poison: a message that fails again and again is dead-lettered with its reason, its neighbours pass, and an operator looks
 //! at it, has it handled once more, or throws it away.
 
 use lethe_testing::cli::{json, lethe};
@@ -36,7 +36,7 @@ async fn poisoned(world: &World, publisher: &Publisher, how: &str) -> String {
     let all: Vec<_> = all.iter().map(|one| publisher.sending("acme", "request", one)).collect();
     publisher.send_all(&all).await;
     world.count_reaches("pending", 30).await;
-    becomes("set aside", seconds(30), 1, async || world.messages("dsr.identity-matching.dead").await).await;
+    becomes("a dead letter", seconds(30), 1, async || world.messages("dsr.identity-matching.dead").await).await;
     assert_eq!(world.messages("dsr.identity-matching").await, 0);
     poison.id
 }
@@ -48,7 +48,7 @@ async fn a_message_that_the_database_refuses_is_set_aside_after_five_attempts() 
     let _workers = Worker::several(&world, &["scheduler", "identity-matcher"], WEEKLY).await;
     let publisher = Publisher::connect(&world).await;
     let id = poisoned(&world, &publisher, "RAISE EXCEPTION 'canary-mail' USING ERRCODE = '22000';").await;
-    assert_eq!(failures(&world).await, 0, "what is set aside is no longer counted");
+    assert_eq!(failures(&world).await, 0, "a dead letter is no longer counted");
     // Alone it was tried five times; before that, its groups were halved each time.
     let tried: i64 = world.one("SELECT last_value FROM public.refused", &[]).await;
     assert!(tried >= 5, "{tried}");
@@ -92,7 +92,7 @@ async fn a_message_that_fails_for_an_unknown_reason_is_set_aside_where_its_neigh
     refuse(&world, &poison.id, "RAISE EXCEPTION 'a bug';").await;
     publisher.send(&publisher.sending("acme", "request", &poison)).await;
     // A group without it passes: evidence that it is this one.
-    eventually("it is set aside", seconds(40), async || {
+    eventually("it is dead-lettered", seconds(40), async || {
         let neighbours: Vec<_> =
             (0..20).map(|_| publisher.sending("acme", "request", &Request::erasure("y@example.com"))).collect();
         publisher.send_all(&neighbours).await;
@@ -128,7 +128,7 @@ async fn a_message_that_ends_the_process_again_and_again_is_set_aside() {
         matcher.kill().await;
         world.run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'identity-matcher'").await;
         deaths += 1;
-        assert!(deaths < 15, "it is never set aside");
+        assert!(deaths < 15, "it is never dead-lettered");
     }
     assert!(deaths > 4, "{deaths}");
     let _matcher = Worker::start(&world, "identity-matcher", WEEKLY).await;

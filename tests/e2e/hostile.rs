@@ -88,7 +88,7 @@ async fn a_forged_dead_letter_speaks_for_its_publisher_only() {
     let body = Request::erasure("x@example.com").bytes();
     // By the alternate exchange.
     raw.publish(b"acme.nothing", &raw::headers(&forged("victim")), &body).await;
-    // Out of a queue: set aside by the broker as unreadable, and as expired.
+    // Out of a queue: dead-lettered by the broker as unreadable, and as expired.
     let unreadable = [forged("victim"), raw::nested_entry(100)].concat();
     raw.publish(b"acme.request", &raw::headers(&unreadable), &body).await;
     becomes("unreadable", seconds(20), 1, async || world.messages("dsr.identity-matching.dead").await).await;

@@ -1,11 +1,11 @@
-//! `lethe dead-letter`: what was set aside, without its content.
+//! `lethe dead-letter`: dead letters, without their content.
 
 use std::collections::BTreeMap;
 
 use anyhow::Context as _;
 use clap::Subcommand;
 use jiff::Timestamp;
-use lethe_broker::dead_letters::{Browser, Letter};
+use lethe_broker::dead_letters::{Browser, DeadLetter};
 use lethe_domain::crypto::Keys;
 use lethe_domain::opendsr::Parser;
 use lethe_domain::request::ControllerId;
@@ -19,7 +19,7 @@ use crate::output::{Output, or_dash};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Count what was set aside by queue, cause and controller
+    /// Count dead letters by queue, cause and controller
     List {
         /// Every letter instead of counts
         #[arg(long = "letters")]
@@ -62,7 +62,7 @@ struct Shown {
 }
 
 impl Shown {
-    fn of(letter: &Letter) -> Self {
+    fn of(letter: &DeadLetter) -> Self {
         Self {
             letter: letter.id.clone(),
             queue: letter.queue.clone(),
@@ -86,7 +86,7 @@ impl Shown {
             ("controller", or_dash(self.controller_id.as_ref())),
             ("subject_request_id", or_dash(self.subject_request_id.as_ref())),
             ("bytes", self.size_bytes.to_string()),
-            ("set aside", or_dash(self.set_aside_at)),
+            ("since", or_dash(self.set_aside_at)),
         ]
     }
 }
@@ -135,7 +135,7 @@ async fn all(chosen: &Chosen, keys: &Keys) -> anyhow::Result<Vec<Shown>> {
 async fn list(output: Output, each: bool, chosen: &Chosen, keys: &Keys) -> anyhow::Result<()> {
     let all = all(chosen, keys).await?;
     if each {
-        let headings = ["letter", "queue", "cause", "kind", "controller", "request", "bytes", "set aside"];
+        let headings = ["letter", "queue", "cause", "kind", "controller", "request", "bytes", "since"];
         return output.list(&all, &headings, |one| {
             let skipped = |(name, _): &(&str, String)| *name != "message";
             one.rows().into_iter().filter(skipped).map(|(_, value)| value).collect()

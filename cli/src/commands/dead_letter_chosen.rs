@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use clap::Args;
-use lethe_broker::dead_letters::{self, Browser, Letter};
+use lethe_broker::dead_letters::{self, Browser, DeadLetter};
 use lethe_db::{Db, audit, controllers};
 use lethe_domain::crypto::Keys;
 use lethe_domain::opendsr::Parser;
@@ -21,10 +21,10 @@ pub(crate) struct Chosen {
     /// Only those in this queue
     #[arg(long)]
     queue: Option<String>,
-    /// Only those set aside for this cause
+    /// Only those with this cause
     #[arg(long)]
     cause: Option<String>,
-    /// Only this controller's; what a queue itself has set aside (`expired`, `unreadable`) shows nobody's
+    /// Only this controller's; what the broker itself has dead-lettered (`expired`, `unreadable`) shows nobody's
     #[arg(long, value_name = "ID")]
     controller: Option<ControllerId>,
     /// Look at so many of each queue at most
@@ -46,7 +46,7 @@ impl Chosen {
         Ok(())
     }
 
-    fn holds(&self, letter: &Letter) -> bool {
+    fn holds(&self, letter: &DeadLetter) -> bool {
         (self.letters.is_empty() || self.letters.contains(&letter.id))
             && self.cause.as_ref().is_none_or(|cause| *cause == letter.cause)
             && self.controller.as_ref().is_none_or(|id| letter.controller_id.as_ref() == Some(id))
@@ -69,7 +69,7 @@ impl Chosen {
         queue: &str,
         keys: &Keys,
         looked: &mut u32,
-    ) -> anyhow::Result<Option<Letter>> {
+    ) -> anyhow::Result<Option<DeadLetter>> {
         while *looked < self.limit {
             *looked += 1;
             match browser.next(queue, keys).await? {
@@ -83,7 +83,7 @@ impl Chosen {
 }
 
 /// What was done to a letter goes on the trail before the letter goes: a letter that stays is named twice at worst.
-pub(crate) async fn record(db: &Db, letter: &Letter, event: &str) -> anyhow::Result<()> {
+pub(crate) async fn record(db: &Db, letter: &DeadLetter, event: &str) -> anyhow::Result<()> {
     // A chain for whatever a message calls itself would be one too many.
     let claimed: Vec<&str> = letter.controller_id.iter().map(ControllerId::as_str).collect();
     let known = controllers::by_id(&db.session().await?, &claimed).await?;

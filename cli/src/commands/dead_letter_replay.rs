@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::bail;
 use clap::Args;
-use lethe_broker::dead_letters::{Browser, Letter, SetAsideBy};
+use lethe_broker::dead_letters::{Browser, DeadLetter, SetAsideBy};
 use lethe_broker::topology::{QUEUES, dead_letters_of};
 use lethe_broker::{Outgoing, Publisher};
 use lethe_db::requests::Overtaking;
@@ -70,14 +70,14 @@ type Left = String;
 async fn replay(
     intake: &Intake,
     publisher: &Publisher,
-    letter: &Letter,
+    letter: &DeadLetter,
 ) -> anyhow::Result<Result<Option<ControllerId>, Left>> {
     let wake_ups = QUEUES.iter().find(|queue| !queue.holds_bodies && dead_letters_of(queue.name) == letter.queue);
     if let Some(queue) = wake_ups {
         publisher.publish(&[Outgoing::to_queue(queue.name, letter.body.clone())]).await?;
         return Ok(Ok(None));
     }
-    // Of what a queue of ours has set aside only the routing key tells whose it is, and a verified user whether it is so.
+    // Of what a queue of ours has dead-lettered only the routing key tells whose it is, and a verified user whether it is so.
     let speaks_for = || letter.routing_key.split('.').next().and_then(|first| first.parse().ok());
     let claimed = letter.controller_id.clone().or_else(speaks_for);
     let Some(controller_id) = &claimed else { return Ok(Err("it names no controller".to_owned())) };
@@ -99,7 +99,7 @@ async fn replay(
                 Some(answer) => answer,
                 None => bail!("the intake gave no answer"),
             },
-            Err(_) => return Ok(Err("it is no cancellation".to_owned())),
+            Err(_) => return Ok(Err("it is not a cancellation".to_owned())),
         },
         Some(_) => return Ok(Err("it is a query, and nobody waits for the answer".to_owned())),
         None => return Ok(Err("its routing key names nothing that we do".to_owned())),
@@ -114,11 +114,11 @@ fn accepted(answer: &Answer) -> Result<(), Left> {
     }
 }
 
-/// What the matcher refused because of its sender is not accepted here either. What the broker set aside was never
+/// What the matcher refused because of its sender is not accepted here either. What the broker dead-lettered was never
 /// checked: then the sender is the user that the broker verified, and a routing key that it passed.
 async fn check_sender(
     intake: &Intake,
-    letter: &Letter,
+    letter: &DeadLetter,
     controller_id: &ControllerId,
 ) -> anyhow::Result<Result<(), Left>> {
     let controllers = intake.controllers(&[controller_id.as_str()]).await?;

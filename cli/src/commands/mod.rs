@@ -47,7 +47,7 @@ pub(crate) enum Command {
     /// Show where callbacks go, and give an endpoint up
     #[command(subcommand)]
     Endpoint(endpoint::Command),
-    /// Show, replay and discard messages that were set aside
+    /// Show, replay and discard dead letters
     #[command(subcommand, name = "dead-letter")]
     DeadLetter(dead_letter::Command),
     /// Verify and export the audit trail

@@ -19,10 +19,10 @@ use lethe_process::fault;
 use lethe_process::health::Health;
 use lethe_process::reconnect::Reconnect;
 
-/// So long a call on a channel may take; two of them, one after the other, fit into the drain of a worker.
+/// How long a call on a channel may take; two of them, one after the other, fit into the drain of a worker.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A consumer that hears nothing for so long asks whether it still is one. One that is passed over twice while messages are
+/// A consumer that hears nothing for this long asks whether it still is one. One that is passed over twice while messages are
 /// there is not.
 const LISTEN_AGAIN: Duration = Duration::from_secs(8);
 
@@ -285,7 +285,7 @@ impl<H: GroupHandler> Consumer<H> {
         let (unreadable, group): (Vec<_>, Vec<_>) = group.into_iter().partition(screen::is_unreadable);
         for delivery in &unreadable {
             metrics::counter!("lethe_unreadable_messages_total", "queue" => self.queue.name).increment(1);
-            tracing::warn!(queue = self.queue.name, "a message cannot be read and was set aside");
+            tracing::warn!(queue = self.queue.name, "a message cannot be read and was dead-lettered");
             answered(delivery.acker.reject(BasicRejectOptions { requeue: false })).await?;
         }
         Ok(group)
@@ -318,9 +318,9 @@ impl<H: GroupHandler> Consumer<H> {
     }
 
     fn dead_letter(&self, message: &Message, outcome: &Outcome) -> Option<Outgoing> {
-        // Poison that nobody counted is set aside at once.
+        // Poison that nobody counted is dead-lettered at once.
         let (Outcome::DeadLetter { code, reason } | Outcome::Poison { code, reason }) = outcome else { return None };
-        tracing::warn!(queue = self.queue.name, code, "a message was set aside");
+        tracing::warn!(queue = self.queue.name, code, "a message was dead-lettered");
         let mut letter = Outgoing::to_queue(dead_letters_of(self.queue.name), message.body.clone())
             .header("error-code", code.clone())
             .header("error-message", reason.clone())

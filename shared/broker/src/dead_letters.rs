@@ -1,4 +1,4 @@
-//! Looking at what was set aside, without taking it: messages are got and not acknowledged, and all that was not taken
+//! Looking at dead letters, without taking it: messages are got and not acknowledged, and all that was not taken
 //! goes back when the channel closes.
 
 use std::collections::BTreeMap;
@@ -20,7 +20,7 @@ use lethe_domain::request::ControllerId;
 const DEATHS: &str = "x-death";
 const FIRST_DEATH: &str = "x-first-death-reason";
 
-/// The queues that hold what was set aside.
+/// The queues that hold dead letters.
 #[must_use]
 pub fn queues() -> Vec<String> {
     let dead = QUEUES.iter().map(|queue| topology::dead_letters_of(queue.name));
@@ -39,9 +39,9 @@ pub enum SetAsideBy {
     Queue,
 }
 
-/// A message that was set aside.
+/// A dead letter, or a rejected message.
 #[derive(Debug)]
-pub struct Letter {
+pub struct DeadLetter {
     /// Names it: a keyed digest of queue, routing key and body; the same wherever and whenever one looks.
     pub id: String,
     /// Where it lies.
@@ -58,14 +58,14 @@ pub struct Letter {
     pub controller_id: Option<ControllerId>,
     /// The property `user_id`, which the broker verified.
     pub user_id: Option<String>,
-    /// When it was set aside; the broker does not say.
+    /// When it became one; the broker does not say.
     pub set_aside_at: Option<Timestamp>,
     /// The body; personal data.
     pub body: Vec<u8>,
     acker: Acker,
 }
 
-impl Letter {
+impl DeadLetter {
     /// Takes it out of its queue.
     ///
     /// # Errors
@@ -83,7 +83,7 @@ impl Letter {
     }
 }
 
-/// What is known of a message that was set aside, by who did it.
+/// What is known of a dead letter, by who made it one.
 struct Label {
     by: SetAsideBy,
     cause: String,
@@ -163,11 +163,11 @@ impl Browser {
     ///
     /// # Errors
     /// [`BrokerError`].
-    pub async fn next(&self, queue: &str, keys: &Keys) -> Result<Option<Letter>, BrokerError> {
+    pub async fn next(&self, queue: &str, keys: &Keys) -> Result<Option<DeadLetter>, BrokerError> {
         let got = self.0.channel().basic_get(queue.into(), BasicGetOptions { no_ack: false }).await?;
         let Some(delivery) = got.map(|got| got.delivery) else { return Ok(None) };
         let label = Label::of(&delivery, queue);
-        Ok(Some(Letter {
+        Ok(Some(DeadLetter {
             id: hex(&keys.message_digest(queue, &label.routing_key, &delivery.data)).chars().take(16).collect(),
             queue: queue.to_owned(),
             by: label.by,

@@ -2,7 +2,7 @@
 
 use lapin::types::AMQPValue;
 
-/// The header that says when a message was set aside.
+/// The header that says when a message was dead-lettered.
 pub const SET_ASIDE_AT: &str = "set-aside-at";
 /// The header with the property `user_id` of the message that a copy of ours is of.
 pub const VERIFIED_USER: &str = "verified-user";

@@ -100,7 +100,7 @@ statements! {
         UPDATE lethe.endpoints SET open_until = lethe.now() + make_interval(secs => $2) WHERE endpoint_id = $1";
 }
 
-/// For so long a callback is put off that cannot be read.
+/// How long a callback that cannot be read is put off.
 pub const UNREADABLE: Duration = Duration::from_hours(1);
 
 /// A callback under a lease of this process.

@@ -51,7 +51,7 @@ pub async fn count(
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
-/// Forgets messages that were handled, or set aside.
+/// Forgets messages that were handled or dead-lettered.
 ///
 /// # Errors
 /// [`DbError`].

@@ -24,9 +24,9 @@ use lethe_process::settings::ConfigError;
 pub const DELIVERY_TIMEOUT: Duration = Duration::from_secs(30);
 /// An answer's body is read up to here, so that the connection can be kept; a longer one is cut off.
 const BODY_LIMIT: usize = 16 * 1024;
-/// So long is waited for the rest of a body, likewise.
+/// How long the rest of a body is waited for, likewise.
 const BODY_TIMEOUT: Duration = Duration::from_secs(2);
-/// A connection that was not used for so long is closed.
+/// How long a connection may be idle before it is closed.
 const IDLE_TIMEOUT: Duration = Duration::from_mins(1);
 /// Some receivers send hundreds; the library reads a hundred unless it is told otherwise.
 const MAX_HEADERS: usize = 2_048;

@@ -16,7 +16,7 @@ pub struct BackoffPolicy {
     max: Duration,
 }
 
-/// The bounds are no bounds.
+/// The bounds are invalid.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("the first retry must come after more than zero seconds, and not after more than the longest wait")]
 pub struct InvalidBackoff;

@@ -1,10 +1,10 @@
-//! Poison: a message that fails again and again is set aside after a bounded number of attempts, counted in PostgreSQL
+//! Poison: a message that fails again and again is dead-lettered after a bounded number of attempts, counted in PostgreSQL
 //! (docs/adr/0013-poison.md). Wraps the handler of a queue whose messages hold content.
 //!
 //! Two kinds of failure are told apart. One is said: the handler finds that this very message fails
 //! ([`Outcome::Poison`]). The other is not: the process ends in the middle, and the message comes again. A message that
 //! comes again may be an innocent neighbour, so it is first handled with the others, then alone, and only what was alone
-//! again and again is set aside.
+//! again and again is dead-lettered.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,9 +13,9 @@ use lethe_broker::{GroupHandler, Message, Outcome};
 use lethe_db::{Db, DbError, message_failures};
 use lethe_domain::crypto::Keys;
 
-/// Attempts after which a message is set aside.
+/// Attempts after which a message is dead-lettered.
 pub const ATTEMPTS: i32 = 5;
-/// Failing again at once is no other try.
+/// Failing again at once does not count as another attempt.
 const PAUSE: Duration = Duration::from_millis(200);
 const LATER: Duration = Duration::from_secs(1);
 

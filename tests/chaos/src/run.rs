@@ -22,7 +22,7 @@ pub const DEFECTS: [(&str, &str); 8] = [
     ("ack_before_commit", "was confirmed and is not there"),
     ("publish_lost", "stuck"),
     ("no_lease_check", "is left in the result store"),
-    ("no_split", "was set aside, and nothing is wrong with it"),
+    ("no_split", "was dead-lettered, and nothing is wrong with it"),
     ("callbacks_out_of_order", "was accepted"),
     ("deaf_consumers", "stuck"),
     ("writers_ignored", "was there before the erasure began"),
@@ -267,7 +267,7 @@ impl Calm<'_> {
             let is_kept = |id: &str| dead.iter().any(|body| body.contains(id));
             let open = poisoned.filter(|(letter, _)| !is_kept(&self.plan.cases[letter.case].id)).count();
             if open > 0 {
-                left.push(format!("{open} poisoned messages are not set aside"));
+                left.push(format!("{open} poisoned messages are not dead-lettered"));
             }
         }
         left

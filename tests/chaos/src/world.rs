@@ -156,7 +156,7 @@ impl World {
         }
     }
 
-    /// The bodies of the requests that were set aside.
+    /// The bodies of the requests that were dead-lettered.
     pub async fn dead_letters(&self) -> Vec<String> {
         let messages = self.messages("dsr.identity-matching.dead").await;
         messages.iter().map(|message| message["payload"].as_str().unwrap_or_default().to_owned()).collect()

@@ -129,7 +129,7 @@ pub(crate) async fn write(
             Ok(Written { size: 0, lines: 0 })
         }
         Err(error) => {
-            // The first error is the one that tells; a failed abort leaves a staged file, which is no object.
+            // The first error is the one that tells; a failed abort leaves a staged file, which is not an object.
             let _ = upload.abort().await;
             Err(error)
         }

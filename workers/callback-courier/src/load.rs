@@ -9,9 +9,9 @@ use tokio::task::JoinSet;
 /// From so many deliveries in flight on, the cores have enough to do while others wait for their group. Half of what one
 /// controller may have, so that it counts as much where only one has something to deliver.
 const MUCH: usize = 64;
-/// So long a group is waited for then.
+/// How long a group is waited for then.
 const LINGER: Duration = Duration::from_millis(10);
-/// So long, at most, an endpoint waits for more of its places to come free.
+/// How long, at most, an endpoint waits for more of its places to come free.
 const PLACES: Duration = Duration::from_millis(100);
 
 /// The deliveries in flight in this process.

@@ -17,8 +17,8 @@ use tokio::sync::Semaphore;
 
 use crate::refusal::Refusal;
 
-/// A verified pair is remembered so long, so that hashing does not bound what one controller can do. A secret that was
-/// rotated works so long, too.
+/// How long a verified pair is remembered, so that hashing does not bound what one controller can do. A secret that was
+/// rotated works that long, too.
 pub(crate) const REMEMBERED: Duration = Duration::from_secs(30);
 const REMEMBERED_AT_MOST: u64 = 10_000;
 

@@ -154,7 +154,7 @@ pub(crate) async fn cancel(
     signed(&gateway.processor, &caller, version, outcome).await
 }
 
-/// What is no text at all is no UUID either.
+/// What is not text at all is not a UUID either.
 pub(crate) fn target(caller: &Caller, id: Result<Path<String>, PathRejection>) -> Result<Target, ApiError> {
     let id = id.ok().and_then(|Path(id)| id.parse().ok());
     let id = id.ok_or_else(|| ApiError::new(400, "subject_request_id must be a UUID version 4"))?;

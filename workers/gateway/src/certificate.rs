@@ -25,7 +25,7 @@ use crate::state::Gateway;
         (status = 200, description = "The certificate", body = Document),
         (status = 400, description = "Not a UUID version 4", body = ErrorAnswer),
         (status = 401, description = "No valid credentials", body = ErrorAnswer),
-        (status = 404, description = "This controller has no such request, or it is no erasure", body = ErrorAnswer),
+        (status = 404, description = "This controller has no such request, or it is not an erasure", body = ErrorAnswer),
         (status = 409, description = "It is not completed, or was completed seconds ago", body = ErrorAnswer),
         (status = 429, description = "Too many calls", body = ErrorAnswer),
         (status = 503, description = "Just now impossible", body = ErrorAnswer)))]

@@ -16,8 +16,8 @@ use lethe_runtime::service::Service;
 use lethe_runtime::wake::CancellationMarker;
 use tokio::task::JoinSet;
 
-use crate::desk::{Checked, Desk};
 use crate::options::Ready;
+use crate::responder::{Checked, Responder};
 
 /// Consumes until the service is told to stop.
 pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), DbError> {
@@ -34,15 +34,15 @@ pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), DbError> {
     let keys = ready.receiving.keys.clone();
     let intake = Arc::new(ready.receiving.intake(service.db.clone(), publisher.clone()));
     let answers = Publisher::new(service.broker.clone());
-    let desk = Desk { intake, publisher, answers, processor: ready.receiving.processor };
-    let desk = Arc::new(desk);
+    let responder = Responder { intake, publisher, answers, processor: ready.receiving.processor };
+    let responder = Arc::new(responder);
     let mut consumers = JoinSet::new();
     let gather = Gather { messages: ready.group.into(), bytes: 4 << 20, linger: Duration::from_millis(2) };
     for _ in 0..ready.consumers {
-        consumers.spawn(consume(&service, &keys, IDENTITY_MATCHING, gather, Requests(desk.clone())));
+        consumers.spawn(consume(&service, &keys, IDENTITY_MATCHING, gather, Requests(responder.clone())));
     }
-    consumers.spawn(consume(&service, &keys, CANCELLATION, gather, Cancellations(desk.clone())));
-    consumers.spawn(consume(&service, &keys, QUERY, gather, Queries(desk)));
+    consumers.spawn(consume(&service, &keys, CANCELLATION, gather, Cancellations(responder.clone())));
+    consumers.spawn(consume(&service, &keys, QUERY, gather, Queries(responder)));
     consumers.join_all().await;
     Ok(())
 }
@@ -76,7 +76,7 @@ fn all_later(group: &[Message], error: &DbError) -> Vec<Outcome> {
     group.iter().map(|_| Outcome::RetryAfter(Duration::from_secs(1))).collect()
 }
 
-struct Requests(Arc<Desk>);
+struct Requests(Arc<Responder>);
 
 impl GroupHandler for Requests {
     async fn handle(&self, group: &[Message]) -> Vec<Outcome> {
@@ -110,7 +110,7 @@ fn merge(checked: &[Checked], accepted: Vec<Result<Answer, Unanswered>>) -> Vec<
         .collect()
 }
 
-struct Cancellations(Arc<Desk>);
+struct Cancellations(Arc<Responder>);
 
 impl GroupHandler for Cancellations {
     async fn handle(&self, group: &[Message]) -> Vec<Outcome> {
@@ -184,7 +184,7 @@ impl Cancellations {
     }
 }
 
-struct Queries(Arc<Desk>);
+struct Queries(Arc<Responder>);
 
 impl Queries {
     async fn ask(intake: &Intake, message: &Message, checked: &Checked) -> Result<Answer, DbError> {

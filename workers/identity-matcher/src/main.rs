@@ -1,8 +1,8 @@
 //! `identity-matcher`: takes requests, cancellations and queries in over AMQP.
 
-mod desk;
 mod handlers;
 mod options;
+mod responder;
 
 use std::process::ExitCode;
 

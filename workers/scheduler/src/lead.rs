@@ -19,7 +19,7 @@ use crate::clock::{Guard, uptime};
 const LEASE: Duration = Duration::from_secs(15);
 /// How often a clock that is doubted is looked at.
 const LOOK_AT_CLOCK: Duration = Duration::from_secs(1);
-/// A loop that has not come around for so long is stuck: another scheduler may do better.
+/// A loop that has not come around for this long is stuck: another scheduler may do better.
 const STUCK: Duration = Duration::from_mins(5);
 
 /// The lead, as all parts of the scheduler see it. Cheap to clone.

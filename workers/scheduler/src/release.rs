@@ -12,7 +12,7 @@ use lethe_process::fault;
 use crate::scheduler::Scheduler;
 use crate::wakes::Woken;
 
-/// So long one round releases; then everything else has its turn.
+/// How long one round releases; then everything else has its turn.
 const ROUND: Duration = Duration::from_secs(1);
 
 /// After so many steps in a row that went well a batch takes larger ones again. Not sooner: a step that is too much may

@@ -8,7 +8,7 @@ use lethe_db::DbError;
 use crate::parts::{Part, Turn};
 use crate::scheduler::Scheduler;
 
-/// So long one turn seals.
+/// How long one turn seals.
 const TURN: Duration = Duration::from_millis(300);
 
 /// Seals what is not sealed yet. What it does can be done at any time by any clock.

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 /// Steps of releases whose wake-ups may wait. What comes on top is found again by `overdue.rs`.
 const WAITING: usize = 256;
-/// So long the last ones may take once the process is told to stop.
+/// How long the last ones may take once the process is told to stop.
 const LAST: Duration = Duration::from_secs(5);
 
 /// What a step of a release has made.

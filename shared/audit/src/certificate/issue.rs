@@ -21,7 +21,7 @@ pub enum NoCertificate {
     #[error("there is no such request")]
     Unknown,
     /// Only erasures are certified.
-    #[error("the request is no erasure")]
+    #[error("the request is not an erasure")]
     NoErasure,
     /// It is not complete.
     #[error("the request is {0}; there is a certificate once it is completed")]

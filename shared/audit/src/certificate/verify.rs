@@ -12,7 +12,7 @@ use lethe_domain::crypto::{hex, sha256};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     /// Not written as certificates are.
-    #[error("the file is no certificate, or was changed")]
+    #[error("the file is not a certificate, or it was changed")]
     Format,
     /// Another algorithm.
     #[error("the algorithm is not rsa-pkcs1v15-sha256")]

@@ -17,7 +17,7 @@ pub struct AddressPolicy {
     http: bool,
 }
 
-/// The text is no list of CIDRs and `http`.
+/// The text is not a valid list of CIDRs and `http`.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("`{entry}` is neither a network such as 10.0.0.0/8 nor the word http")]
 pub struct InvalidPolicy {

@@ -6,7 +6,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess,
 use serde_json::{Map, Number, Value};
 
 /// Parses one JSON document. Integers keep all 64 bits; a byte order mark in front is left out. Numbers out of range and
-/// halves of surrogate pairs are no error here: the fields that are read refuse them, in others they do not matter.
+/// halves of surrogate pairs are not an error here: the fields that are read refuse them, in others they do not matter.
 ///
 /// # Errors
 /// What is wrong and where (line and column), never a value of the document.

@@ -50,7 +50,7 @@ pub struct Schedule {
     cron: Cron,
 }
 
-/// The text is no cron expression, or one that never comes.
+/// The text is not a valid cron expression, or one that never fires.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
     "{reason}; expected a cron expression of five fields (minute hour day month weekday), or six with seconds first"

@@ -61,7 +61,7 @@ impl fmt::Display for CallbackId {
 #[postgres(transparent)]
 pub struct ControllerId(String);
 
-/// The text is no controller id.
+/// The text is not a valid controller id.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("a controller id has 1 to 64 characters out of A-Z, a-z, 0-9, _ and -")]
 pub struct InvalidControllerId;
@@ -98,7 +98,7 @@ impl fmt::Display for ControllerId {
 #[postgres(transparent)]
 pub struct SubjectRequestId(Uuid);
 
-/// The text is no UUID version 4.
+/// The text is not a UUID version 4.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("must be a UUID version 4")]
 pub struct InvalidSubjectRequestId;

@@ -10,7 +10,7 @@ use jiff::SignedDuration;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HumanDuration(Duration);
 
-/// The text is no duration.
+/// The text is not a valid duration.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("expected a duration such as 500ms, 30s, 5m, 48h, 7d or 1h30m, at most 100 years, not negative")]
 pub struct InvalidDuration;

@@ -90,7 +90,7 @@ async fn kept_copies(evidence: &Evidence) -> Vec<Violation> {
         if !case.is_poison && dead.iter().any(|body| body.contains(&case.id)) {
             violations.push(Violation::of(
                 5,
-                format!("{}: was set aside, and nothing is wrong with it", evidence.name(number)),
+                format!("{}: was dead-lettered, and nothing is wrong with it", evidence.name(number)),
             ));
         }
     }

@@ -19,7 +19,7 @@ use lethe_signing::signature;
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Checks senders and answers them.
-pub(crate) struct Desk {
+pub(crate) struct Responder {
     pub(crate) intake: Arc<Intake>,
     pub(crate) publisher: Arc<Publisher>,
     /// Answers have a connection of their own: a queue of an asker that refuses them is that asker's trouble.
@@ -30,7 +30,7 @@ pub(crate) struct Desk {
 /// A message whose sender was checked: the controller, or the error it is answered with.
 pub(crate) type Checked = Result<ControllerId, ApiError>;
 
-impl Desk {
+impl Responder {
     /// Checks who sent each message (contract 3).
     pub(crate) async fn check(&self, group: &[Message]) -> Result<(Vec<Checked>, Senders), DbError> {
         // Only what can be an id at all: the database would refuse the whole group for a NUL in one of them.
