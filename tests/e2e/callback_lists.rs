@@ -1,6 +1,7 @@
 //! `lethe callback list` and `replay`, and lists of endpoints: served by indexes, however much there is.
 
 use lethe_db::callback_list::{self, Filter, Replay};
+use lethe_domain::request::CallbackState;
 use lethe_testing::World;
 use lethe_testing::plans::explained;
 use lethe_testing::wait::{becomes, seconds};
@@ -58,18 +59,14 @@ async fn every_list_of_callbacks_is_served_by_an_index() {
     let all = "SELECT count(*) FROM lethe.callbacks c JOIN lethe.requests USING (request_key)
                 WHERE ($1::text IS NULL OR controller_id = $1) AND ($2::text IS NULL OR state = $2)";
     for controller in [None, Some("acme"), Some("third")] {
-        for state in [None, Some("delivered"), Some("ready"), Some("waiting"), Some("exhausted")] {
-            let filter = Filter {
-                controller_id: controller.map(|id| id.parse().unwrap()),
-                state: state.map(str::to_owned),
-                request: None,
-            };
+        for state in [None].into_iter().chain(CallbackState::ALL.iter().copied().map(Some)) {
+            let filter = Filter { controller_id: controller.map(|id| id.parse().unwrap()), state, request: None };
             let found = callback_list::list(&session, &filter, 20).await.unwrap();
             let there: i64 = world.one(all, &[&controller, &state]).await;
             let label = format!("{controller:?}, {state:?}");
             assert_eq!(i64::try_from(found.len()).unwrap(), there.min(20), "{label}");
             assert!(found.iter().all(|one| state.is_none_or(|state| one.state == state)), "{label}");
-            assert!(found.iter().all(|one| controller.is_none_or(|id| one.controller_id == id)), "{label}");
+            assert!(found.iter().all(|one| controller.is_none_or(|id| one.controller_id.as_str() == id)), "{label}");
             assert!(found.windows(2).all(|pair| pair[0].created_at >= pair[1].created_at), "{label}: latest first");
             // The latest of all that there are.
             let latest = "SELECT max(c.created_at) FROM lethe.callbacks c JOIN lethe.requests USING (request_key)
@@ -135,7 +132,7 @@ async fn a_replay_waits_for_a_purge_that_is_under_way_and_sends_nothing_of_it() 
         )
         .await;
     let acme = "acme".parse().unwrap();
-    let what = Replay { callbacks: None, controller_id: Some(&acme), state: "delivered", limit: 10 };
+    let what = Replay { callbacks: None, controller_id: Some(&acme), state: CallbackState::Delivered, limit: 10 };
     let purge = world.db.begin("purging").await.unwrap();
     purge.batch_execute("UPDATE lethe.requests SET sealed_request = NULL, purged_at = lethe.now()").await.unwrap();
     let waiting =

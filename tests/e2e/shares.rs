@@ -281,7 +281,7 @@ async fn a_pause_without_work_is_not_shown() {
         )
         .await;
     let session = world.db.session().await.unwrap();
-    let shown = async || obstacles::find(&session).await.unwrap().pauses.len();
+    let shown = async || obstacles::find(&session).await.unwrap().failing.len();
     assert_eq!(shown().await, 1);
     world.run("UPDATE lethe.slices SET state = 'completed'").await;
     assert_eq!(shown().await, 0);

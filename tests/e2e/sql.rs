@@ -15,6 +15,8 @@ async fn every_statement_can_be_prepared() {
     assert!(statements.len() > 50, "only {}", statements.len());
     for (name, sql) in statements {
         session.prepared(sql).await.unwrap_or_else(|error| panic!("{name}: {error}"));
+        // The server's log and statistics show the text.
+        assert!(sql.starts_with("/* lethe_") && sql.contains(&format!("::{name} */")), "{name}: {sql}");
     }
 }
 

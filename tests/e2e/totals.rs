@@ -4,14 +4,17 @@ use std::time::Duration;
 
 use lethe_db::overview::{self, Overview};
 use lethe_db::{batches, leader};
+use lethe_domain::request::{CallbackState, RequestStatus, RequestType};
 use lethe_testing::World;
 use lethe_testing::cli::json;
 use uuid::Uuid;
 
 const LEASE: Duration = Duration::from_secs(15);
 
+type Requests = Vec<(RequestType, RequestStatus, i64)>;
+
 /// What the totals must be.
-async fn counted(world: &World) -> (Vec<(String, String, i64)>, Vec<(String, i64)>, Vec<(i64, String, i64)>) {
+async fn counted(world: &World) -> (Requests, Vec<(CallbackState, i64)>, Vec<(i64, String, i64)>) {
     let session = world.db.session().await.unwrap();
     let read = async |sql: &str| session.raw().query(sql, &[]).await.unwrap();
     let requests = read("SELECT request_type, status, count(*) FROM lethe.requests GROUP BY 1, 2 ORDER BY 1, 2").await;

@@ -79,10 +79,10 @@ impl Command {
                 output.list(&rows, &headings, |row| {
                     let mut cells = vec![
                         row.batch_id.to_string(),
-                        row.lane.clone(),
+                        row.lane.to_string(),
                         row.tick_at.to_string(),
                         row.runs_at.to_string(),
-                        row.state.clone(),
+                        row.state.to_string(),
                     ];
                     cells.extend(
                         [row.requests, row.pending, row.in_progress, row.completed, row.cancelled]
@@ -144,7 +144,7 @@ impl Shown {
         let batch = &self.batch;
         let mut rows = vec![
             ("batch", format!("{} ({})", batch.batch_id, batch.lane)),
-            ("state", batch.state.clone()),
+            ("state", batch.state.to_string()),
             ("closes", batch.tick_at.to_string()),
             ("runs", batch.runs_at.to_string()),
             ("closed", or_dash(batch.closed_at)),

@@ -1,8 +1,9 @@
 //! `lethe callback`.
 
 use clap::Subcommand;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use lethe_db::callback_list::{self, CallbackRow, Filter};
-use lethe_domain::request::{CallbackId, ControllerId, SubjectRequestId};
+use lethe_domain::request::{CallbackId, CallbackState, ControllerId, SubjectRequestId};
 
 use crate::context::database;
 use crate::output::{Output, or_dash};
@@ -15,8 +16,8 @@ pub(crate) enum Command {
         #[arg(long, value_name = "ID")]
         controller: Option<ControllerId>,
         /// Only those that are waiting, ready, delivered or exhausted
-        #[arg(long, value_parser = ["waiting", "ready", "delivered", "exhausted"])]
-        state: Option<String>,
+        #[arg(long, value_parser = among(CallbackState::ALL))]
+        state: Option<CallbackState>,
         /// Only those of this request
         #[arg(long, value_name = "SUBJECT_REQUEST_ID")]
         request: Option<SubjectRequestId>,
@@ -33,12 +34,17 @@ pub(crate) enum Command {
         #[arg(long, value_name = "ID")]
         controller: Option<ControllerId>,
         /// Those that are exhausted or delivered
-        #[arg(long, default_value = "exhausted", value_parser = ["exhausted", "delivered"])]
-        state: String,
+        #[arg(long, default_value = "exhausted", value_parser = among(&[CallbackState::Exhausted, CallbackState::Delivered]))]
+        state: CallbackState,
         /// At most so many
         #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(i64).range(1..=1_000_000))]
         limit: i64,
     },
+}
+
+/// The names of these states.
+fn among(states: &[CallbackState]) -> impl TypedValueParser<Value = CallbackState> + use<> {
+    PossibleValuesParser::new(states.iter().map(|state| state.as_str())).try_map(|name| name.parse())
 }
 
 impl Command {
@@ -48,7 +54,7 @@ impl Command {
                 (Filter { controller_id: controller, state, request }, limit)
             }
             Self::Replay { callbacks, controller, state, limit } => {
-                return replay(output, callbacks, controller.as_ref(), &state, limit).await;
+                return replay(output, callbacks, controller.as_ref(), state, limit).await;
             }
         };
         let session = database().await?.session().await?;
@@ -58,10 +64,10 @@ impl Command {
         output.list(&rows, &headings, |row| {
             vec![
                 row.callback_id.to_string(),
-                row.controller_id.clone(),
+                row.controller_id.to_string(),
                 row.subject_request_id.to_string(),
-                row.request_status.clone(),
-                row.state.clone(),
+                row.request_status.to_string(),
+                row.state.to_string(),
                 row.attempts.to_string(),
                 row.next_attempt_at.to_string(),
                 row.endpoint.clone(),
@@ -89,7 +95,7 @@ async fn replay(
     output: Output,
     callbacks: Vec<uuid::Uuid>,
     controller_id: Option<&ControllerId>,
-    state: &str,
+    state: CallbackState,
     limit: i64,
 ) -> anyhow::Result<()> {
     let wanted = callbacks.len();

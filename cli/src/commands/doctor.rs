@@ -9,7 +9,7 @@ use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOpti
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel};
 use lethe_broker::topology::{self, QueueState};
-use lethe_db::obstacles::{self, Obstacles};
+use lethe_db::obstacles::{self, Failing, ForOperator, Obstacles, Prepared};
 use lethe_db::{Db, DbError, batches, calendar, installation, migrate, overview};
 use lethe_results::ResultOptions;
 use lethe_results::store;
@@ -212,16 +212,16 @@ fn tell(findings: &mut Findings, found: &Obstacles) {
             advice,
         );
     }
-    for (xid, since) in &found.prepared {
+    for Prepared { xid, since } in &found.prepared {
         let advice = "an erasure that began later waits for it: see \"Find a failing store\" in the runbook";
         findings.add("prepared transaction", Verdict::Look, format!("{xid}, since {since}"), advice);
     }
-    for (stage, controller, class, failures, since) in &found.pauses {
-        let what = format!("{controller}, {stage}: {class}, {failures} times since {since}");
+    for Failing { stage, controller_id, class, failures, since } in &found.failing {
+        let what = format!("{controller_id}, {stage}: {class}, {failures} times since {since}");
         findings.add("failing controller", Verdict::Look, what, "see \"Find a failing store\" in the runbook");
     }
-    for (controller, class, slices) in &found.for_operator {
-        let what = format!("{controller}: {class}, {slices} slices; waiting does not mend it");
+    for ForOperator { controller_id, class, slices } in &found.for_operator {
+        let what = format!("{controller_id}: {class}, {slices} slices; waiting does not mend it");
         findings.add("failing work", Verdict::Bad, what, "see \"Find a failing store\" in the runbook");
     }
 }

@@ -11,7 +11,7 @@ use lethe_db::Db;
 use lethe_db::request_lists::{self, Filter};
 use lethe_db::requests::{self, Cancellation, Overtaking, Receipt, RequestRow};
 use lethe_db::slices::{self, Work};
-use lethe_domain::request::{ControllerId, RequestStatus, SliceId};
+use lethe_domain::request::{Approval, BatchId, ControllerId, RequestStatus};
 use lethe_intake::options::ReceivingOptions;
 use lethe_intake::{Incoming, Unanswered};
 use serde::Serialize;
@@ -71,10 +71,10 @@ struct Shown {
     api_version: String,
     request_type: String,
     status: String,
-    approval: String,
+    approval: Approval,
     received_at: String,
     expected_completion_time: String,
-    batch_id: Option<i64>,
+    batch_id: Option<BatchId>,
     results_count: Option<i64>,
 }
 
@@ -86,11 +86,11 @@ impl Shown {
             api_version: row.api_version.to_string(),
             request_type: row.request_type.to_string(),
             status: row.status.to_string(),
-            approval: row.approval.clone(),
+            approval: row.approval,
             received_at: row.received_at.to_string(),
             expected_completion_time: row.expected_completion_time.to_string(),
             batch_id: row.batch_id,
-            results_count: row.result.as_ref().map(|(_, _, lines)| *lines),
+            results_count: row.result.as_ref().map(|result| result.lines),
         }
     }
 }
@@ -124,7 +124,7 @@ impl Command {
                         row.subject_request_id.clone(),
                         row.request_type.clone(),
                         row.status.clone(),
-                        row.approval.clone(),
+                        row.approval.to_string(),
                         row.received_at.clone(),
                         row.expected_completion_time.clone(),
                         or_dash(row.batch_id),
@@ -206,7 +206,7 @@ async fn status(db: &Db, target: &Target, output: Output) -> anyhow::Result<()> 
         mpids: requests::mpid_sources(&session, row.request_key).await?,
         receipts: requests::receipts(&session, row.request_key).await?,
         work: match row.slice_id {
-            Some(slice) if row.status == RequestStatus::InProgress => slices::work(&session, SliceId(slice)).await?,
+            Some(slice) if row.status == RequestStatus::InProgress => slices::work(&session, slice).await?,
             _ => None,
         },
     };
@@ -216,7 +216,7 @@ async fn status(db: &Db, target: &Target, output: Output) -> anyhow::Result<()> 
         ("subject_request_id", shown.subject_request_id.clone()),
         ("type", shown.request_type.clone()),
         ("status", shown.status.clone()),
-        ("approval", shown.approval.clone()),
+        ("approval", shown.approval.to_string()),
         ("received", shown.received_at.clone()),
         ("expected completion", shown.expected_completion_time.clone()),
         ("batch", or_dash(shown.batch_id)),

@@ -38,9 +38,11 @@ impl Top {
 }
 
 fn picture(overview: &Overview) -> String {
-    let requests =
-        overview.requests.iter().map(|(kind, status, count)| vec![kind.clone(), status.clone(), count.to_string()]);
-    let callbacks = overview.callbacks.iter().map(|(state, count)| vec![state.clone(), count.to_string()]);
+    let requests = overview
+        .requests
+        .iter()
+        .map(|(kind, status, count)| vec![kind.to_string(), status.to_string(), count.to_string()]);
+    let callbacks = overview.callbacks.iter().map(|(state, count)| vec![state.to_string(), count.to_string()]);
     let oldest = overview.oldest_seconds.iter().map(|(stage, seconds)| vec![stage.clone(), format!("{seconds:.1} s")]);
     format!(
         "{}\n{}\n{}\nleader epoch {}",

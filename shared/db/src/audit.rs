@@ -44,8 +44,8 @@ statements! {
         SET position = excluded.position, digest = excluded.digest, signature = excluded.signature,
             signed_at = excluded.signed_at";
     PAGE = "
-        SELECT s.chain, s.position, s.digest, coalesce(s.signed_at, '-infinity'), s.signature, s.entry_id,
-               e.entry_id IS NOT NULL, e.controller_id, e.request_key, e.event, e.details::text, e.recorded_at
+        SELECT s.chain, s.position, s.digest, coalesce(s.signed_at, '-infinity') AS signed_at, s.signature, s.entry_id,
+               e.entry_id IS NOT NULL AS is_there, e.controller_id, e.request_key, e.event, e.details::text, e.recorded_at
           FROM lethe.audit_seals s LEFT JOIN lethe.audit_entries e USING (entry_id)
          WHERE (s.chain, s.position) > ($1, $2) AND ($3::text IS NULL OR s.chain = $3)
          ORDER BY s.chain, s.position LIMIT $4";
@@ -61,7 +61,7 @@ statements! {
          WHERE NOT EXISTS (SELECT FROM lethe.audit_entries e WHERE e.entry_id = u.entry_id) ORDER BY 1 LIMIT 1000";
     /// A range of numbers at a time: the whole of it would be too much for one statement.
     UNCHAINED = "
-        SELECT e.entry_id, coalesce(e.controller_id, '') FROM lethe.audit_entries e
+        SELECT e.entry_id, coalesce(e.controller_id, '') AS chain FROM lethe.audit_entries e
          WHERE e.entry_id > $1 AND e.entry_id <= $1 + $2
            AND NOT EXISTS (SELECT FROM lethe.audit_seals s WHERE s.entry_id = e.entry_id)
            AND NOT EXISTS (SELECT FROM lethe.audit_unsealed u WHERE u.entry_id = e.entry_id)
@@ -119,12 +119,17 @@ fn read_entry(row: &Row, from: usize, entry_id: i64) -> Entry {
 /// [`DbError`].
 pub async fn take(tx: &Tx, left_out: &[&str], limit: i64) -> Result<Vec<Entry>, DbError> {
     let rows = tx.query(TAKE, &[&left_out, &limit]).await?;
-    Ok(rows.iter().map(|row| read_entry(row, 1, row.get(0))).collect())
+    Ok(rows.iter().map(|row| read_entry(row, 1, row.get("entry_id"))).collect())
 }
 
 fn read_head(row: &Row) -> Result<(Head, String), DbError> {
-    let head = Head { chain: row.get(0), position: row.get(1), digest: digest(row, 2)?, signed_at: row.get(3) };
-    Ok((head, row.get(4)))
+    let head = Head {
+        chain: row.get("chain"),
+        position: row.get("position"),
+        digest: digest(row, 2)?,
+        signed_at: row.get("signed_at"),
+    };
+    Ok((head, row.get("signature")))
 }
 
 /// The time, and the ends of these chains with their signatures; locks them.
@@ -132,10 +137,10 @@ fn read_head(row: &Row) -> Result<(Head, String), DbError> {
 /// # Errors
 /// [`DbError`].
 pub async fn lock_heads(tx: &Tx, chains: &[&str]) -> Result<(Timestamp, BTreeMap<String, (Head, String)>), DbError> {
-    let now = tx.query_one(NOW, &[]).await?.get(0);
+    let now = tx.value(NOW, &[]).await?;
     let mut heads = BTreeMap::new();
     for row in tx.query(LOCK_HEADS, &[&chains]).await? {
-        heads.insert(row.get(0), read_head(&row)?);
+        heads.insert(row.get("chain"), read_head(&row)?);
     }
     Ok((now, heads))
 }
@@ -199,11 +204,12 @@ pub async fn page(
     let rows = session.query(PAGE, &[&chain, &position, &only, &limit]).await?;
     rows.iter()
         .map(|row| {
-            let signature: Option<String> = row.get(4);
-            let signed_at = if signature.is_some() { row.get(3) } else { Timestamp::UNIX_EPOCH };
-            let head = Head { chain: row.get(0), position: row.get(1), digest: digest(row, 2)?, signed_at };
-            let entry_id = row.get(5);
-            let entry = row.get::<_, bool>(6).then(|| read_entry(row, 7, entry_id));
+            let signature: Option<String> = row.get("signature");
+            let signed_at = if signature.is_some() { row.get("signed_at") } else { Timestamp::UNIX_EPOCH };
+            let head =
+                Head { chain: row.get("chain"), position: row.get("position"), digest: digest(row, 2)?, signed_at };
+            let entry_id = row.get("entry_id");
+            let entry = row.get::<_, bool>("is_there").then(|| read_entry(row, 7, entry_id));
             Ok(SealedRow { head, signature, entry_id, entry })
         })
         .collect()
@@ -222,7 +228,7 @@ pub async fn heads(session: &Session, only: Option<&str>) -> Result<Vec<(Head, S
 /// # Errors
 /// [`DbError`].
 pub async fn unsealed(session: &Session, only: Option<&str>) -> Result<i64, DbError> {
-    Ok(session.query_one(UNSEALED, &[&only]).await?.get(0))
+    session.value(UNSEALED, &[&only]).await
 }
 
 /// Entries that were removed before they were sealed.
@@ -230,7 +236,7 @@ pub async fn unsealed(session: &Session, only: Option<&str>) -> Result<i64, DbEr
 /// # Errors
 /// [`DbError`].
 pub async fn vanished(session: &Session) -> Result<Vec<i64>, DbError> {
-    Ok(session.query(VANISHED, &[]).await?.iter().map(|row| row.get(0)).collect())
+    session.values(VANISHED, &[]).await
 }
 
 /// Entries that are neither sealed nor waiting for it, with their chains.
@@ -239,11 +245,11 @@ pub async fn vanished(session: &Session) -> Result<Vec<i64>, DbError> {
 /// [`DbError`].
 pub async fn unchained(session: &Session, only: Option<&str>) -> Result<Vec<(i64, String)>, DbError> {
     const STEP: i64 = 50_000;
-    let last: i64 = session.query_one(LAST_ENTRY, &[]).await?.get(0);
+    let last: i64 = session.value(LAST_ENTRY, &[]).await?;
     let mut found = Vec::new();
     for after in (0..last).step_by(usize::try_from(STEP).unwrap_or(1)) {
         let rows = session.query(UNCHAINED, &[&after, &STEP, &only]).await?;
-        found.extend(rows.iter().map(|row| (row.get(0), row.get(1))));
+        found.extend(rows.iter().map(|row| (row.get("entry_id"), row.get("chain"))));
     }
     Ok(found)
 }
@@ -253,7 +259,7 @@ pub async fn unchained(session: &Session, only: Option<&str>) -> Result<Vec<(i64
 /// # Errors
 /// [`DbError`].
 pub async fn without_trail(session: &Session, only: Option<&str>) -> Result<Vec<String>, DbError> {
-    Ok(session.query(WITHOUT_TRAIL, &[&only]).await?.iter().map(|row| row.get(0)).collect())
+    session.values(WITHOUT_TRAIL, &[&only]).await
 }
 
 /// What the trail says of the completion of a request: its details, and its place and digest once it is sealed.
@@ -272,7 +278,7 @@ pub struct Completion {
 pub async fn completion(session: &Session, request: RequestKey) -> Result<Option<Completion>, DbError> {
     let row = session.query_opt(POSITION_OF_COMPLETION, &[&request]).await?;
     Ok(row.map(|row| Completion {
-        seal: row.get::<_, Option<i64>>(0).map(|position| (position, row.get(1))),
-        details: row.get(2),
+        seal: row.get::<_, Option<i64>>("position").map(|position| (position, row.get("digest"))),
+        details: row.get("details"),
     }))
 }

@@ -6,7 +6,7 @@ use tokio_postgres::Row;
 use super::leader::{self, Term};
 use super::pool::Session;
 use super::{Db, DbError, Tx, statements};
-use lethe_domain::request::{BatchId, Lane, Slot};
+use lethe_domain::request::{BatchId, BatchState, Lane, Slot};
 
 statements! {
     /// Shared lock on the calendar first, then the clock.
@@ -18,9 +18,9 @@ statements! {
         SELECT batch_id FROM lethe.batches WHERE lane = $1 AND tick_at = $2 AND runs_at = $3 AND state = 'open'";
     /// Whether anything is due at all: the one question that an idle scheduler asks.
     DUE = "
-        SELECT coalesce(bool_or(state = 'open' AND tick_at <= lethe.now()), false),
-               coalesce(bool_or(state = 'closed' AND runs_at <= lethe.now()), false),
-               coalesce(bool_or(state = 'released'), false)
+        SELECT coalesce(bool_or(state = 'open' AND tick_at <= lethe.now()), false) AS closing,
+               coalesce(bool_or(state = 'closed' AND runs_at <= lethe.now()), false) AS release,
+               coalesce(bool_or(state = 'released'), false) AS completion
           FROM lethe.batches WHERE state <> 'completed'";
     LOCK_OUT_INTAKE = "SELECT pg_advisory_xact_lock(lethe.calendar_lock())";
     CLOSE = "
@@ -32,8 +32,8 @@ statements! {
           FROM (SELECT lane, max(tick_at) AS tick_at FROM lethe.batches WHERE batch_id = ANY ($1) GROUP BY lane) c
          WHERE l.lane = c.lane";
     TO_RELEASE = "
-        SELECT batch_id, lane, tick_at, runs_at, extract(epoch FROM lethe.now() - runs_at)::float8,
-               cancellations_handled_at IS NOT NULL
+        SELECT batch_id, lane, tick_at, runs_at, extract(epoch FROM lethe.now() - runs_at)::float8 AS late_seconds,
+               cancellations_handled_at IS NOT NULL AS cancellations_handled
           FROM lethe.batches WHERE state = 'closed' AND runs_at <= lethe.now() ORDER BY runs_at, batch_id";
     CANCELLATIONS_HANDLED = "
         UPDATE lethe.batches SET cancellations_handled_at = lethe.now()
@@ -46,8 +46,9 @@ statements! {
     /// The totals of those that are listed, and of no other.
     LIST = "
         SELECT b.batch_id, b.lane, b.tick_at, b.runs_at, b.state, b.closed_at, b.released_at, b.completed_at,
-               coalesce(t.requests, 0)::bigint, coalesce(t.pending, 0)::bigint, coalesce(t.in_progress, 0)::bigint,
-               coalesce(t.completed, 0)::bigint, coalesce(t.cancelled, 0)::bigint
+               coalesce(t.requests, 0)::bigint AS requests, coalesce(t.pending, 0)::bigint AS pending,
+               coalesce(t.in_progress, 0)::bigint AS in_progress, coalesce(t.completed, 0)::bigint AS completed,
+               coalesce(t.cancelled, 0)::bigint AS cancelled
           FROM (SELECT * FROM lethe.batches WHERE $1::bigint IS NULL OR batch_id = $1
                  ORDER BY runs_at DESC, batch_id DESC LIMIT $2) b
           LEFT JOIN (
@@ -70,7 +71,7 @@ statements! {
             UNION ALL
             SELECT (SELECT min(r.batch_id) FROM lethe.requests r WHERE r.batch_id > named.batch_id)
               FROM named WHERE named.batch_id IS NOT NULL)
-        SELECT n.batch_id, p.count
+        SELECT n.batch_id, p.count AS pending
           FROM named n
          CROSS JOIN LATERAL (
             SELECT count(*) FROM (SELECT FROM lethe.requests r
@@ -85,13 +86,13 @@ statements! {
          ORDER BY request_key LIMIT $3";
     /// What it was executed on, by the source of each profile; request by request, so that nobody else's are read.
     EXECUTED_MPIDS = "
-        SELECT m.source, sum(m.count)::bigint
+        SELECT m.source, sum(m.count)::bigint AS profiles
           FROM lethe.requests r
          CROSS JOIN LATERAL (SELECT source, count(*) FROM lethe.request_mpids
                               WHERE request_key = r.request_key GROUP BY source) m
          WHERE r.batch_id = $1 AND r.status IN ('in_progress', 'completed') GROUP BY m.source ORDER BY m.source";
     EXECUTED_ROWS = "
-        SELECT e.store, sum(e.deleted)::bigint, sum(e.arrived)::bigint, sum(e.failing)::bigint
+        SELECT e.store, sum(e.deleted)::bigint AS deleted, sum(e.arrived)::bigint AS arrived, sum(e.failing)::bigint AS failing
           FROM lethe.requests r
          CROSS JOIN LATERAL (
             SELECT store, sum(rows_deleted) AS deleted, coalesce(sum(rows_arrived), 0) AS arrived,
@@ -118,7 +119,7 @@ pub struct Due {
 /// [`DbError`].
 pub async fn due(session: &Session) -> Result<Due, DbError> {
     let row = session.query_one(DUE, &[]).await?;
-    Ok(Due { closing: row.get(0), release: row.get(1), completion: row.get(2) })
+    Ok(Due { closing: row.get("closing"), release: row.get("release"), completion: row.get("completion") })
 }
 
 /// A batch that was closed or is to be released.
@@ -135,12 +136,12 @@ pub struct DueBatch {
 }
 
 fn read_due(row: &Row) -> Result<DueBatch, DbError> {
-    let lane = row.get::<_, &str>(1).parse();
+    let lane = row.get::<_, &str>("lane").parse();
     Ok(DueBatch {
-        batch_id: row.get(0),
+        batch_id: row.get("batch_id"),
         lane: lane.map_err(|_| DbError::Unexpected { place: "batches.lane" })?,
-        tick_at: row.get(2),
-        runs_at: row.get(3),
+        tick_at: row.get("tick_at"),
+        runs_at: row.get("runs_at"),
     })
 }
 
@@ -178,7 +179,11 @@ pub struct ToRelease {
 /// [`DbError`].
 pub async fn to_release(session: &Session) -> Result<Vec<ToRelease>, DbError> {
     let read = |row: &Row| {
-        Ok(ToRelease { batch: read_due(row)?, late_seconds: row.get(4), cancellations_handled: row.get(5) })
+        Ok(ToRelease {
+            batch: read_due(row)?,
+            late_seconds: row.get("late_seconds"),
+            cancellations_handled: row.get("cancellations_handled"),
+        })
     };
     session.query(TO_RELEASE, &[]).await?.iter().map(read).collect()
 }
@@ -210,13 +215,13 @@ pub struct BatchRow {
     /// Which one.
     pub batch_id: BatchId,
     /// `erasure`, `expedited` or `access`.
-    pub lane: String,
+    pub lane: Lane,
     /// When it closes or closed.
     pub tick_at: Timestamp,
     /// When it runs.
     pub runs_at: Timestamp,
-    /// `open`, `closed`, `released` or `completed`.
-    pub state: String,
+    /// Where it stands.
+    pub state: BatchState,
     /// When it was closed.
     pub closed_at: Option<Timestamp>,
     /// When the last slice was released.
@@ -241,24 +246,25 @@ pub struct BatchRow {
 /// [`DbError`].
 pub async fn list(session: &Session, only: Option<BatchId>, limit: i64) -> Result<Vec<BatchRow>, DbError> {
     let rows = session.query(LIST, &[&only, &limit]).await?;
-    Ok(rows
-        .iter()
-        .map(|row| BatchRow {
-            batch_id: row.get(0),
-            lane: row.get(1),
-            tick_at: row.get(2),
-            runs_at: row.get(3),
-            state: row.get(4),
-            closed_at: row.get(5),
-            released_at: row.get(6),
-            completed_at: row.get(7),
-            requests: row.get(8),
-            pending: row.get(9),
-            in_progress: row.get(10),
-            completed: row.get(11),
-            cancelled: row.get(12),
+    rows.iter()
+        .map(|row| {
+            Ok(BatchRow {
+                batch_id: row.get("batch_id"),
+                lane: row.try_get("lane")?,
+                tick_at: row.get("tick_at"),
+                runs_at: row.get("runs_at"),
+                state: row.try_get("state")?,
+                closed_at: row.get("closed_at"),
+                released_at: row.get("released_at"),
+                completed_at: row.get("completed_at"),
+                requests: row.get("requests"),
+                pending: row.get("pending"),
+                in_progress: row.get("in_progress"),
+                completed: row.get("completed"),
+                cancelled: row.get("cancelled"),
+            })
         })
-        .collect())
+        .collect()
 }
 
 /// Pending requests whose batch is not there, by the number that they name, 10,000 of each at most: after a restore or a
@@ -267,7 +273,7 @@ pub async fn list(session: &Session, only: Option<BatchId>, limit: i64) -> Resul
 /// # Errors
 /// [`DbError`].
 pub async fn without_batch(session: &Session) -> Result<Vec<(BatchId, i64)>, DbError> {
-    Ok(session.query(WITHOUT_BATCH, &[]).await?.iter().map(|row| (row.get(0), row.get(1))).collect())
+    Ok(session.query(WITHOUT_BATCH, &[]).await?.iter().map(|row| (row.get("batch_id"), row.get("pending"))).collect())
 }
 
 /// What a batch was executed on.
@@ -287,8 +293,11 @@ pub async fn executed(session: &Session, batch_id: BatchId) -> Result<Executed, 
     let mpids = session.query(EXECUTED_MPIDS, &[&batch_id]).await?;
     let rows = session.query(EXECUTED_ROWS, &[&batch_id]).await?;
     Ok(Executed {
-        mpids: mpids.iter().map(|row| (row.get(0), row.get(1))).collect(),
-        rows: rows.iter().map(|row| (row.get(0), row.get(1), row.get(2), row.get(3))).collect(),
+        mpids: mpids.iter().map(|row| (row.get("source"), row.get("profiles"))).collect(),
+        rows: rows
+            .iter()
+            .map(|row| (row.get("store"), row.get("deleted"), row.get("arrived"), row.get("failing")))
+            .collect(),
     })
 }
 
@@ -297,13 +306,28 @@ pub async fn executed(session: &Session, batch_id: BatchId) -> Result<Executed, 
 /// # Errors
 /// [`DbError`].
 pub async fn now(session: &Session) -> Result<Timestamp, DbError> {
-    Ok(session.query_one(NOW, &[]).await?.get(0))
+    session.value(NOW, &[]).await
+}
+
+/// What intake begins with.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Intake {
+    /// The instant of receipt.
+    pub(super) received_at: Timestamp,
+    /// The version of the calendar in force, if there is one.
+    pub(super) calendar: Option<i64>,
+}
+
+/// Takes the lock on the calendar, shared, and then reads the clock.
+pub(super) async fn begin_intake(tx: &Tx) -> Result<Intake, DbError> {
+    let row = tx.query_one(BEGIN_INTAKE, &[]).await?;
+    Ok(Intake { received_at: row.get("received_at"), calendar: row.get("calendar_version") })
 }
 
 /// The open batch of `slot`, opened where it is not there yet. The caller holds the lock on the calendar, shared.
 pub(super) async fn open_batch(tx: &Tx, lane: Lane, slot: Slot, version: i64) -> Result<BatchId, DbError> {
-    tx.execute(OPEN_BATCH, &[&lane.as_str(), &slot.tick_at, &slot.runs_at, &version]).await?;
-    let row = tx.query_opt(FIND_OPEN_BATCH, &[&lane.as_str(), &slot.tick_at, &slot.runs_at]).await?;
+    tx.execute(OPEN_BATCH, &[&lane, &slot.tick_at, &slot.runs_at, &version]).await?;
+    let row = tx.query_opt(FIND_OPEN_BATCH, &[&lane, &slot.tick_at, &slot.runs_at]).await?;
     // The lock and the clock that never falls behind a closed tick rule this out.
-    Ok(row.ok_or(DbError::Unexpected { place: "batches: the tick of a slot is closed" })?.get(0))
+    Ok(row.ok_or(DbError::Unexpected { place: "batches: the tick of a slot is closed" })?.get("batch_id"))
 }

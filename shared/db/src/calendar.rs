@@ -14,7 +14,8 @@ statements! {
     /// The calendar of a version, or the one in force.
     LOAD = "
         SELECT version, erasure_schedule, expedited_schedule, access_schedule,
-               extract(epoch FROM waiting_period)::float8, extract(epoch FROM completion_margin)::float8
+               extract(epoch FROM waiting_period)::float8 AS waiting_period,
+               extract(epoch FROM completion_margin)::float8 AS completion_margin
           FROM lethe.calendars WHERE version = $1 OR $1 IS NULL ORDER BY version DESC LIMIT 1";
     /// Nobody may schedule by the old calendar once the new one is there: intake holds this lock shared.
     LOCK_OUT_INTAKE = "SELECT pg_advisory_xact_lock(lethe.calendar_lock())";
@@ -35,13 +36,13 @@ pub struct VersionedCalendar {
 fn read(row: &Row) -> Result<VersionedCalendar, DbError> {
     let text = |index| row.get::<_, &str>(index);
     Ok(VersionedCalendar {
-        version: row.get(0),
+        version: row.get("version"),
         calendar: Calendar {
             erasure: text(1).parse()?,
             expedited: text(2).parse()?,
             access: text(3).parse()?,
-            waiting_period: SignedDuration::from_secs_f64(row.get(4)),
-            completion_margin: SignedDuration::from_secs_f64(row.get(5)),
+            waiting_period: SignedDuration::from_secs_f64(row.get("waiting_period")),
+            completion_margin: SignedDuration::from_secs_f64(row.get("completion_margin")),
         },
     })
 }
@@ -69,7 +70,7 @@ pub async fn store(db: &Db, epoch: i64, calendar: &Calendar) -> Result<(i64, boo
                 (calendar.erasure.to_string(), calendar.expedited.to_string(), calendar.access.to_string());
             let (wait, margin) = (calendar.waiting_period.as_secs_f64(), calendar.completion_margin.as_secs_f64());
             let row = tx.query_one(STORE, &[&erasure, &expedited, &access, &wait, &margin]).await?;
-            (row.get(0), true)
+            (row.get("version"), true)
         }
     };
     tx.commit().await?;

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::pool::Session;
 use super::{Db, DbError, statements};
-use lethe_domain::request::{CallbackId, ControllerId, EndpointId, SubjectRequestId};
+use lethe_domain::request::{CallbackId, CallbackState, ControllerId, EndpointId, RequestStatus, SubjectRequestId};
 
 /// The columns of a list, for the callbacks that a CTE `chosen` names.
 macro_rules! listed {
@@ -15,7 +15,7 @@ macro_rules! listed {
         concat!(
             "WITH RECURSIVE ", $($chosen)*,
             "SELECT c.callback_id, r.controller_id, r.subject_request_id, c.request_status, c.state, c.attempts,
-                    c.next_attempt_at, e.scheme || '://' || e.host || ':' || e.port, a.status_code, a.error_class,
+                    c.next_attempt_at, e.scheme || '://' || e.host || ':' || e.port AS endpoint, a.status_code, a.error_class,
                     c.created_at, c.finished_at, a.reason, c.exhausted_because
                FROM chosen
                JOIN lethe.callbacks c ON c.callback_id = chosen.callback_id
@@ -144,13 +144,13 @@ pub struct CallbackRow {
     /// The same on every attempt.
     pub callback_id: CallbackId,
     /// Whose request it is about.
-    pub controller_id: String,
+    pub controller_id: ControllerId,
     /// Which request.
     pub subject_request_id: SubjectRequestId,
     /// The status that it reports.
-    pub request_status: String,
-    /// `waiting`, `ready`, `delivered` or `exhausted`.
-    pub state: String,
+    pub request_status: RequestStatus,
+    /// Where it stands.
+    pub state: CallbackState,
     /// Attempts so far.
     pub attempts: i32,
     /// When it is due.
@@ -177,7 +177,7 @@ pub struct Filter {
     /// Only this controller's.
     pub controller_id: Option<ControllerId>,
     /// Only those in this state.
-    pub state: Option<String>,
+    pub state: Option<CallbackState>,
     /// Only those of this request.
     pub request: Option<SubjectRequestId>,
 }
@@ -188,8 +188,8 @@ pub struct Filter {
 /// # Errors
 /// [`DbError`].
 pub async fn list(session: &Session, filter: &Filter, limit: i64) -> Result<Vec<CallbackRow>, DbError> {
-    let (controller, state) = (&filter.controller_id, filter.state.as_deref());
-    let undelivered = state.is_some_and(|state| state != "delivered");
+    let (controller, state) = (&filter.controller_id, filter.state);
+    let undelivered = state.is_some_and(|state| state != CallbackState::Delivered);
     let rows = match (filter.request, controller) {
         (Some(request), _) => session.query(OF_REQUEST, &[&state, &limit, controller, &request]).await?,
         (None, Some(_)) if undelivered => {
@@ -199,25 +199,26 @@ pub async fn list(session: &Session, filter: &Filter, limit: i64) -> Result<Vec<
         (None, Some(_)) => session.query(LATEST_OF_CONTROLLER, &[&state, &limit, controller]).await?,
         (None, None) => session.query(LATEST, &[&state, &limit]).await?,
     };
-    Ok(rows
-        .iter()
-        .map(|row| CallbackRow {
-            callback_id: row.get(0),
-            controller_id: row.get(1),
-            subject_request_id: row.get(2),
-            request_status: row.get(3),
-            state: row.get(4),
-            attempts: row.get(5),
-            next_attempt_at: row.get(6),
-            endpoint: row.get(7),
-            last_status_code: row.get(8),
-            last_error_class: row.get(9),
-            last_reason: row.get(12),
-            exhausted_because: row.get(13),
-            created_at: row.get(10),
-            finished_at: row.get(11),
+    rows.iter()
+        .map(|row| {
+            Ok(CallbackRow {
+                callback_id: row.get("callback_id"),
+                controller_id: row.get("controller_id"),
+                subject_request_id: row.get("subject_request_id"),
+                request_status: row.try_get("request_status")?,
+                state: row.try_get("state")?,
+                attempts: row.get("attempts"),
+                next_attempt_at: row.get("next_attempt_at"),
+                endpoint: row.get("endpoint"),
+                last_status_code: row.get("status_code"),
+                last_error_class: row.get("error_class"),
+                last_reason: row.get("reason"),
+                exhausted_because: row.get("exhausted_because"),
+                created_at: row.get("created_at"),
+                finished_at: row.get("finished_at"),
+            })
         })
-        .collect())
+        .collect()
 }
 
 /// What is to be sent once more.
@@ -227,8 +228,8 @@ pub struct Replay<'a> {
     pub callbacks: Option<&'a [CallbackId]>,
     /// Only this controller's.
     pub controller_id: Option<&'a ControllerId>,
-    /// `exhausted` or `delivered`.
-    pub state: &'a str,
+    /// Exhausted or delivered.
+    pub state: CallbackState,
     /// At most so many.
     pub limit: i64,
 }
@@ -244,14 +245,14 @@ pub async fn replay(db: &Db, what: &Replay<'_>) -> Result<(Vec<CallbackId>, BTre
         let wanted: Vec<CallbackId> = if let Some(callbacks) = what.callbacks {
             callbacks.to_vec()
         } else {
-            let found = if what.state == "exhausted" { EXHAUSTED_TO_REPLAY } else { DELIVERED_TO_REPLAY };
-            tx.query(found, &[&what.controller_id, &what.limit]).await?.iter().map(|row| row.get(0)).collect()
+            let found = if what.state == CallbackState::Exhausted { EXHAUSTED_TO_REPLAY } else { DELIVERED_TO_REPLAY };
+            tx.values(found, &[&what.controller_id, &what.limit]).await?
         };
         let rows = tx.query(REPLAY, &[&wanted, &what.controller_id, &what.state, &what.limit]).await?;
-        let callbacks: Vec<CallbackId> = rows.iter().map(|row| row.get(0)).collect();
+        let callbacks: Vec<CallbackId> = rows.iter().map(|row| row.get("callback_id")).collect();
         tx.execute(AUDIT_REPLAYS, &[&callbacks]).await?;
         tx.commit().await?;
-        Ok((callbacks, rows.iter().map(|row| row.get(1)).collect()))
+        Ok((callbacks, rows.iter().map(|row| row.get("endpoint_id")).collect()))
     })
     .await
 }

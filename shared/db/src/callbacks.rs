@@ -10,12 +10,16 @@ use uuid::Uuid;
 
 use super::pool::Session;
 use super::reporting::Reporting;
-use super::{Db, DbError, statements};
+use super::results::read_stored;
+use super::{Db, DbError, Tx, statements};
 use lethe_domain::backoff::BackoffPolicy;
 use lethe_domain::crypto::Keys;
 use lethe_domain::delivery_attempt::DeliveryAttempt;
 use lethe_domain::opendsr::ApiVersion;
-use lethe_domain::request::{CallbackId, ControllerId, EndpointId, RequestStatus, SubjectRequestId};
+use lethe_domain::request::{
+    CallbackId, CallbackState, ControllerId, EndpointId, RequestKey, RequestStatus, SubjectRequestId,
+};
+use lethe_domain::result_link::StoredResult;
 use lethe_domain::signature_algorithm::SignatureAlgorithm;
 
 statements! {
@@ -57,7 +61,7 @@ statements! {
         RETURNING c.callback_id, c.state, c.endpoint_id";
     /// How long each of these has been retried; the give-up looks at time used, not at time held back.
     RETRIED = "
-        SELECT callback_id, extract(epoch FROM retrying_for)::float8 FROM lethe.callbacks WHERE callback_id = ANY ($1)";
+        SELECT callback_id, extract(epoch FROM retrying_for)::float8 AS retrying_for FROM lethe.callbacks WHERE callback_id = ANY ($1)";
     /// Not of callbacks that are gone: a failover has lost them, or their records have been removed.
     LOG_ATTEMPTS = "
         INSERT INTO lethe.callback_attempts (callback_id, attempt, started_at, duration, status_code, error_class, reason)
@@ -95,9 +99,17 @@ statements! {
                   FROM unnest($1::bigint[], $2::int[], $3::bool[], $4::timestamptz[])
                        AS u (endpoint_id, failures, answered, since)) q
          WHERE e.endpoint_id = q.endpoint_id
-        RETURNING e.endpoint_id, e.consecutive_failures, extract(epoch FROM e.unanswered_for)::float8";
+        RETURNING e.endpoint_id, e.consecutive_failures, extract(epoch FROM e.unanswered_for)::float8 AS unanswered_for";
     OPEN_BREAKER = "
         UPDATE lethe.endpoints SET open_until = lethe.now() + make_interval(secs => $2) WHERE endpoint_id = $1";
+}
+
+/// Adds the callbacks of requests that have reached `status`; the endpoints that have something to do now.
+pub(super) async fn add(tx: &Tx, requests: &[RequestKey], status: RequestStatus) -> Result<Vec<EndpointId>, DbError> {
+    if requests.is_empty() {
+        return Ok(Vec::new());
+    }
+    tx.values(ADD_CALLBACKS, &[&requests, &status, &status.sequence()]).await
 }
 
 /// How long a callback that cannot be read is put off.
@@ -131,7 +143,7 @@ pub struct ClaimedCallback {
     /// Where it goes.
     pub url: String,
     /// The result, where the request is completed: its id, the salt of its token, and its lines.
-    pub result: Option<(Uuid, Vec<u8>, i64)>,
+    pub result: Option<StoredResult>,
     /// An operator has it sent once more.
     pub replay: bool,
     token: Uuid,
@@ -166,14 +178,16 @@ pub async fn claim(
     let (mut unreadable, mut purged): (Vec<CallbackId>, Vec<CallbackId>) = (Vec::new(), Vec::new());
     let mut claimed = Vec::with_capacity(rows.len());
     for row in &rows {
-        if row.get::<_, Option<&[u8]>>(8).is_none() && row.get::<_, Option<&[u8]>>(15).is_none() {
-            purged.push(row.get(0));
+        if row.get::<_, Option<&[u8]>>("sealed_request").is_none()
+            && row.get::<_, Option<&[u8]>>("sealed_reporting").is_none()
+        {
+            purged.push(row.get("callback_id"));
             continue;
         }
         match read_claimed(row, keys, token) {
             Ok(callback) => claimed.push(callback),
             Err(error) => {
-                let callback: CallbackId = row.get(0);
+                let callback: CallbackId = row.get("callback_id");
                 tracing::error!(%error, %callback, "a callback cannot be read; it is put off for an hour");
                 unreadable.push(callback);
             }
@@ -192,32 +206,37 @@ pub async fn claim(
 
 fn read_claimed(row: &Row, keys: &Keys, token: Uuid) -> Result<ClaimedCallback, DbError> {
     let unexpected = || DbError::Unexpected { place: "callbacks" };
-    let controller_id: ControllerId = row.get::<_, &str>(6).parse().map_err(|_| unexpected())?;
-    let subject_request_id: SubjectRequestId = row.get(7);
-    let reporting = Reporting::open(keys, &controller_id, subject_request_id, row.get(15), row.get(8))?;
+    let controller_id: ControllerId = row.get("controller_id");
+    let subject_request_id: SubjectRequestId = row.get("subject_request_id");
+    let reporting = Reporting::open(
+        keys,
+        &controller_id,
+        subject_request_id,
+        row.get("sealed_reporting"),
+        row.get("sealed_request"),
+    )?;
     let mut reporting = reporting.ok_or_else(unexpected)?;
-    let url_no = usize::try_from(row.get::<_, i16>(1)).map_err(|_| unexpected())?;
+    let url_no = usize::try_from(row.get::<_, i16>("url_no")).map_err(|_| unexpected())?;
     if url_no >= reporting.status_callback_urls.len() {
         return Err(unexpected());
     }
-    let status: RequestStatus = row.get::<_, &str>(2).parse().map_err(|_| unexpected())?;
-    let result = row.get::<_, Option<Uuid>>(10).filter(|_| status == RequestStatus::Completed);
+    let status: RequestStatus = row.try_get("request_status")?;
     Ok(ClaimedCallback {
-        callback_id: row.get(0),
-        endpoint_id: row.get(14),
-        attempt: row.get(4),
-        started_at: row.get(5),
+        callback_id: row.get("callback_id"),
+        endpoint_id: row.get("endpoint_id"),
+        attempt: row.get("attempt"),
+        started_at: row.get("started_at"),
         controller_id,
-        algorithm: SignatureAlgorithm::stored(row.get(9)),
+        algorithm: row.try_get("signature_algorithm")?,
         status,
-        expected_completion_time: row.get(3),
+        expected_completion_time: row.get("expected_completion_time"),
         subject_request_id,
-        api_version: row.get::<_, &str>(16).parse().map_err(|_| unexpected())?,
+        api_version: row.try_get("api_version")?,
         group_id: reporting.group_id,
         // The other URLs are of no use here.
         url: reporting.status_callback_urls.swap_remove(url_no),
-        result: result.map(|id| (id, row.get(11), row.get(12))),
-        replay: row.get(13),
+        result: read_stored(row).filter(|_| status == RequestStatus::Completed),
+        replay: row.get("replay"),
         token,
     })
 }
@@ -243,7 +262,7 @@ pub struct RetryPolicy {
 #[derive(Debug, Default)]
 pub struct RecordedAttempts {
     /// Callbacks by the state they are in now; one that is missing was no longer ours.
-    pub states: BTreeMap<&'static str, usize>,
+    pub states: BTreeMap<CallbackState, usize>,
     /// Breakers that were opened.
     pub breakers_opened: usize,
     /// Endpoints that have not answered for the time after which one is given up ([`super::give_up`]).
@@ -276,7 +295,7 @@ async fn record_once(
     let ids: Vec<CallbackId> = group.iter().map(|(claimed, _)| claimed.callback_id).collect();
     let tokens: Vec<Uuid> = group.iter().map(|(claimed, _)| claimed.token).collect();
     let retried: BTreeMap<CallbackId, f64> = if group.iter().any(|(_, attempt)| attempt.error_class.is_some()) {
-        tx.query(RETRIED, &[&ids]).await?.iter().map(|row| (row.get(0), row.get(1))).collect()
+        tx.query(RETRIED, &[&ids]).await?.iter().map(|row| (row.get("callback_id"), row.get("retrying_for"))).collect()
     } else {
         BTreeMap::new()
     };
@@ -284,7 +303,7 @@ async fn record_once(
     for ((claimed, attempt), random) in group.iter().zip(randoms) {
         let spent = attempt.duration.as_secs_f64();
         if attempt.error_class.is_none() {
-            states.push("delivered");
+            states.push(CallbackState::Delivered);
             used.push(spent);
             delays.push(0.0);
             continue;
@@ -292,7 +311,8 @@ async fn record_once(
         let failures = u32::try_from(claimed.attempt).unwrap_or(1);
         let delay = policy.backoff.delay_after(failures, *random, attempt.retry_after).as_secs_f64();
         let total = retried.get(&claimed.callback_id).copied().unwrap_or(0.0) + spent + delay;
-        states.push(if total > policy.give_up.as_secs_f64() { "exhausted" } else { "ready" });
+        let is_over = total > policy.give_up.as_secs_f64();
+        states.push(if is_over { CallbackState::Exhausted } else { CallbackState::Ready });
         used.push(spent + delay);
         delays.push(delay);
     }
@@ -301,15 +321,11 @@ async fn record_once(
     let mut ended: Vec<CallbackId> = Vec::new();
     let mut ours: BTreeSet<CallbackId> = BTreeSet::new();
     for row in &rows {
-        let state = match row.get::<_, &str>(1) {
-            "delivered" => "delivered",
-            "exhausted" => "exhausted",
-            _ => "ready",
-        };
+        let state: CallbackState = row.try_get("state")?;
         *recorded.states.entry(state).or_default() += 1;
-        ours.insert(row.get(0));
-        if state != "ready" {
-            ended.push(row.get(0));
+        ours.insert(row.get("callback_id"));
+        if state != CallbackState::Ready {
+            ended.push(row.get("callback_id"));
         }
     }
     // What is no longer ours was sent all the same: the log tells of every attempt.
@@ -376,7 +392,8 @@ async fn move_breakers(
     let endpoints: Vec<EndpointId> = troubled.keys().copied().collect();
     let answering: Vec<EndpointId> = well.iter().copied().collect();
     let locked = session.query(LOCK_ENDPOINTS, &[&answering, &endpoints]).await?;
-    let recovered: Vec<EndpointId> = locked.iter().map(|row| row.get(0)).filter(|id| well.contains(id)).collect();
+    let recovered: Vec<EndpointId> =
+        locked.iter().map(|row| row.get("endpoint_id")).filter(|id| well.contains(id)).collect();
     if !recovered.is_empty() {
         session.execute(CLOSE_BREAKERS, &[&recovered]).await?;
     }
@@ -388,7 +405,8 @@ async fn move_breakers(
     let since: Vec<Timestamp> = troubled.values().map(|one| one.since).collect();
     let pause = policy.longest_pause.as_secs_f64();
     for row in session.query(COUNT_FAILURES, &[&endpoints, &failures, &answered, &since, &pause]).await? {
-        let (endpoint, failures, unanswered): (EndpointId, i32, f64) = (row.get(0), row.get(1), row.get(2));
+        let (endpoint, failures, unanswered): (EndpointId, i32, f64) =
+            (row.get("endpoint_id"), row.get("consecutive_failures"), row.get("unanswered_for"));
         if failures >= policy.breaker_threshold {
             let probes = u32::try_from(failures - policy.breaker_threshold).unwrap_or(0) + 1;
             session.execute(OPEN_BREAKER, &[&endpoint, &policy.probe.delay(probes, jitter).as_secs_f64()]).await?;

@@ -4,7 +4,8 @@ use jiff::Timestamp;
 
 use super::pool::Session;
 use super::{DbError, statements};
-use lethe_domain::request::{RequestKey, RequestStatus, RequestType};
+use lethe_domain::opendsr::{ApiVersion, Regulation};
+use lethe_domain::request::{BatchId, Lane, RequestKey, RequestStatus, RequestType};
 
 use super::requests::Target;
 
@@ -25,10 +26,10 @@ pub struct Facts {
     pub status: RequestStatus,
     /// What was asked for.
     pub request_type: RequestType,
-    /// `gdpr` or `ccpa`.
-    pub regulation: Option<String>,
+    /// The law under which it was made.
+    pub regulation: Option<Regulation>,
     /// The version in which it was asked.
-    pub api_version: String,
+    pub api_version: ApiVersion,
     /// Keyed digest of the parsed request.
     pub content_digest: Vec<u8>,
     /// When the data subject asked the controller.
@@ -36,9 +37,9 @@ pub struct Facts {
     /// When the controller asked us.
     pub received_at: Timestamp,
     /// The kind of batch.
-    pub lane: String,
+    pub lane: Lane,
     /// The batch.
-    pub batch_id: Option<i64>,
+    pub batch_id: Option<BatchId>,
     /// When the batch was to run.
     pub runs_at: Option<Timestamp>,
     /// When the execution began.
@@ -53,20 +54,19 @@ pub struct Facts {
 /// [`DbError`].
 pub async fn facts(session: &Session, target: &Target) -> Result<Option<Facts>, DbError> {
     let Some(row) = session.query_opt(FACTS, &[&target.0, &target.1]).await? else { return Ok(None) };
-    let unexpected = || DbError::Unexpected { place: "requests" };
     Ok(Some(Facts {
-        request_key: row.get(0),
-        status: row.get::<_, &str>(1).parse().map_err(|_| unexpected())?,
-        request_type: row.get::<_, &str>(2).parse().map_err(|_| unexpected())?,
-        regulation: row.get(3),
-        api_version: row.get(4),
-        content_digest: row.get(5),
-        submitted_time: row.get(6),
-        received_at: row.get(7),
-        lane: row.get(8),
-        batch_id: row.get(9),
-        runs_at: row.get(10),
-        in_progress_at: row.get(11),
-        completed_at: row.get(12),
+        request_key: row.get("request_key"),
+        status: row.try_get("status")?,
+        request_type: row.try_get("request_type")?,
+        regulation: row.try_get("regulation")?,
+        api_version: row.try_get("api_version")?,
+        content_digest: row.get("content_digest"),
+        submitted_time: row.get("submitted_time"),
+        received_at: row.get("received_at"),
+        lane: row.try_get("lane")?,
+        batch_id: row.get("batch_id"),
+        runs_at: row.get("runs_at"),
+        in_progress_at: row.get("in_progress_at"),
+        completed_at: row.get("completed_at"),
     }))
 }

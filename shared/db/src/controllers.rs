@@ -72,14 +72,14 @@ pub struct Credentials {
 }
 
 fn read(row: &Row) -> Result<Controller, DbError> {
-    let id = row.get::<_, &str>(0).parse();
+    let id = row.get::<_, &str>("controller_id").parse();
     Ok(Controller {
         controller_id: id.map_err(|_| DbError::Unexpected { place: "controllers.controller_id" })?,
-        amqp_user: row.get(1),
-        any_amqp_user: row.get(2),
-        algorithm: SignatureAlgorithm::stored(row.get(3)),
-        include_profile: row.get(4),
-        created_at: row.get(5),
+        amqp_user: row.get("amqp_user"),
+        any_amqp_user: row.get("any_amqp_user"),
+        algorithm: row.try_get("signature_algorithm")?,
+        include_profile: row.get("include_profile"),
+        created_at: row.get("created_at"),
     })
 }
 
@@ -115,7 +115,7 @@ pub async fn list(session: &Session) -> Result<Vec<Controller>, DbError> {
 pub async fn add(db: &Db, new: &NewController) -> Result<Option<Credentials>, DbError> {
     let credentials = Credentials { api_key: random_token()?, api_secret: random_token()? };
     let secret_hash = hash(&credentials.api_secret)?;
-    let algorithm = new.algorithm.as_str();
+    let algorithm = new.algorithm;
     let tx = db.begin("add_controller").await?;
     let added = tx
         .execute(
@@ -148,7 +148,7 @@ pub async fn rotate_secret(session: &Session, id: &ControllerId) -> Result<Optio
     let api_secret = random_token()?;
     let secret_hash = hash(&api_secret)?;
     let row = session.query_opt(ROTATE_SECRET, &[id, &secret_hash]).await?;
-    Ok(row.map(|row| Credentials { api_key: row.get(0), api_secret }))
+    Ok(row.map(|row| Credentials { api_key: row.get("api_key"), api_secret }))
 }
 
 /// A controller as the gateway finds it by its API key.
@@ -168,11 +168,11 @@ pub struct KeyHolder {
 /// [`DbError`].
 pub async fn by_api_key(session: &Session, api_key: &str) -> Result<Option<KeyHolder>, DbError> {
     let Some(row) = session.query_opt(FIND_API_KEY, &[&api_key]).await? else { return Ok(None) };
-    let id = row.get::<_, &str>(0).parse();
+    let id = row.get::<_, &str>("controller_id").parse();
     Ok(Some(KeyHolder {
         controller_id: id.map_err(|_| DbError::Unexpected { place: "controllers.controller_id" })?,
-        api_secret_hash: row.get(1),
-        algorithm: SignatureAlgorithm::stored(row.get(2)),
+        api_secret_hash: row.get("api_secret_hash"),
+        algorithm: row.try_get("signature_algorithm")?,
     }))
 }
 

@@ -13,14 +13,14 @@ pub const COUNTED: i64 = 10_000;
 macro_rules! listed {
     ($from:literal, $order:literal) => {
         concat!(
-            "SELECT e.endpoint_id, e.controller_id, e.scheme || '://' || e.host || ':' || e.port, e.consecutive_failures,
-                    e.open_until, e.last_answer_at, e.unanswered_since, extract(epoch FROM e.unanswered_for)::bigint,
+            "SELECT e.endpoint_id, e.controller_id, e.scheme || '://' || e.host || ':' || e.port AS endpoint, e.consecutive_failures,
+                    e.open_until, e.last_answer_at, e.unanswered_since, extract(epoch FROM e.unanswered_for)::bigint AS unanswered_seconds,
                     e.given_up_at,
                     (SELECT count(*) FROM (
                         SELECT FROM lethe.callbacks c WHERE c.endpoint_id = e.endpoint_id AND c.state = 'ready'
-                         LIMIT 10001) counted),
+                         LIMIT 10001) counted) AS ready,
                     (SELECT min(c.created_at) FROM lethe.callbacks c
-                      WHERE c.endpoint_id = e.endpoint_id AND c.state = 'ready' AND c.state <> 'delivered')
+                      WHERE c.endpoint_id = e.endpoint_id AND c.state = 'ready' AND c.state <> 'delivered') AS oldest_ready_at
                FROM (SELECT * FROM lethe.endpoints e WHERE ",
             $from,
             " ORDER BY ",
@@ -103,8 +103,8 @@ pub async fn find(session: &Session, endpoint_id: EndpointId) -> Result<Option<E
 }
 
 fn read(row: &tokio_postgres::Row) -> EndpointRow {
-    let (failures, open_until): (i32, Option<Timestamp>) = (row.get(3), row.get(4));
-    let given_up_at: Option<Timestamp> = row.get(8);
+    let (failures, open_until): (i32, Option<Timestamp>) = (row.get("consecutive_failures"), row.get("open_until"));
+    let given_up_at: Option<Timestamp> = row.get("given_up_at");
     let state = match (given_up_at, open_until, failures) {
         (Some(_), ..) => "given_up",
         (None, Some(_), _) => "held",
@@ -112,17 +112,17 @@ fn read(row: &tokio_postgres::Row) -> EndpointRow {
         _ => "well",
     };
     EndpointRow {
-        endpoint_id: row.get(0),
-        controller_id: row.get(1),
-        endpoint: row.get(2),
+        endpoint_id: row.get("endpoint_id"),
+        controller_id: row.get("controller_id"),
+        endpoint: row.get("endpoint"),
         state,
         consecutive_failures: failures,
         open_until,
-        last_answer_at: row.get(5),
-        unanswered_since: row.get(6),
-        unanswered_seconds: row.get(7),
+        last_answer_at: row.get("last_answer_at"),
+        unanswered_since: row.get("unanswered_since"),
+        unanswered_seconds: row.get("unanswered_seconds"),
         given_up_at,
-        ready: row.get(9),
-        oldest_ready_at: row.get(10),
+        ready: row.get("ready"),
+        oldest_ready_at: row.get("oldest_ready_at"),
     }
 }

@@ -104,12 +104,15 @@ impl EndpointCache {
             cache.clear();
         }
         for row in rows {
-            let port: i32 = row.get(4);
-            let origin =
-                Origin { scheme: row.get(2), host: row.get(3), port: port.try_into().map_err(|_| unexpected())? };
-            let key = (row.get::<_, &str>(1).parse().map_err(|_| unexpected())?, origin);
-            cache.insert(key.clone(), (row.get(0), read_at));
-            known.insert(key, row.get(0));
+            let port: i32 = row.get("port");
+            let origin = Origin {
+                scheme: row.get("scheme"),
+                host: row.get("host"),
+                port: port.try_into().map_err(|_| unexpected())?,
+            };
+            let key = (row.get("controller_id"), origin);
+            cache.insert(key.clone(), (row.get("endpoint_id"), read_at));
+            known.insert(key, row.get("endpoint_id"));
         }
         Ok(known)
     }
@@ -137,11 +140,11 @@ pub async fn to_wake(session: &Session, pause_seconds: f64, limit: i64) -> Resul
     }
     let Some(last) = found.last() else { return Ok(Vec::new()) };
     LAST_LOOKED_AT.store(last.0, Ordering::Relaxed);
-    Ok(session.query(TO_WAKE, &[&pause_seconds, &limit, &found]).await?.iter().map(|row| row.get(0)).collect())
+    session.values(TO_WAKE, &[&pause_seconds, &limit, &found]).await
 }
 
 async fn with_ready(session: &Session, after: i64, limit: i64) -> Result<Vec<EndpointId>, DbError> {
-    Ok(session.query(WITH_READY, &[&after, &limit]).await?.iter().map(|row| row.get(0)).collect())
+    session.values(WITH_READY, &[&after, &limit]).await
 }
 
 /// Whose the given endpoints are; one that is unknown is left out.
@@ -152,5 +155,10 @@ pub async fn controllers(
     session: &Session,
     endpoints: &[EndpointId],
 ) -> Result<HashMap<EndpointId, ControllerId>, DbError> {
-    Ok(session.query(CONTROLLERS, &[&endpoints]).await?.iter().map(|row| (row.get(0), row.get(1))).collect())
+    Ok(session
+        .query(CONTROLLERS, &[&endpoints])
+        .await?
+        .iter()
+        .map(|row| (row.get("endpoint_id"), row.get("controller_id")))
+        .collect())
 }

@@ -34,8 +34,8 @@ statements! {
         RETURNING c.callback_id";
     CUTOFF = "SELECT lethe.now() - make_interval(secs => $1)";
     ENDPOINT = "
-        SELECT controller_id, scheme || '://' || host || ':' || port, given_up_at IS NOT NULL,
-               extract(epoch FROM unanswered_for)::float8
+        SELECT controller_id, scheme || '://' || host || ':' || port AS endpoint, given_up_at IS NOT NULL AS was_given_up,
+               extract(epoch FROM unanswered_for)::float8 AS unanswered_for
           FROM lethe.endpoints WHERE endpoint_id = $1 FOR NO KEY UPDATE";
     MARK = "
         UPDATE lethe.endpoints SET given_up_at = lethe.now() WHERE endpoint_id = $1 AND given_up_at IS NULL";
@@ -87,7 +87,7 @@ impl GivenUpBy {
 /// # Errors
 /// [`DbError`].
 pub async fn cutoff(db: &Db, by: GivenUpBy) -> Result<Timestamp, DbError> {
-    Ok(db.session().await?.query_one(CUTOFF, &[&by.age().as_secs_f64()]).await?.get(0))
+    db.session().await?.value(CUTOFF, &[&by.age().as_secs_f64()]).await
 }
 
 /// Exhausts the oldest callbacks of an endpoint from before the [`cutoff`], [`STEP`] at most, in one transaction, and records that the endpoint is
@@ -108,7 +108,7 @@ pub async fn step(
     super::retrying(|| async {
         let tx = db.begin("give_up_endpoint").await?;
         let rows = tx.query(EXHAUST, &[&endpoint_id, &cutoff, &STEP, &by.reason()]).await?;
-        let exhausted: Vec<CallbackId> = rows.iter().map(|row| row.get(0)).collect();
+        let exhausted: Vec<CallbackId> = rows.iter().map(|row| row.get("callback_id")).collect();
         if !exhausted.is_empty() {
             tx.query(RELEASE_SUCCESSORS, &[&exhausted]).await?;
         }
@@ -134,7 +134,7 @@ async fn mark(
     exhausted: usize,
 ) -> Result<Option<bool>, DbError> {
     let Some(row) = tx.query_opt(ENDPOINT, &[&endpoint_id]).await? else { return Ok(None) };
-    let (was_given_up, unanswered): (bool, f64) = (row.get(2), row.get(3));
+    let (was_given_up, unanswered): (bool, f64) = (row.get("was_given_up"), row.get("unanswered_for"));
     let (first, told) = match by {
         GivenUpBy::Courier { after } if unanswered < after.as_secs_f64() => return Ok(None),
         GivenUpBy::Courier { .. } => {
@@ -145,9 +145,9 @@ async fn mark(
         GivenUpBy::Operator { .. } => (is_first, is_first),
     };
     if told {
-        let controller_id: ControllerId = row.get(0);
+        let controller_id: ControllerId = row.get("controller_id");
         let details = serde_json::json!({
-            "endpoint_id": endpoint_id, "endpoint": row.get::<_, &str>(1), "because": by.reason(),
+            "endpoint_id": endpoint_id, "endpoint": row.get::<_, &str>("endpoint"), "because": by.reason(),
             "older_than_seconds": by.age().as_secs(), "callbacks_of_first_step": exhausted,
         });
         super::audit::record(tx, Some(&controller_id), None, "endpoint.given_up", &details).await?;

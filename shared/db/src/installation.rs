@@ -24,13 +24,14 @@ pub async fn check_master_key(db: &Db, keys: &Keys) -> Result<(), DbError> {
     if let Some(known) = compare(&session, keys).await? {
         return known;
     }
-    if !session.query_one("SELECT has_table_privilege('lethe.installation', 'INSERT')", &[]).await?.get::<_, bool>(0) {
+    if !session.value::<bool>("SELECT has_table_privilege('lethe.installation', 'INSERT')", &[]).await? {
         return Err(DbError::NoMasterKey);
     }
     if let Some(row) = session.query_opt(ANY_SEALED, &[]).await? {
-        let unexpected = || DbError::Unexpected { place: "requests.controller_id" };
-        let controller_id = row.get::<_, &str>(0).parse().map_err(|_| unexpected())?;
-        let opened = keys.requests().open(&sealing_context(&controller_id, row.get(1)), row.get(2));
+        let controller_id = row.get("controller_id");
+        let opened = keys
+            .requests()
+            .open(&sealing_context(&controller_id, row.get("subject_request_id")), row.get("sealed_request"));
         opened.map_err(|_| DbError::OtherMasterKey)?;
     }
     session.execute(RECORD, &[&keys.fingerprint()]).await?;
@@ -47,6 +48,6 @@ pub async fn compare_master_key(db: &Db, keys: &Keys) -> Result<(), DbError> {
 
 async fn compare(session: &Session, keys: &Keys) -> Result<Option<Result<(), DbError>>, DbError> {
     let found = session.query_opt(FIND, &[]).await?;
-    let is_ours = found.map(|row| row.get::<_, &[u8]>(0) == keys.fingerprint());
+    let is_ours = found.map(|row| row.get::<_, &[u8]>("master_key_fingerprint") == keys.fingerprint());
     Ok(is_ours.map(|is_ours| if is_ours { Ok(()) } else { Err(DbError::OtherMasterKey) }))
 }

@@ -6,19 +6,21 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 
-use super::batches::{BEGIN_INTAKE, open_batch};
+use super::batches::{Intake, begin_intake, open_batch};
 use super::calendar::CalendarCache;
-use super::callbacks::ADD_CALLBACKS;
 use super::endpoints::EndpointCache;
 use super::matching::INSERT_MPIDS;
 use super::matching::{self, Matched, Wanted};
 use super::reporting::Reporting;
 use super::sealed::sealing_context;
-use super::{Db, DbError, Tx, statements};
+use super::{Db, DbError, Tx, callbacks, statements};
 use lethe_domain::crypto::Keys;
 use lethe_domain::opendsr::callback_url::Origin;
-use lethe_domain::opendsr::{Regulation, SubjectRequest};
-use lethe_domain::request::{BatchId, ControllerId, EndpointId, Lane, Mpid, RequestKey, Slot, SubjectRequestId};
+use lethe_domain::opendsr::{ApiVersion, Regulation, SubjectRequest};
+use lethe_domain::request::{
+    Approval, BatchId, ControllerId, EndpointId, Lane, Mpid, RequestKey, RequestStatus, RequestType, Slot,
+    SubjectRequestId,
+};
 use lethe_process::fault;
 
 statements! {
@@ -203,8 +205,7 @@ impl IntakeContext {
             // The server may be another one than that which was asked.
             endpoints = self.endpoints.resolve(&tx, &wanted).await?;
         }
-        let row = tx.query_one(BEGIN_INTAKE, &[]).await?;
-        let (received_at, version): (Timestamp, Option<i64>) = (row.get(0), row.get(1));
+        let Intake { received_at, calendar: version } = begin_intake(&tx).await?;
         let calendar = self.calendars.get(&tx, version).await?;
 
         let (mut opened, read_at) = (HashMap::new(), Instant::now());
@@ -307,10 +308,10 @@ async fn insert_requests(
     let requests = || group.iter().map(|one| &one.submission.request);
     let controllers: Vec<&str> = group.iter().map(|one| one.submission.controller_id.as_str()).collect();
     let ids: Vec<SubjectRequestId> = requests().map(|request| request.subject_request_id).collect();
-    let versions: Vec<&str> = requests().map(|request| request.api_version.as_str()).collect();
-    let regulations: Vec<Option<&str>> = requests().map(|request| request.regulation.map(Regulation::as_str)).collect();
-    let types: Vec<&str> = requests().map(|request| request.subject_request_type.as_str()).collect();
-    let lanes: Vec<&str> = plans.iter().map(|plan| plan.lane.as_str()).collect();
+    let versions: Vec<ApiVersion> = requests().map(|request| request.api_version).collect();
+    let regulations: Vec<Option<Regulation>> = requests().map(|request| request.regulation).collect();
+    let types: Vec<RequestType> = requests().map(|request| request.subject_request_type).collect();
+    let lanes: Vec<Lane> = plans.iter().map(|plan| plan.lane).collect();
     let batches: Vec<Option<BatchId>> = plans.iter().map(|plan| plan.batch).collect();
     let digests: Vec<&[u8]> = group.iter().map(|one| one.digest.as_slice()).collect();
     let sealed: Vec<&[u8]> = group.iter().map(|one| one.sealed.as_slice()).collect();
@@ -324,8 +325,8 @@ async fn insert_requests(
         .collect();
     let submitted: Vec<Timestamp> = requests().map(|request| request.submitted_time).collect();
     let expected: Vec<Timestamp> = plans.iter().map(|plan| plan.expected).collect();
-    let approvals: Vec<&str> =
-        plans.iter().map(|plan| if plan.batch.is_some() { "not_needed" } else { "needed" }).collect();
+    let approvals: Vec<Approval> =
+        plans.iter().map(|plan| if plan.batch.is_some() { Approval::NotNeeded } else { Approval::Needed }).collect();
     let rows = tx
         .query(
             INSERT_REQUESTS,
@@ -348,13 +349,10 @@ async fn insert_requests(
             ],
         )
         .await?;
-    rows.iter()
-        .map(|row| {
-            let controller = row.get::<_, &str>(1).parse();
-            let controller = controller.map_err(|_| DbError::Unexpected { place: "requests.controller_id" })?;
-            Ok(((controller, row.get(2)), row.get(0)))
-        })
-        .collect()
+    Ok(rows
+        .iter()
+        .map(|row| ((row.get("controller_id"), row.get("subject_request_id")), row.get("request_key")))
+        .collect())
 }
 
 /// What follows from the requests that were inserted, and what is known of those that were there before.
@@ -413,22 +411,20 @@ async fn insert_consequences(
     if !new_keys.is_empty() {
         let early = tx.query(TAKE_EARLY_CANCELLATIONS, &[&new_controllers, &new_ids, &new_keys, &received_at]).await?;
         if !early.is_empty() {
-            let cancelled: Vec<RequestKey> = early.iter().map(|row| row.get(0)).collect();
-            let times: Vec<Timestamp> = early.iter().map(|row| row.get(1)).collect();
+            let cancelled: Vec<RequestKey> = early.iter().map(|row| row.get("request_key")).collect();
+            let times: Vec<Timestamp> = early.iter().map(|row| row.get("received_at")).collect();
             tx.execute(CANCEL_AT_BIRTH, &[&cancelled, &times]).await?;
-            tx.query(ADD_CALLBACKS, &[&cancelled, &"cancelled", &1_i16]).await?;
+            callbacks::add(tx, &cancelled, RequestStatus::Cancelled).await?;
         }
     }
     if !old_ids.is_empty() {
         for row in tx.query(FIND_EXISTING, &[&old_controllers, &old_ids]).await? {
-            let controller = row.get::<_, &str>(0).parse();
-            let controller = controller.map_err(|_| DbError::Unexpected { place: "requests.controller_id" })?;
             rows.insert(
-                (controller, row.get(1)),
+                (row.get("controller_id"), row.get("subject_request_id")),
                 Row {
-                    digest: row.get(2),
-                    received_at: row.get(3),
-                    expected_completion_time: row.get(4),
+                    digest: row.get("content_digest"),
+                    received_at: row.get("received_at"),
+                    expected_completion_time: row.get("expected_completion_time"),
                     inserted: false,
                 },
             );

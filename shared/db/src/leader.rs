@@ -32,7 +32,7 @@ statements! {
     ASSERT = "SELECT lethe.assert_leader('scheduler', $1)";
     WALL_CLOCK = "SELECT lethe.wall_clock()";
     CLOCK = "
-        SELECT lethe.wall_clock(), known_clock, expires_at > lethe.now() FROM lethe.leaders WHERE name = 'scheduler'";
+        SELECT lethe.wall_clock(), known_clock, expires_at > lethe.now() AS is_led FROM lethe.leaders WHERE name = 'scheduler'";
     AGREE = "
         UPDATE lethe.leaders
            SET agreements = agreements + 1, agreed_clock = lethe.wall_clock(), known_clock = lethe.wall_clock()
@@ -113,7 +113,13 @@ pub async fn ask(
     believed: Option<Timestamp>,
 ) -> Result<Seen, DbError> {
     let row = session.query_one(ACQUIRE, &[&holder, &lease.as_secs_f64(), &believed]).await?;
-    Ok(Seen { epoch: row.get(0), known: row.get(1), agreements: row.get(2), agreed: row.get(3), wall: row.get(4) })
+    Ok(Seen {
+        epoch: row.get("epoch"),
+        known: row.get("known_clock"),
+        agreements: row.get("agreements"),
+        agreed: row.get("agreed_clock"),
+        wall: row.get("wall_clock"),
+    })
 }
 
 /// Becomes or stays the leader for `lease`; the epoch, or `None` where another one leads.
@@ -162,7 +168,7 @@ pub async fn assert_clock(session: &Session, term: &Term) -> Result<(), DbError>
     if term.clock.is_none() {
         return Ok(());
     }
-    term.check(session.query_one(WALL_CLOCK, &[]).await?.get(0))
+    term.check(session.value(WALL_CLOCK, &[]).await?)
 }
 
 /// What is known of the clock.
@@ -190,7 +196,7 @@ impl KnownClock {
 /// [`DbError`].
 pub async fn clock(session: &Session) -> Result<KnownClock, DbError> {
     let row = session.query_one(CLOCK, &[]).await?;
-    Ok(KnownClock { database: row.get(0), believed: row.get(1), led: row.get(2) })
+    Ok(KnownClock { database: row.get("wall_clock"), believed: row.get("known_clock"), led: row.get("is_led") })
 }
 
 /// Agrees to PostgreSQL's clock as it is now, on the audit trail; the clock that was agreed to.
@@ -200,7 +206,7 @@ pub async fn clock(session: &Session) -> Result<KnownClock, DbError> {
 pub async fn agree_to_clock(db: &Db) -> Result<Timestamp, DbError> {
     let tx = db.begin("agree_to_clock").await?;
     let before = clock(&tx).await?;
-    let agreed: Timestamp = tx.query_one(AGREE, &[]).await?.get(0);
+    let agreed: Timestamp = tx.value(AGREE, &[]).await?;
     let details = serde_json::json!({"clock": agreed, "believed_before": before.believed});
     super::audit::record(&tx, None, None, "clock.agreed", &details).await?;
     tx.commit().await?;

@@ -33,7 +33,7 @@ statements! {
         ON CONFLICT (stage, controller_id) DO UPDATE
            SET failures = p.failures + (excluded.paused_at NOT BETWEEN p.paused_at AND p.paused_until)::integer,
                class = excluded.class
-        RETURNING failures, paused_at = paused_until OR lethe.now() NOT BETWEEN paused_at AND paused_until";
+        RETURNING failures, paused_at = paused_until OR lethe.now() NOT BETWEEN paused_at AND paused_until AS begins";
     PAUSE = "
         UPDATE lethe.pauses SET paused_at = lethe.now(), paused_until = lethe.now() + make_interval(secs => $3)
          WHERE stage = $1 AND controller_id = $2";
@@ -124,17 +124,17 @@ pub struct Turn {
 pub async fn claim(session: &Session, stage: Stage, turn: &Turn) -> Result<Option<Claimed>, DbError> {
     let served_last = turn.served_last.as_ref().map_or("", |id| id.as_str());
     let at_limit: Vec<&str> = turn.at_limit.iter().map(ControllerId::as_str).collect();
-    let row = session.query_opt(CLAIM, &[&stage.as_str(), &LEASE.as_secs_f64(), &served_last, &at_limit]).await?;
+    let row = session.query_opt(CLAIM, &[&stage, &LEASE.as_secs_f64(), &served_last, &at_limit]).await?;
     row.map(|row| {
-        let controller_id = row.get::<_, &str>(1).parse();
+        let controller_id = row.get::<_, &str>("controller_id").parse();
         Ok(Claimed {
-            slice_id: row.get(0),
+            slice_id: row.get("slice_id"),
             controller_id: controller_id.map_err(|_| DbError::Unexpected { place: "slices.controller_id" })?,
-            token: row.get(2),
-            attempts: row.get(3),
-            as_of: row.get(4),
-            writers: row.get::<_, Option<_>>(5).unwrap_or_default(),
-            paused_before: row.get(6),
+            token: row.get("lease_token"),
+            attempts: row.get("attempts"),
+            as_of: row.get("started_at"),
+            writers: row.get::<_, Option<_>>("writers").unwrap_or_default(),
+            paused_before: row.get("paused_before"),
             stage,
             renewed_at: Arc::new(Mutex::new(Instant::now())),
         })
@@ -223,14 +223,14 @@ pub async fn give_back(
         [&claimed.slice_id, &claimed.token, &delay.as_secs_f64(), &class, &operator];
     if tx.execute(RETRY_LATER, &params).await? == 1 {
         if trouble == Trouble::Controller {
-            let of = (claimed.stage.as_str(), &claimed.controller_id);
+            let of = (claimed.stage, &claimed.controller_id);
             let counted = tx.query_one(COUNT_FAILURE, &[&of.0, of.1, &class]).await?;
-            let (failures, begins): (i32, bool) = (counted.get(0), counted.get(1));
+            let (failures, begins): (i32, bool) = (counted.get("failures"), counted.get("begins"));
             if begins {
                 tx.execute(PAUSE, &[&of.0, of.1, &wait(failures).as_secs_f64()]).await?;
             }
         } else if claimed.paused_before && trouble != Trouble::Writers {
-            tx.execute(RESUME, &[&claimed.stage.as_str(), &claimed.controller_id]).await?;
+            tx.execute(RESUME, &[&claimed.stage, &claimed.controller_id]).await?;
         }
     }
     tx.commit().await?;
@@ -243,7 +243,7 @@ pub async fn give_back(
 /// [`DbError`].
 pub async fn went_well(db: &Db, claimed: &Claimed) -> Result<(), DbError> {
     if claimed.paused_before {
-        db.session().await?.execute(RESUME, &[&claimed.stage.as_str(), &claimed.controller_id]).await?;
+        db.session().await?.execute(RESUME, &[&claimed.stage, &claimed.controller_id]).await?;
     }
     Ok(())
 }
@@ -254,8 +254,8 @@ pub async fn went_well(db: &Db, claimed: &Claimed) -> Result<(), DbError> {
 /// [`DbError`].
 pub async fn to_wake(session: &Session, stage: Stage, pause_seconds: f64, limit: i64) -> Result<Vec<SliceId>, DbError> {
     let params: [&(dyn tokio_postgres::types::ToSql + Sync); 4] =
-        [&stage.as_str(), &pause_seconds, &limit, &LEASE.as_secs_f64()];
-    Ok(session.query(TO_WAKE, &params).await?.iter().map(|row| row.get(0)).collect())
+        [&stage, &pause_seconds, &limit, &LEASE.as_secs_f64()];
+    session.values(TO_WAKE, &params).await
 }
 
 /// The transactions that hold a write lock on the controller's tables now.
@@ -263,7 +263,7 @@ pub async fn to_wake(session: &Session, stage: Stage, pause_seconds: f64, limit:
 /// # Errors
 /// [`DbError`].
 pub async fn writers(session: &Session, controller_id: &ControllerId) -> Result<Vec<String>, DbError> {
-    Ok(session.query_one(WRITERS, &[controller_id]).await?.get(0))
+    session.value(WRITERS, &[controller_id]).await
 }
 
 /// Remembers with the slice which of its writers are left.

@@ -39,11 +39,12 @@ pub use error::DbError;
 pub use pool::{Db, Tx, retrying};
 pub use server_error::ServerError;
 
-/// Declares the statements of a module, each by a name, and lists them for the test that prepares them all.
+/// Declares the statements of a module, each by a name, and lists them for the test that prepares them all. The name stands
+/// in the text as well, so that the server's log, `pg_stat_activity` and `pg_stat_statements` tell which one it is.
 #[macro_export]
 macro_rules! statements {
     ($($(#[$doc:meta])* $name:ident = $sql:expr;)+) => {
-        $($(#[$doc])* pub(crate) const $name: &str = $sql;)+
+        $($(#[$doc])* pub(crate) const $name: &str = concat!("/* ", module_path!(), "::", stringify!($name), " */", $sql);)+
 
         /// Every statement of this module, by name.
         pub const STATEMENTS: &[(&str, &str)] = &[$((stringify!($name), $name)),+];

@@ -109,7 +109,7 @@ async fn find_of(
         let rows = session.stream(statement, &params).await?;
         futures_util::pin_mut!(rows);
         while let Some(row) = rows.try_next().await? {
-            let (ord, mpid): (i32, Mpid) = (row.get(0), row.get(1));
+            let (ord, mpid): (i32, Mpid) = (row.get("ord"), row.get("mpid"));
             let place = usize::try_from(ord).ok().and_then(|index| found.get_mut(index)).zip(by_ord.get(&ord));
             let (matched, one) = place.ok_or(DbError::Unexpected { place: "profile_identities" })?;
             if matched.over_cap || one.named.contains(&mpid) {

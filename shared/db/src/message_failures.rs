@@ -8,7 +8,7 @@ use super::{Db, DbError, statements};
 
 statements! {
     KNOWN = "
-        SELECT message_digest, last_cause IS NOT NULL FROM lethe.message_failures WHERE message_digest = ANY ($1)";
+        SELECT message_digest, last_cause IS NOT NULL AS has_cause FROM lethe.message_failures WHERE message_digest = ANY ($1)";
     COUNT = "
         INSERT INTO lethe.message_failures AS f (message_digest, queue, last_cause)
         SELECT DISTINCT digest, $2, $3 FROM unnest($1::bytea[]) AS digest ORDER BY digest
@@ -34,7 +34,12 @@ pub type Attempts = HashMap<Vec<u8>, i32>;
 /// # Errors
 /// [`DbError`].
 pub async fn known(session: &Session, digests: &[Vec<u8>]) -> Result<HashMap<Vec<u8>, bool>, DbError> {
-    Ok(session.query(KNOWN, &[&digests]).await?.iter().map(|row| (row.get(0), row.get(1))).collect())
+    Ok(session
+        .query(KNOWN, &[&digests])
+        .await?
+        .iter()
+        .map(|row| (row.get("message_digest"), row.get("has_cause")))
+        .collect())
 }
 
 /// Counts one more attempt on each of these; `cause` is a class, where it failed by one.
@@ -48,7 +53,7 @@ pub async fn count(
     cause: Option<&str>,
 ) -> Result<Attempts, DbError> {
     let rows = session.query(COUNT, &[&digests, &queue, &cause]).await?;
-    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    Ok(rows.iter().map(|row| (row.get("message_digest"), row.get("attempts"))).collect())
 }
 
 /// Forgets messages that were handled or dead-lettered.

@@ -38,12 +38,8 @@ pub async fn migrate(db: &Db) -> Result<Vec<String>, DbError> {
 /// [`DbError::SchemaVersion`].
 pub async fn check_version(db: &Db) -> Result<(), DbError> {
     let session = db.session().await?;
-    let exists = session.query_one("SELECT to_regclass('public.refinery_schema_history') IS NOT NULL", &[]).await?;
-    let found = if exists.get(0) {
-        session
-            .query_one("SELECT coalesce(max(version), 0)::int FROM public.refinery_schema_history", &[])
-            .await?
-            .get(0)
+    let found = if session.value("SELECT to_regclass('public.refinery_schema_history') IS NOT NULL", &[]).await? {
+        session.value("SELECT coalesce(max(version), 0)::int FROM public.refinery_schema_history", &[]).await?
     } else {
         0
     };

@@ -4,6 +4,7 @@ use jiff::Timestamp;
 
 use super::pool::Session;
 use super::{DbError, statements};
+use lethe_domain::request::ControllerId;
 
 statements! {
     /// Tables of ours whose rows nothing identifies, while something is published: deletes from them may be refused.
@@ -18,7 +19,7 @@ statements! {
          ORDER BY 1 LIMIT 10";
     /// By name and age; the name is their maker's.
     PREPARED = "
-        SELECT transaction::text, prepared FROM pg_prepared_xacts
+        SELECT transaction::text AS xid, prepared AS since FROM pg_prepared_xacts
          WHERE database = current_database() AND prepared < clock_timestamp() - interval '5 minutes'
          ORDER BY prepared LIMIT 10";
     /// A pause may outlive its work: whoever finished the last slice has died before the pause was ended.
@@ -29,7 +30,7 @@ statements! {
                         WHERE s.stage = p.stage AND s.controller_id = p.controller_id AND s.state = 'ready')
          ORDER BY p.since LIMIT 10";
     FOR_OPERATOR = "
-        SELECT controller_id, last_error, count(*) FROM lethe.slices
+        SELECT controller_id, coalesce(last_error, '') AS class, count(*) AS slices FROM lethe.slices
          WHERE state = 'ready' AND needs_operator GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2 LIMIT 10";
 }
 
@@ -38,12 +39,47 @@ statements! {
 pub struct Obstacles {
     /// Tables that a publication may keep from being deleted from.
     pub without_key: Vec<String>,
-    /// Prepared transactions that nobody has ended for minutes: xid, and since when.
-    pub prepared: Vec<(String, Timestamp)>,
-    /// Controllers whose work failed more than once in a row: stage, controller, class, how often, since when.
-    pub pauses: Vec<(String, String, String, i32, Timestamp)>,
-    /// What waiting does not mend: controller, class, number of slices.
-    pub for_operator: Vec<(String, String, i64)>,
+    /// Prepared transactions that nobody has ended for minutes.
+    pub prepared: Vec<Prepared>,
+    /// Controllers whose work failed more than once in a row.
+    pub failing: Vec<Failing>,
+    /// What waiting does not mend.
+    pub for_operator: Vec<ForOperator>,
+}
+
+/// A prepared transaction.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    /// Its transaction id.
+    pub xid: String,
+    /// When it was prepared.
+    pub since: Timestamp,
+}
+
+/// A controller whose work on a stage fails.
+#[derive(Clone, Debug)]
+pub struct Failing {
+    /// The stage.
+    pub stage: String,
+    /// Whose work.
+    pub controller_id: ControllerId,
+    /// The class of the last error.
+    pub class: String,
+    /// Failures in a row.
+    pub failures: i32,
+    /// When the first of them was.
+    pub since: Timestamp,
+}
+
+/// Slices that wait for an operator.
+#[derive(Clone, Debug)]
+pub struct ForOperator {
+    /// Whose they are.
+    pub controller_id: ControllerId,
+    /// The class of their error.
+    pub class: String,
+    /// How many there are.
+    pub slices: i64,
 }
 
 /// Looks for obstacles.
@@ -51,17 +87,29 @@ pub struct Obstacles {
 /// # Errors
 /// [`DbError`].
 pub async fn find(session: &Session) -> Result<Obstacles, DbError> {
-    let without_key = session.query(WITHOUT_KEY, &[]).await?;
     let prepared = session.query(PREPARED, &[]).await?;
-    let pauses = session.query(PAUSES, &[]).await?;
+    let failing = session.query(PAUSES, &[]).await?;
     let for_operator = session.query(FOR_OPERATOR, &[]).await?;
     Ok(Obstacles {
-        without_key: without_key.iter().map(|row| row.get(0)).collect(),
-        prepared: prepared.iter().map(|row| (row.get(0), row.get(1))).collect(),
-        pauses: pauses.iter().map(|row| (row.get(0), row.get(1), row.get(2), row.get(3), row.get(4))).collect(),
+        without_key: session.values(WITHOUT_KEY, &[]).await?,
+        prepared: prepared.iter().map(|row| Prepared { xid: row.get("xid"), since: row.get("since") }).collect(),
+        failing: failing
+            .iter()
+            .map(|row| Failing {
+                stage: row.get("stage"),
+                controller_id: row.get("controller_id"),
+                class: row.get("class"),
+                failures: row.get("failures"),
+                since: row.get("since"),
+            })
+            .collect(),
         for_operator: for_operator
             .iter()
-            .map(|row| (row.get(0), row.get::<_, Option<_>>(1).unwrap_or_default(), row.get(2)))
+            .map(|row| ForOperator {
+                controller_id: row.get("controller_id"),
+                class: row.get("class"),
+                slices: row.get("slices"),
+            })
             .collect(),
     })
 }

@@ -3,17 +3,17 @@
 
 use super::pool::Session;
 use super::{Db, DbError, leader, statements};
-use lethe_domain::request::Stage;
+use lethe_domain::request::{CallbackState, RequestStatus, RequestType, Stage};
 
 statements! {
     BY_STATUS = "
-        SELECT request_type, status, sum(n)::bigint
+        SELECT request_type, status, sum(n)::bigint AS number
           FROM (SELECT request_type, status, total AS n FROM lethe.request_totals
                 UNION ALL
                 SELECT request_type, status, delta FROM lethe.request_deltas) counted
          GROUP BY 1, 2 HAVING sum(n) <> 0 ORDER BY 1, 2";
     CALLBACKS_BY_STATE = "
-        SELECT state, sum(n)::bigint
+        SELECT state, sum(n)::bigint AS number
           FROM (SELECT state, total AS n FROM lethe.callback_totals
                 UNION ALL
                 SELECT state, delta FROM lethe.callback_deltas) counted
@@ -68,7 +68,7 @@ statements! {
                 SELECT c.endpoint_id, c.next_attempt_at FROM lethe.callbacks c
                  WHERE c.state = 'ready' AND c.endpoint_id > first.endpoint_id
                  ORDER BY c.endpoint_id, c.next_attempt_at LIMIT 1) next)
-        SELECT min(first.next_attempt_at), count(*) FILTER (WHERE e.endpoint_id IS NULL)
+        SELECT min(first.next_attempt_at) AS since, count(*) FILTER (WHERE e.endpoint_id IS NULL) AS lost_endpoints
           FROM first LEFT JOIN lethe.endpoints e USING (endpoint_id)";
     NOW = "SELECT lethe.now()";
     LEADER_EPOCH = "SELECT epoch FROM lethe.leaders WHERE name = 'scheduler'";
@@ -78,9 +78,9 @@ statements! {
 #[derive(Clone, Debug, Default, serde::Serialize)]
 pub struct Overview {
     /// Requests: type, status, number.
-    pub requests: Vec<(String, String, i64)>,
+    pub requests: Vec<(RequestType, RequestStatus, i64)>,
     /// Callbacks: state, number.
-    pub callbacks: Vec<(String, i64)>,
+    pub callbacks: Vec<(CallbackState, i64)>,
     /// Seconds that the oldest ready item of each stage has waited; 0 where there is none.
     pub oldest_seconds: Vec<(String, f64)>,
     /// Endpoints with callbacks that are to be delivered and no row of their own: lost with a restore.
@@ -96,20 +96,29 @@ pub struct Overview {
 pub async fn load(session: &Session) -> Result<Overview, DbError> {
     let requests = session.query(BY_STATUS, &[]).await?;
     let callbacks = session.query(CALLBACKS_BY_STATE, &[]).await?;
-    let now: jiff::Timestamp = session.query_one(NOW, &[]).await?.get(0);
+    let now: jiff::Timestamp = session.value(NOW, &[]).await?;
     let age =
         |since: Option<jiff::Timestamp>| since.map_or(0.0, |since| now.duration_since(since).as_secs_f64().max(0.0));
-    let stages: Vec<&str> = Stage::ALL.iter().map(|stage| stage.as_str()).collect();
-    let mut oldest: Vec<(String, f64)> =
-        session.query(OLDEST, &[&stages]).await?.iter().map(|row| (row.get(0), age(row.get(1)))).collect();
+    let mut oldest: Vec<(String, f64)> = session
+        .query(OLDEST, &[&Stage::ALL])
+        .await?
+        .iter()
+        .map(|row| (row.get("stage"), age(row.get("since"))))
+        .collect();
     let callback = session.query_one(OLDEST_CALLBACK, &[]).await?;
-    oldest.push(("callback".to_owned(), age(callback.get(0))));
+    oldest.push(("callback".to_owned(), age(callback.get("since"))));
     Ok(Overview {
-        requests: requests.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect(),
-        callbacks: callbacks.iter().map(|row| (row.get(0), row.get(1))).collect(),
+        requests: requests
+            .iter()
+            .map(|row| Ok((row.try_get("request_type")?, row.try_get("status")?, row.get("number"))))
+            .collect::<Result<_, DbError>>()?,
+        callbacks: callbacks
+            .iter()
+            .map(|row| Ok((row.try_get("state")?, row.get("number"))))
+            .collect::<Result<_, DbError>>()?,
         oldest_seconds: oldest,
-        lost_endpoints: callback.get(1),
-        leader_epoch: session.query_one(LEADER_EPOCH, &[]).await?.get(0),
+        lost_endpoints: callback.get("lost_endpoints"),
+        leader_epoch: session.value(LEADER_EPOCH, &[]).await?,
     })
 }
 
@@ -134,8 +143,8 @@ pub async fn fold(db: &Db, epoch: i64, limit: i64) -> Result<i64, DbError> {
     super::retrying(|| async {
         let tx = db.begin("fold_totals").await?;
         leader::assert(&tx, epoch).await?;
-        let requests: i64 = tx.query_one(FOLD_REQUESTS, &[&limit]).await?.get(0);
-        let callbacks: i64 = tx.query_one(FOLD_CALLBACKS, &[&limit]).await?.get(0);
+        let requests: i64 = tx.value(FOLD_REQUESTS, &[&limit]).await?;
+        let callbacks: i64 = tx.value(FOLD_CALLBACKS, &[&limit]).await?;
         tx.commit().await?;
         Ok(requests.max(callbacks))
     })

@@ -10,7 +10,7 @@ use deadpool_postgres::{
 };
 use tokio_postgres::config::TargetSessionAttrs;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::types::{FromSql, ToSql, Type};
 use tokio_postgres::{Row, RowStream, SimpleQueryMessage, Statement};
 
 use super::server_error::SWALLOWED;
@@ -196,8 +196,7 @@ impl Db {
     /// [`DbError`] where it does not.
     pub async fn ping(&self) -> Result<(), DbError> {
         let session = self.session().await?;
-        let row = session.query_one("SELECT current_setting('transaction_read_only')::bool", &[]).await?;
-        if row.get(0) {
+        if session.value("SELECT current_setting('transaction_read_only')::bool", &[]).await? {
             self.trust.lose();
             return Err(DbError::ReadOnly);
         }
@@ -259,6 +258,28 @@ impl Session {
     pub async fn query_one(&self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<Row, DbError> {
         let statement = self.prepared(sql).await?;
         self.trust.heed(self.object.query_typed_one(sql, &typed(&statement, params)).await)
+    }
+
+    /// Runs a statement that returns one row of one column: its value.
+    ///
+    /// # Errors
+    /// [`DbError::Postgres`], also where the value is of another type.
+    pub async fn value<T>(&self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<T, DbError>
+    where
+        T: for<'a> FromSql<'a>,
+    {
+        Ok(self.query_one(sql, params).await?.try_get(0)?)
+    }
+
+    /// Runs a statement that returns rows of one column: their values.
+    ///
+    /// # Errors
+    /// [`DbError::Postgres`], also where a value is of another type.
+    pub async fn values<T>(&self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<T>, DbError>
+    where
+        T: for<'a> FromSql<'a>,
+    {
+        self.query(sql, params).await?.iter().map(|row| Ok(row.try_get(0)?)).collect()
     }
 
     /// Runs a statement and returns the number of rows it changed.

@@ -32,11 +32,11 @@ statements! {
              WHERE r.batch_id = $4 AND r.sealed_request IS NOT NULL AND r.request_key > $5
              ORDER BY r.request_key LIMIT $3),
         instant AS MATERIALIZED (SELECT lethe.now() AS now)
-        SELECT w.request_key, w.ended_at, coalesce(w.ended_at <= now - make_interval(secs => $1), false),
+        SELECT w.request_key, w.ended_at, coalesce(w.ended_at <= now - make_interval(secs => $1), false) AS is_over,
                -- Counted, and not asked for existence: that may be planned as one look at all callbacks.
                (SELECT count(*) FROM lethe.callbacks c
-                 WHERE c.request_key = w.request_key AND c.state IN ('waiting', 'ready')) > 0,
-               coalesce(w.ended_at <= now - make_interval(secs => $2), false)
+                 WHERE c.request_key = w.request_key AND c.state IN ('waiting', 'ready')) > 0 AS has_callbacks,
+               coalesce(w.ended_at <= now - make_interval(secs => $2), false) AS is_past_the_end
           FROM walked w, instant ORDER BY w.request_key";
     /// The same of those that were cancelled, with a batch or without.
     OF_CANCELLED = "
@@ -47,10 +47,10 @@ statements! {
                AND (r.cancelled_at, r.request_key) > ($4, $5)
                AND r.cancelled_at <= (SELECT now FROM instant) - make_interval(secs => $1)
              ORDER BY r.cancelled_at, r.request_key LIMIT $3)
-        SELECT w.request_key, w.ended_at, true,
+        SELECT w.request_key, w.ended_at, true AS is_over,
                (SELECT count(*) FROM lethe.callbacks c
-                 WHERE c.request_key = w.request_key AND c.state IN ('waiting', 'ready')) > 0,
-               w.ended_at <= now - make_interval(secs => $2)
+                 WHERE c.request_key = w.request_key AND c.state IN ('waiting', 'ready')) > 0 AS has_callbacks,
+               w.ended_at <= now - make_interval(secs => $2) AS is_past_the_end
           FROM walked w, instant ORDER BY w.ended_at, w.request_key";
     /// In key order, before the callbacks of these requests are touched. Cancellation and completion are behind them.
     LOCK = "
@@ -125,7 +125,7 @@ impl Walk {
         let resting: Vec<BatchId> =
             self.batches.iter().filter(|(_, (_, rest))| rest.is_some()).map(|(batch, _)| *batch).collect();
         let due = db.session().await?.query_opt(BATCHES, &[&retention.after_end.as_secs_f64(), &resting]).await?;
-        if let Some(batch) = due.map(|row| row.get::<_, BatchId>(0)) {
+        if let Some(batch) = due.map(|row| row.get::<_, BatchId>("batch_id")) {
             let after = self.batches.get(&batch).map_or(RequestKey(0), |(place, _)| *place);
             let walked = super::retrying(|| of_batch(db, term, retention, limit, (batch, after))).await?;
             purged = purged.with(&walked);
@@ -210,16 +210,18 @@ fn spans(retention: Retention) -> (f64, f64) {
 /// Purges those of the walked requests that are due.
 async fn finish(tx: Tx, term: &Term, rows: &[Row]) -> Result<Walked, DbError> {
     let mut walked = Walked { seen: i64::try_from(rows.len()).unwrap_or(i64::MAX), ..Walked::default() };
-    walked.last =
-        rows.last().map(|row| (row.get::<_, Option<Timestamp>>(1).unwrap_or(Timestamp::UNIX_EPOCH), row.get(0)));
-    let is = |row: &Row, index| row.get::<_, bool>(index);
-    let due: Vec<RequestKey> =
-        rows.iter().filter(|row| is(row, 2) && (!is(row, 3) || is(row, 4))).map(|row| row.get(0)).collect();
+    walked.last = rows.last().map(|row| {
+        (row.get::<_, Option<Timestamp>>("ended_at").unwrap_or(Timestamp::UNIX_EPOCH), row.get("request_key"))
+    });
+    let is_due = |row: &&Row| {
+        row.get("is_over") && (!row.get::<_, bool>("has_callbacks") || row.get::<_, bool>("is_past_the_end"))
+    };
+    let due: Vec<RequestKey> = rows.iter().filter(is_due).map(|row| row.get("request_key")).collect();
     if due.is_empty() {
         tx.rollback().await;
         return Ok(walked);
     }
-    let locked: Vec<RequestKey> = tx.query(LOCK, &[&due]).await?.iter().map(|row| row.get(0)).collect();
+    let locked: Vec<RequestKey> = tx.values(LOCK, &[&due]).await?;
     // Callbacks of the others may have been replayed meanwhile: what is purged has none that is open.
     walked.exhausted = tx.execute(EXHAUST, &[&locked]).await?;
     tx.execute(PURGE, &[&locked]).await?;

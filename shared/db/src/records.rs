@@ -26,7 +26,7 @@ statements! {
                    AND (SELECT count(*) FROM lethe.callbacks c
                          WHERE c.request_key = r.request_key AND c.state IN ('waiting', 'ready')) = 0
                    AND (SELECT count(*) FROM lethe.results s
-                         WHERE s.request_key = r.request_key AND (s.expired_at IS NULL OR s.object_path IS NOT NULL)) = 0
+                         WHERE s.request_key = r.request_key AND (s.expired_at IS NULL OR s.object_path IS NOT NULL)) = 0 AS is_due
           FROM lethe.requests r
          WHERE r.batch_id = $2 AND (r.controller_id, r.request_key) > ($3, $4)
          ORDER BY r.controller_id, r.request_key LIMIT $5";
@@ -35,7 +35,7 @@ statements! {
                coalesce(r.cancelled_at <= (SELECT lethe.now()) - make_interval(secs => $1), false)
                    AND r.sealed_request IS NULL
                    AND (SELECT count(*) FROM lethe.callbacks c
-                         WHERE c.request_key = r.request_key AND c.state IN ('waiting', 'ready')) = 0
+                         WHERE c.request_key = r.request_key AND c.state IN ('waiting', 'ready')) = 0 AS is_due
           FROM lethe.requests r
          WHERE r.batch_id IS NULL AND (r.controller_id, r.request_key) > ($2, $3)
          ORDER BY r.controller_id, r.request_key LIMIT $4";
@@ -117,7 +117,7 @@ impl Walk {
         let resting: Vec<BatchId> =
             self.batches.iter().filter(|(_, (_, rest))| rest.is_some()).map(|(batch, _)| *batch).collect();
         let next = db.session().await?.query_opt(NEXT_BATCH, &[&retention.as_secs_f64(), &resting]).await?;
-        let Some(batch) = next.map(|row| row.get::<_, BatchId>(0)) else { return Ok(removed) };
+        let Some(batch) = next.map(|row| row.get::<_, BatchId>("batch_id")) else { return Ok(removed) };
         let place = self.batches.get(&batch).map(|(place, _)| place.clone()).unwrap_or_default();
         let walked = super::retrying(|| requests(db, term, retention, limit, Some(batch), &place)).await?;
         removed.requests += walked.removed;
@@ -157,8 +157,8 @@ async fn requests(
         None => tx.query(WALK_WITHOUT_BATCH, &[&seconds, controller, key, &limit]).await?,
     };
     let full = i64::try_from(rows.len()).is_ok_and(|seen| seen >= limit);
-    let place = rows.last().filter(|_| full).map(|row| (row.get::<_, String>(1), row.get(0)));
-    let due: Vec<i64> = rows.iter().filter(|row| row.get(2)).map(|row| row.get(0)).collect();
+    let place = rows.last().filter(|_| full).map(|row| (row.get::<_, String>("controller_id"), row.get("request_key")));
+    let due: Vec<i64> = rows.iter().filter(|row| row.get("is_due")).map(|row| row.get("request_key")).collect();
     if due.is_empty() {
         tx.rollback().await;
         return Ok(Walked { removed: 0, place });
@@ -184,7 +184,7 @@ async fn remove(tx: &Tx, due: &[i64]) -> Result<(), DbError> {
 async fn end_batch(db: &Db, term: &Term, batch: BatchId) -> Result<bool, DbError> {
     let tx = db.begin("remove_batch").await?;
     leader::assert_term(&tx, term).await?;
-    if !tx.query_one(IS_EMPTY, &[&batch]).await?.get::<_, bool>(0) {
+    if !tx.value::<bool>(IS_EMPTY, &[&batch]).await? {
         tx.rollback().await;
         return Ok(false);
     }

@@ -6,16 +6,17 @@ use std::collections::{BTreeSet, HashSet};
 use tokio_postgres::Row;
 
 use super::batches::PENDING;
-use super::callbacks::ADD_CALLBACKS;
 use super::leader::{self, Term};
 use super::matching::INSERT_MPIDS;
 use super::matching::{self, Matched, Wanted};
 use super::pool::Session;
 use super::sealed::open_request;
-use super::{Db, DbError, Tx, statements};
+use super::{Db, DbError, Tx, callbacks, statements};
 use lethe_domain::crypto::Keys;
 use lethe_domain::opendsr::SubjectRequest;
-use lethe_domain::request::{BatchId, ControllerId, EndpointId, Lane, Mpid, RequestKey, RequestStatus, SliceId, Stage};
+use lethe_domain::request::{
+    Approval, BatchId, ControllerId, EndpointId, Lane, Mpid, RequestKey, RequestStatus, SliceId, Stage,
+};
 
 statements! {
     /// Where the last step ended. Whoever found the batch due may have read a clock that was ahead.
@@ -108,7 +109,7 @@ fn read_candidates(rows: &[Row], keys: &Keys) -> Result<(Vec<Candidate>, Vec<Req
         match read_candidate(row, keys) {
             Ok(candidate) => candidates.push(candidate),
             Err(error) => {
-                let key: RequestKey = row.get(0);
+                let key: RequestKey = row.get("request_key");
                 tracing::error!(%error, request = %key, "a request cannot be opened");
                 unreadable.push(key);
                 first_error.get_or_insert(error);
@@ -123,21 +124,30 @@ fn read_candidates(rows: &[Row], keys: &Keys) -> Result<(Vec<Candidate>, Vec<Req
 
 fn read_candidate(row: &Row, keys: &Keys) -> Result<Candidate, DbError> {
     let unexpected = || DbError::Unexpected { place: "requests" };
-    let controller_id: ControllerId = row.get::<_, &str>(1).parse().map_err(|_| unexpected())?;
-    let sealed: Option<&[u8]> = row.get(3);
-    let request = open_request(keys, &controller_id, row.get(2), sealed.ok_or_else(unexpected)?)?;
-    Ok(Candidate { key: row.get(0), controller_id, request, approved: row.get::<_, &str>(4) == "approved" })
+    let controller_id: ControllerId = row.get("controller_id");
+    let sealed: Option<&[u8]> = row.get("sealed_request");
+    let request = open_request(keys, &controller_id, row.get("subject_request_id"), sealed.ok_or_else(unexpected)?)?;
+    Ok(Candidate {
+        key: row.get("request_key"),
+        controller_id,
+        request,
+        approved: row.try_get::<_, Approval>("approval")? == Approval::Approved,
+    })
 }
 
 /// The next requests of a batch, `None` where it is not due. How far we are then is written now: whatever of them cannot
 /// be released is handled in this transaction.
 async fn take(tx: &Tx, batch_id: BatchId, limits: SliceLimits) -> Result<Option<Vec<Row>>, DbError> {
     let Some(place) = tx.query_opt(PLACE, &[&batch_id]).await? else { return Ok(None) };
-    let (controller, request): (&str, RequestKey) = (place.get(0), place.get(1));
+    let (controller, request): (&str, RequestKey) = (place.get("released_controller"), place.get("released_request"));
     let rows = tx.query(TAKE, &[&batch_id, &i64::from(limits.step), &MAX_STEP_BYTES, &controller, &request]).await?;
     // The order is the database's: it compares texts by its own rules.
-    if let Some(last) = rows.iter().max_by_key(|row| row.get::<_, i64>(5)) {
-        tx.execute(ADVANCE, &[&batch_id, &last.get::<_, &str>(1), &last.get::<_, RequestKey>(0)]).await?;
+    if let Some(last) = rows.iter().max_by_key(|row| row.get::<_, i64>("place")) {
+        tx.execute(
+            ADVANCE,
+            &[&batch_id, &last.get::<_, &str>("controller_id"), &last.get::<_, RequestKey>("request_key")],
+        )
+        .await?;
     }
     Ok(Some(rows))
 }
@@ -217,16 +227,9 @@ async fn step_once(
         let (Some((first, _)), Some((last, _))) = (members.first(), members.last()) else { continue };
         let mpids: usize = members.iter().map(|(one, found)| found.mpids.len() + one.request.mpids.len()).sum();
         let count = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
-        let params: [&(dyn tokio_postgres::types::ToSql + Sync); 7] = [
-            &batch_id,
-            &first.controller_id,
-            &stage.as_str(),
-            &count(members.len()),
-            &count(mpids),
-            &first.key,
-            &last.key,
-        ];
-        let slice: SliceId = tx.query_one(ADD_SLICE, &params).await?.get(0);
+        let params: [&(dyn tokio_postgres::types::ToSql + Sync); 7] =
+            [&batch_id, &first.controller_id, &stage, &count(members.len()), &count(mpids), &first.key, &last.key];
+        let slice: SliceId = tx.value(ADD_SLICE, &params).await?;
         step.slices.push(slice);
         for (one, _) in members {
             keys_of_slices.push(one.key);
@@ -237,9 +240,7 @@ async fn step_once(
         insert_mpids(&tx, &ready, &known).await?;
         let released = tx.execute(BEGIN_PROGRESS, &[&keys_of_slices, &slice_ids]).await?;
         step.released = usize::try_from(released).unwrap_or(0);
-        let status = RequestStatus::InProgress;
-        let rows = tx.query(ADD_CALLBACKS, &[&keys_of_slices, &status.as_str(), &status.sequence()]).await?;
-        step.endpoints = rows.iter().map(|row| row.get(0)).collect();
+        step.endpoints = callbacks::add(&tx, &keys_of_slices, RequestStatus::InProgress).await?.into_iter().collect();
     }
     lethe_process::fault::point("release.before_commit");
     leader::assert_clock(&tx, term).await?;
@@ -260,7 +261,7 @@ async fn join_known(
         keys.iter().enumerate().map(|(i, key)| (*key, i)).collect();
     let mut known = HashSet::new();
     for row in tx.query(KNOWN_MPIDS, &[&keys]).await? {
-        let (key, mpid): (RequestKey, Mpid) = (row.get(0), row.get(1));
+        let (key, mpid): (RequestKey, Mpid) = (row.get("request_key"), row.get("mpid"));
         known.insert((key, mpid));
         let place = index.get(&key).and_then(|i| candidates.get(*i).zip(matched.get_mut(*i)));
         let Some((one, found)) = place else { continue };
@@ -341,7 +342,7 @@ pub async fn plan(tx: &Tx, keys: &Keys, batch_id: BatchId, cap: u32) -> Result<P
         let rows = tx.query(PENDING, &[&batch_id, &after, &500_i64]).await?;
         let (candidates, unreadable) = read_candidates(&rows, keys)?;
         let Some(last) = rows.last() else { return Ok(plan) };
-        after = last.get(0);
+        after = last.get("request_key");
         plan.held_back += unreadable.len();
         let mut matched = match_again(tx, &candidates, cap).await?;
         join_known(tx, &candidates, &mut matched, cap).await?;

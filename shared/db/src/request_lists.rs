@@ -4,7 +4,7 @@
 use super::pool::Session;
 use super::requests::{RequestRow, read_request};
 use super::{DbError, statements};
-use lethe_domain::request::{ControllerId, RequestKey, RequestStatus};
+use lethe_domain::request::{BatchState, ControllerId, RequestKey, RequestStatus};
 
 statements! {
     LATEST = "
@@ -44,8 +44,8 @@ statements! {
          LIMIT $1";
     BY_KEYS = "
         SELECT r.request_key, r.controller_id, r.subject_request_id, r.api_version, r.request_type, r.status,
-               r.expected_completion_time, NULL::bytea, s.result_id, s.token_salt, s.lines, r.received_at, r.approval,
-               r.batch_id, r.slice_id, r.sealed_request IS NULL, NULL::bytea
+               r.expected_completion_time, NULL::bytea AS sealed_reporting, s.result_id, s.token_salt, s.lines, r.received_at, r.approval,
+               r.batch_id, r.slice_id, r.sealed_request IS NULL AS is_purged, NULL::bytea AS sealed_request
           FROM lethe.requests r LEFT JOIN lethe.results s USING (request_key)
          WHERE r.request_key = ANY ($1) ORDER BY r.request_key DESC";
 }
@@ -77,8 +77,8 @@ pub async fn list(session: &Session, filter: &Filter, limit: i64) -> Result<Vec<
 async fn keys(session: &Session, filter: &Filter, limit: i64) -> Result<Vec<RequestKey>, DbError> {
     let controller = &filter.controller_id;
     let awaiting = async || session.query(AWAITING_APPROVAL, &[&limit, controller]).await;
-    let by_batch = async |status: RequestStatus, states: &[&str]| {
-        session.query(BY_BATCH, &[&limit, controller, &status.as_str(), &states]).await
+    let by_batch = async |status: RequestStatus, states: &[BatchState]| {
+        session.query(BY_BATCH, &[&limit, controller, &status, &states]).await
     };
     let rows = match (filter.status, filter.awaiting_approval) {
         (None | Some(RequestStatus::Pending), true) => awaiting().await?,
@@ -91,13 +91,13 @@ async fn keys(session: &Session, filter: &Filter, limit: i64) -> Result<Vec<Requ
         }
         (Some(status @ RequestStatus::Pending), false) => {
             let mut rows = awaiting().await?;
-            rows.extend(by_batch(status, &["open", "closed"]).await?);
+            rows.extend(by_batch(status, &[BatchState::Open, BatchState::Closed]).await?);
             rows
         }
         (Some(RequestStatus::InProgress), false) => session.query(IN_PROGRESS, &[&limit, controller]).await?,
         (Some(status @ RequestStatus::Completed), false) => {
-            by_batch(status, &["closed", "released", "completed"]).await?
+            by_batch(status, &[BatchState::Closed, BatchState::Released, BatchState::Completed]).await?
         }
     };
-    Ok(rows.iter().map(|row| row.get(0)).collect())
+    Ok(rows.iter().map(|row| row.get("request_key")).collect())
 }

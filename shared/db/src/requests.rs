@@ -5,15 +5,19 @@ use std::collections::HashMap;
 use jiff::Timestamp;
 use tokio_postgres::Row;
 
-use super::batches::{BEGIN_INTAKE, open_batch};
+use super::batches::{Intake, begin_intake, open_batch};
 use super::calendar::CalendarCache;
-use super::callbacks::ADD_CALLBACKS;
 use super::leader::{self, Term};
 use super::leases::LEASE;
 use super::pool::Session;
-use super::{Db, DbError, Tx, statements};
+use super::results::read_stored;
+use super::{Db, DbError, Tx, callbacks, statements};
 use lethe_domain::opendsr::ApiVersion;
-use lethe_domain::request::{ControllerId, EndpointId, Lane, RequestKey, RequestStatus, RequestType, SubjectRequestId};
+use lethe_domain::request::{
+    Approval, BatchId, ControllerId, EndpointId, Lane, RequestKey, RequestStatus, RequestType, SliceId,
+    SubjectRequestId,
+};
+use lethe_domain::result_link::StoredResult;
 
 statements! {
     /// Locks in the order of the key, as the release does: the two can wait for each other, never in a circle.
@@ -28,8 +32,8 @@ statements! {
           FROM wanted WHERE r.request_key = wanted.request_key AND r.status = 'pending'
         RETURNING r.request_key";
     CANCELLATION_OUTCOMES = "
-        SELECT q.ord, coalesce(r.status, p.status), coalesce(r.api_version, p.api_version),
-               coalesce(r.cancellation_received_at, p.cancellation_received_at)
+        SELECT q.ord, coalesce(r.status, p.status) AS status, coalesce(r.api_version, p.api_version) AS api_version,
+               coalesce(r.cancellation_received_at, p.cancellation_received_at) AS received_at
           FROM unnest($1::text[], $2::uuid[]) WITH ORDINALITY AS q (controller_id, subject_request_id, ord)
           LEFT JOIN lethe.requests r USING (controller_id, subject_request_id)
           LEFT JOIN lethe.past_requests p USING (controller_id, subject_request_id)
@@ -57,21 +61,22 @@ statements! {
     STATUS = "
         SELECT r.request_key, r.controller_id, r.subject_request_id, r.api_version, r.request_type, r.status,
                r.expected_completion_time, r.sealed_reporting, s.result_id, s.token_salt, s.lines, r.received_at, r.approval,
-               r.batch_id, r.slice_id, r.sealed_request IS NULL,
-               CASE WHEN r.sealed_reporting IS NULL THEN r.sealed_request END
+               r.batch_id, r.slice_id, r.sealed_request IS NULL AS is_purged,
+               CASE WHEN r.sealed_reporting IS NULL THEN r.sealed_request END AS sealed_request
           FROM lethe.requests r LEFT JOIN lethe.results s USING (request_key)
          WHERE r.controller_id = $1 AND r.subject_request_id = $2";
     /// What is left of one whose records were removed.
     PAST_STATUS = "
         SELECT request_key, controller_id, subject_request_id, api_version, request_type, status,
-               expected_completion_time, NULL::bytea, NULL::uuid, NULL::bytea, NULL::bigint, received_at, 'not_needed',
-               NULL::bigint, NULL::bigint, true, NULL::bytea
+               expected_completion_time, NULL::bytea AS sealed_reporting, NULL::uuid AS result_id, NULL::bytea AS token_salt,
+               NULL::bigint AS lines, received_at, 'not_needed' AS approval, NULL::bigint AS batch_id, NULL::bigint AS slice_id,
+               true AS is_purged, NULL::bytea AS sealed_request
           FROM lethe.past_requests WHERE controller_id = $1 AND subject_request_id = $2";
     /// Nothing sealed: whoever asks has named the group, and the rest is in clear.
     GROUP = "
         SELECT r.request_key, r.controller_id, r.subject_request_id, r.api_version, r.request_type, r.status,
-               r.expected_completion_time, NULL::bytea, s.result_id, s.token_salt, s.lines, r.received_at, r.approval,
-               r.batch_id, r.slice_id, r.sealed_request IS NULL, NULL::bytea
+               r.expected_completion_time, NULL::bytea AS sealed_reporting, s.result_id, s.token_salt, s.lines, r.received_at, r.approval,
+               r.batch_id, r.slice_id, r.sealed_request IS NULL AS is_purged, NULL::bytea AS sealed_request
           FROM lethe.requests r LEFT JOIN lethe.results s USING (request_key)
          WHERE r.controller_id = $1 AND r.group_digest = $2 AND r.request_key > $3
          ORDER BY r.request_key LIMIT $4";
@@ -87,7 +92,7 @@ statements! {
         SELECT store, as_of, rows_deleted, rows_arrived, verified_at, failure
           FROM lethe.erasure_receipts WHERE request_key = $1 ORDER BY store";
     MPID_SOURCES = "
-        SELECT source, count(*) FROM lethe.request_mpids WHERE request_key = $1 GROUP BY source ORDER BY source";
+        SELECT source, count(*) AS profiles FROM lethe.request_mpids WHERE request_key = $1 GROUP BY source ORDER BY source";
     /// The work of a request that failed is tried again at once, as the first of its controller's.
     RETRY = "
         UPDATE lethe.slices s
@@ -171,34 +176,27 @@ async fn cancel_known(tx: &Tx, targets: &[Target]) -> Result<(Vec<Cancellation>,
     let ids: Vec<SubjectRequestId> = targets.iter().map(|(_, id)| *id).collect();
     let mut cancelled: Vec<RequestKey> = Vec::new();
     let outcomes = loop {
-        cancelled.extend(tx.query(CANCEL, &[&controllers, &ids]).await?.iter().map(|row| row.get::<_, RequestKey>(0)));
+        cancelled.extend(tx.values::<RequestKey>(CANCEL, &[&controllers, &ids]).await?);
         let outcomes = tx.query(CANCELLATION_OUTCOMES, &[&controllers, &ids]).await?;
         // A request that was committed between the two statements is seen by the second only: once more, then.
-        let pending = RequestStatus::Pending.as_str();
-        if !outcomes.iter().any(|row| row.get::<_, Option<&str>>(1) == Some(pending)) {
+        let outcomes: Vec<Cancellation> = outcomes.iter().map(read_cancellation).collect::<Result<_, _>>()?;
+        if !outcomes.contains(&Cancellation::TooLate(RequestStatus::Pending)) {
             break outcomes;
         }
     };
-    let mut endpoints = Vec::new();
-    if !cancelled.is_empty() {
-        let sequence = RequestStatus::Cancelled.sequence();
-        let rows = tx.query(ADD_CALLBACKS, &[&cancelled, &RequestStatus::Cancelled.as_str(), &sequence]).await?;
-        endpoints.extend(rows.iter().map(|row| row.get::<_, EndpointId>(0)));
-    }
-    let outcomes: Result<Vec<_>, DbError> = outcomes.iter().map(read_cancellation).collect();
-    Ok((outcomes?, endpoints))
+    let endpoints = callbacks::add(tx, &cancelled, RequestStatus::Cancelled).await?;
+    Ok((outcomes, endpoints))
 }
 
 fn read_cancellation(row: &Row) -> Result<Cancellation, DbError> {
-    let Some(status) = row.get::<_, Option<&str>>(1) else { return Ok(Cancellation::Unknown) };
-    let unexpected = || DbError::Unexpected { place: "requests.status" };
-    match status.parse().map_err(|_| unexpected())? {
-        RequestStatus::Cancelled => Ok(Cancellation::Cancelled {
-            received_at: row.get::<_, Option<Timestamp>>(3).ok_or_else(unexpected)?,
-            api_version: row.get::<_, &str>(2).parse().map_err(|_| unexpected())?,
-        }),
-        status => Ok(Cancellation::TooLate(status)),
-    }
+    Ok(match row.try_get("status")? {
+        None => Cancellation::Unknown,
+        Some(RequestStatus::Cancelled) => Cancellation::Cancelled {
+            received_at: row.try_get("received_at")?,
+            api_version: row.try_get("api_version")?,
+        },
+        Some(status) => Cancellation::TooLate(status),
+    })
 }
 
 /// Remembers cancellations of requests that are not there, unless they have come meanwhile.
@@ -211,8 +209,10 @@ async fn remember(db: &Db, targets: &[Target]) -> Result<(Vec<Cancellation>, Vec
     let (controllers, ids): (Vec<&str>, Vec<SubjectRequestId>) =
         unknown.map(|((controller, id), _)| (controller.as_str(), *id)).unzip();
     let rows = tx.query(REMEMBER_CANCELLATION, &[&controllers, &ids]).await?;
-    let remembered: HashMap<(&str, SubjectRequestId), Timestamp> =
-        rows.iter().map(|row| ((row.get(0), row.get(1)), row.get(2))).collect();
+    let remembered: HashMap<(&str, SubjectRequestId), Timestamp> = rows
+        .iter()
+        .map(|row| ((row.get("controller_id"), row.get("subject_request_id")), row.get("received_at")))
+        .collect();
     for ((controller, id), outcome) in targets.iter().zip(&mut outcomes) {
         if *outcome == Cancellation::Unknown {
             let received_at = *remembered.get(&(controller.as_str(), *id)).ok_or(DbError::NoCalendar)?;
@@ -229,7 +229,7 @@ async fn remember(db: &Db, targets: &[Target]) -> Result<(Vec<Cancellation>, Vec
 /// # Errors
 /// [`DbError::LeadershipLost`], [`DbError::ClockAhead`].
 pub async fn forget_cancellations(db: &Db, term: &Term, limit: i64) -> Result<u64, DbError> {
-    if !db.session().await?.query_one(RUN_OUT, &[]).await?.get::<_, bool>(0) {
+    if !db.session().await?.value::<bool>(RUN_OUT, &[]).await? {
         return Ok(0);
     }
     let tx = db.begin("forget_cancellations").await?;
@@ -264,38 +264,35 @@ pub struct RequestRow {
     pub sealed_reporting: Option<Vec<u8>>,
     /// The sealed request, for a request of old only.
     pub sealed_request: Option<Vec<u8>>,
-    /// The result, once there is one: its id, the salt of its token, and its lines.
-    pub result: Option<(uuid::Uuid, Vec<u8>, i64)>,
+    /// The result, once there is one.
+    pub result: Option<StoredResult>,
     /// When it was received.
     pub received_at: Timestamp,
-    /// `not_needed`, `needed` or `approved`.
-    pub approval: String,
+    /// Whether an operator has to agree to it.
+    pub approval: Approval,
     /// Its batch, where it has one.
-    pub batch_id: Option<i64>,
+    pub batch_id: Option<BatchId>,
     /// Its slice, once released.
-    pub slice_id: Option<i64>,
+    pub slice_id: Option<SliceId>,
 }
 
 pub(super) fn read_request(row: &Row) -> Result<RequestRow, DbError> {
-    let unexpected = || DbError::Unexpected { place: "requests" };
-    let text = |index| row.get::<_, &str>(index);
-    let result = row.get::<_, Option<uuid::Uuid>>(8).map(|id| (id, row.get::<_, Vec<u8>>(9), row.get::<_, i64>(10)));
     Ok(RequestRow {
-        request_key: row.get(0),
-        controller_id: text(1).parse().map_err(|_| unexpected())?,
-        subject_request_id: row.get(2),
-        api_version: text(3).parse().map_err(|_| unexpected())?,
-        request_type: text(4).parse().map_err(|_| unexpected())?,
-        status: text(5).parse().map_err(|_| unexpected())?,
-        expected_completion_time: row.get(6),
-        is_purged: row.get(15),
-        sealed_reporting: row.get(7),
-        sealed_request: row.get(16),
-        result,
-        received_at: row.get(11),
-        approval: row.get(12),
-        batch_id: row.get(13),
-        slice_id: row.get(14),
+        request_key: row.get("request_key"),
+        controller_id: row.get("controller_id"),
+        subject_request_id: row.get("subject_request_id"),
+        api_version: row.try_get("api_version")?,
+        request_type: row.try_get("request_type")?,
+        status: row.try_get("status")?,
+        expected_completion_time: row.get("expected_completion_time"),
+        is_purged: row.get("is_purged"),
+        sealed_reporting: row.get("sealed_reporting"),
+        sealed_request: row.get("sealed_request"),
+        result: read_stored(row),
+        received_at: row.get("received_at"),
+        approval: row.try_get("approval")?,
+        batch_id: row.get("batch_id"),
+        slice_id: row.get("slice_id"),
     })
 }
 
@@ -331,19 +328,17 @@ pub async fn of_group(
 /// [`DbError`].
 pub async fn approve(db: &Db, target: &Target) -> Result<Option<(Lane, lethe_domain::request::Slot)>, DbError> {
     let tx = db.begin("approve_request").await?;
-    let row = tx.query_one(BEGIN_INTAKE, &[]).await?;
-    let (now, version): (Timestamp, Option<i64>) = (row.get(0), row.get(1));
+    let Intake { received_at: now, calendar: version } = begin_intake(&tx).await?;
     let calendar = CalendarCache::default().get(&tx, version).await?;
     let Some(row) = tx.query_opt(FIND_UNAPPROVED, &[&target.0, &target.1]).await? else {
         tx.rollback().await;
         return Ok(None);
     };
-    let request_type = row.get::<_, &str>(1).parse();
-    let lane = Lane::once_approved(request_type.map_err(|_| DbError::Unexpected { place: "requests.request_type" })?);
+    let lane = Lane::once_approved(row.try_get("request_type")?);
     let slot = calendar.calendar.slot(lane, now)?;
     let batch = open_batch(&tx, lane, slot, calendar.version).await?;
-    let key: RequestKey = row.get(0);
-    tx.execute(APPROVE, &[&key, &now, &lane.as_str(), &batch, &slot.expected_completion_time]).await?;
+    let key: RequestKey = row.get("request_key");
+    tx.execute(APPROVE, &[&key, &now, &lane, &batch, &slot.expected_completion_time]).await?;
     tx.commit().await?;
     Ok(Some((lane, slot)))
 }
@@ -374,12 +369,12 @@ pub async fn receipts(session: &Session, key: RequestKey) -> Result<Vec<Receipt>
     Ok(rows
         .iter()
         .map(|row| Receipt {
-            store: row.get(0),
-            as_of: row.get(1),
-            rows_deleted: row.get(2),
-            rows_arrived: row.get(3),
-            verified_at: row.get(4),
-            failure: row.get(5),
+            store: row.get("store"),
+            as_of: row.get("as_of"),
+            rows_deleted: row.get("rows_deleted"),
+            rows_arrived: row.get("rows_arrived"),
+            verified_at: row.get("verified_at"),
+            failure: row.get("failure"),
         })
         .collect())
 }
@@ -389,7 +384,7 @@ pub async fn receipts(session: &Session, key: RequestKey) -> Result<Vec<Receipt>
 /// # Errors
 /// [`DbError`].
 pub async fn mpid_sources(session: &Session, key: RequestKey) -> Result<Vec<(String, i64)>, DbError> {
-    Ok(session.query(MPID_SOURCES, &[&key]).await?.iter().map(|row| (row.get(0), row.get(1))).collect())
+    Ok(session.query(MPID_SOURCES, &[&key]).await?.iter().map(|row| (row.get("source"), row.get("profiles"))).collect())
 }
 
 /// Lets the work of a request that waits after a failure begin again at once, and records it; `false` where nothing waits.
@@ -402,9 +397,9 @@ pub async fn retry(db: &Db, target: &Target) -> Result<bool, DbError> {
         tx.rollback().await;
         return Ok(false);
     };
-    tx.execute(END_PAUSE, &[&row.get::<_, &str>(2), &target.0]).await?;
-    let details = serde_json::json!({"subject_request_id": target.1, "slice_id": row.get::<_, i64>(0)});
-    super::audit::record(&tx, Some(&target.0), Some(row.get(1)), "request.retried", &details).await?;
+    tx.execute(END_PAUSE, &[&row.get::<_, &str>("stage"), &target.0]).await?;
+    let details = serde_json::json!({"subject_request_id": target.1, "slice_id": row.get::<_, i64>("slice_id")});
+    super::audit::record(&tx, Some(&target.0), Some(row.get("request_key")), "request.retried", &details).await?;
     tx.commit().await?;
     Ok(true)
 }

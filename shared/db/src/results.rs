@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use jiff::civil::Date;
+use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
@@ -10,6 +11,7 @@ use super::pool::Session;
 use super::slices::{self, Claimed, Finished};
 use super::{Db, DbError, statements};
 use lethe_domain::request::{ControllerId, RequestKey, RequestType, SubjectRequestId};
+use lethe_domain::result_link::StoredResult;
 
 statements! {
     INSERT = "
@@ -42,7 +44,13 @@ statements! {
           FROM lethe.find_result($1)";
     RECORD_DOWNLOAD = "SELECT lethe.record_download($1, $2, $3, $4)";
     /// With the clock that it was read from.
-    TODAY = "SELECT (lethe.now() AT TIME ZONE 'UTC')::date, lethe.wall_clock()";
+    TODAY = "SELECT (lethe.now() AT TIME ZONE 'UTC')::date AS today, lethe.wall_clock()";
+}
+
+/// The columns `result_id`, `token_salt` and `lines`, if there is a result.
+pub(super) fn read_stored(row: &Row) -> Option<StoredResult> {
+    let result_id: Option<Uuid> = row.get("result_id");
+    result_id.map(|result_id| StoredResult { result_id, token_salt: row.get("token_salt"), lines: row.get("lines") })
 }
 
 /// An object that could not be deleted is tried again after this at most.
@@ -126,7 +134,12 @@ pub async fn expire(db: &Db, term: &Term, limit: i64) -> Result<usize, DbError> 
 /// # Errors
 /// [`DbError`].
 pub async fn expired_objects(session: &Session, limit: i64) -> Result<Vec<(Uuid, String)>, DbError> {
-    Ok(session.query(EXPIRED_OBJECTS, &[&limit]).await?.iter().map(|row| (row.get(0), row.get(1))).collect())
+    Ok(session
+        .query(EXPIRED_OBJECTS, &[&limit])
+        .await?
+        .iter()
+        .map(|row| (row.get("result_id"), row.get("object_path")))
+        .collect())
 }
 
 /// Records of which expired results the bytes are gone, and which are to be tried again later.
@@ -145,8 +158,8 @@ pub async fn record_deletions(session: &Session, gone: &[Uuid], failed: &[Uuid])
 /// [`DbError::ClockAhead`].
 pub async fn today(session: &Session, term: &Term) -> Result<Date, DbError> {
     let row = session.query_one(TODAY, &[]).await?;
-    term.check(row.get(1))?;
-    Ok(row.get(0))
+    term.check(row.get("wall_clock"))?;
+    Ok(row.get("today"))
 }
 
 /// A result as a download finds it by the digest of its token.
@@ -182,16 +195,16 @@ pub async fn find(session: &Session, token_sha256: &[u8]) -> Result<Option<Downl
     let Some(row) = session.query_opt(FIND_RESULT, &[&token_sha256]).await? else { return Ok(None) };
     let unexpected = || DbError::Unexpected { place: "results" };
     Ok(Some(Downloadable {
-        result_id: row.get(0),
-        controller_id: row.get::<_, &str>(1).parse().map_err(|_| unexpected())?,
-        subject_request_id: row.get(2),
-        request_type: row.get::<_, &str>(3).parse().map_err(|_| unexpected())?,
-        object_path: row.get(4),
-        media_type: row.get(5),
-        size_bytes: u64::try_from(row.get::<_, i64>(6)).map_err(|_| unexpected())?,
-        wrapped_key: row.get(7),
-        expiry_day: row.get(8),
-        expired: row.get(9),
+        result_id: row.get("result_id"),
+        controller_id: row.get("controller_id"),
+        subject_request_id: row.get("subject_request_id"),
+        request_type: row.try_get("request_type")?,
+        object_path: row.get("object_path"),
+        media_type: row.get("media_type"),
+        size_bytes: u64::try_from(row.get::<_, i64>("size_bytes")).map_err(|_| unexpected())?,
+        wrapped_key: row.get("wrapped_key"),
+        expiry_day: row.get("expiry_day"),
+        expired: row.get("expired"),
     }))
 }
 

@@ -7,19 +7,18 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
-use super::callbacks::ADD_CALLBACKS;
 pub use super::leases::{
     Claimed, LEASE, Trouble, Turn, claim, give_back, hold, keep_alive, keep_writers, to_wake, went_well, writers,
 };
 use super::pool::Session;
-use super::{Db, DbError, Tx, statements};
+use super::{Db, DbError, Tx, callbacks, statements};
 use lethe_domain::request::{BatchId, EndpointId, Mpid, RequestKey, RequestStatus, SliceId, SubjectRequestId};
 use lethe_process::fault;
 
 statements! {
     MEMBERS = "
         SELECT r.request_key, r.subject_request_id, r.request_type,
-               ARRAY (SELECT m.mpid FROM lethe.request_mpids m WHERE m.request_key = r.request_key ORDER BY m.mpid)
+               ARRAY (SELECT m.mpid FROM lethe.request_mpids m WHERE m.request_key = r.request_key ORDER BY m.mpid) AS mpids
           FROM lethe.slice_members r
          WHERE r.slice_id = $1 AND r.status = 'in_progress' ORDER BY r.request_key";
     /// The first rows that are deleted open the receipt; the verification or the first failure does, where none are.
@@ -62,13 +61,13 @@ statements! {
     /// Of a slice that is not done. A lease that ends later than a lease lasts was given by a clock that was ahead.
     WORK = "
         SELECT s.attempts, s.next_attempt_at, s.last_error, s.needs_operator,
-               coalesce(s.lease_expires_at BETWEEN lethe.now() AND lethe.now() + make_interval(secs => $2), false),
+               coalesce(s.lease_expires_at BETWEEN lethe.now() AND lethe.now() + make_interval(secs => $2), false) AS leased,
                p.class, p.since, p.paused_until
           FROM lethe.slices s
           LEFT JOIN lethe.pauses p ON p.stage = s.stage AND p.controller_id = s.controller_id
          WHERE s.slice_id = $1 AND s.state = 'ready'";
     HINDRANCES = "
-        SELECT controller_id, class, needs_operator, count(*), min(next_attempt_at) FROM (
+        SELECT controller_id, class, needs_operator, count(*) AS slices, min(next_attempt_at) AS next_attempt_at FROM (
             SELECT s.controller_id, coalesce(s.last_error, p.class) AS class, s.needs_operator, s.next_attempt_at
               FROM lethe.slices s
               LEFT JOIN lethe.pauses p ON p.stage = s.stage AND p.controller_id = s.controller_id
@@ -98,10 +97,10 @@ pub async fn members(session: &Session, slice_id: SliceId) -> Result<Vec<Member>
     Ok(rows
         .iter()
         .map(|row| Member {
-            request_key: row.get(0),
-            subject_request_id: row.get(1),
-            request_type: row.get(2),
-            mpids: row.get(3),
+            request_key: row.get("request_key"),
+            subject_request_id: row.get("subject_request_id"),
+            request_type: row.get("request_type"),
+            mpids: row.get("mpids"),
         })
         .collect())
 }
@@ -179,8 +178,7 @@ pub async fn finish_erasure(
             let (keys, rows): (Vec<RequestKey>, Vec<i64>) = arrived.iter().copied().unzip();
             tx.execute(VERIFY, &[&keys, &rows, store, &claimed.as_of]).await?;
         }
-        let rows = tx.query(COMPLETE_ERASED, &[&claimed.slice_id, &stores, &members]).await?;
-        let completed: Vec<RequestKey> = rows.iter().map(|row| row.get(0)).collect();
+        let completed = tx.values(COMPLETE_ERASED, &[&claimed.slice_id, &stores, &members]).await?;
         let finished = finish(&tx, claimed, completed).await?;
         fault::point("finish.before_commit");
         tx.commit().await?;
@@ -194,19 +192,12 @@ pub async fn finish_erasure(
 /// # Errors
 /// [`DbError`].
 pub async fn finish_compilation(tx: &Tx, claimed: &Claimed, request: RequestKey) -> Result<Finished, DbError> {
-    let rows = tx.query(COMPLETE_COMPILED, &[&claimed.slice_id, &request]).await?;
-    let completed: Vec<RequestKey> = rows.iter().map(|row| row.get(0)).collect();
+    let completed = tx.values(COMPLETE_COMPILED, &[&claimed.slice_id, &request]).await?;
     finish(tx, claimed, completed).await
 }
 
 async fn finish(tx: &Tx, claimed: &Claimed, completed: Vec<RequestKey>) -> Result<Finished, DbError> {
-    let status = RequestStatus::Completed;
-    let endpoints = if completed.is_empty() {
-        Vec::new()
-    } else {
-        let rows = tx.query(ADD_CALLBACKS, &[&completed, &status.as_str(), &status.sequence()]).await?;
-        rows.iter().map(|row| row.get(0)).collect()
-    };
+    let endpoints = callbacks::add(tx, &completed, RequestStatus::Completed).await?;
     let slice_done = tx.execute(FINISH, &[&claimed.slice_id, &claimed.token()]).await? == 1;
     Ok(Finished { completed: completed.len(), slice_done, endpoints })
 }
@@ -246,12 +237,16 @@ pub struct Pause {
 pub async fn work(session: &Session, slice_id: SliceId) -> Result<Option<Work>, DbError> {
     let row = session.query_opt(WORK, &[&slice_id, &LEASE.as_secs_f64()]).await?;
     Ok(row.map(|row| Work {
-        attempts: row.get(0),
-        next_attempt_at: row.get(1),
-        last_error: row.get(2),
-        needs_operator: row.get(3),
-        leased: row.get(4),
-        pause: row.get::<_, Option<String>>(5).map(|class| Pause { class, since: row.get(6), until: row.get(7) }),
+        attempts: row.get("attempts"),
+        next_attempt_at: row.get("next_attempt_at"),
+        last_error: row.get("last_error"),
+        needs_operator: row.get("needs_operator"),
+        leased: row.get("leased"),
+        pause: row.get::<_, Option<String>>("class").map(|class| Pause {
+            class,
+            since: row.get("since"),
+            until: row.get("paused_until"),
+        }),
     }))
 }
 
@@ -279,11 +274,11 @@ pub async fn hindrances(session: &Session, batch_id: BatchId, limit: i64) -> Res
     Ok(rows
         .iter()
         .map(|row| Hindrance {
-            controller_id: row.get(0),
-            class: row.get(1),
-            needs_operator: row.get(2),
-            slices: row.get(3),
-            next_attempt_at: row.get(4),
+            controller_id: row.get("controller_id"),
+            class: row.get("class"),
+            needs_operator: row.get("needs_operator"),
+            slices: row.get("slices"),
+            next_attempt_at: row.get("next_attempt_at"),
         })
         .collect())
 }

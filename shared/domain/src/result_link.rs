@@ -9,6 +9,17 @@ use uuid::Uuid;
 use crate::crypto::{Keys, sha256};
 use crate::opendsr::ApiVersion;
 
+/// What a link to a result is made of, and how much there is behind it.
+#[derive(Clone, Debug)]
+pub struct StoredResult {
+    /// The result.
+    pub result_id: Uuid,
+    /// The salt of its token.
+    pub token_salt: Vec<u8>,
+    /// Its lines.
+    pub lines: i64,
+}
+
 /// Builds links.
 #[derive(Clone, Debug)]
 pub struct Links {
@@ -25,9 +36,9 @@ impl Links {
 
     /// `results_url` of a result, under the path of the request's version.
     #[must_use]
-    pub fn url(&self, version: ApiVersion, result_id: Uuid, salt: &[u8]) -> String {
+    pub fn url(&self, version: ApiVersion, result: &StoredResult) -> String {
         let base = self.public_url.as_str().trim_end_matches('/');
-        format!("{base}/{}/results/{}", version.path(), token(&self.keys, result_id, salt))
+        format!("{base}/{}/results/{}", version.path(), token(&self.keys, result.result_id, &result.token_salt))
     }
 }
 
@@ -51,11 +62,11 @@ mod tests {
     fn the_link_can_be_built_again_and_differs_by_salt() {
         let keys = std::sync::Arc::new(Keys::from_master_key("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=").unwrap());
         let links = Links::new(keys, "https://privacy.example.com/dsr/".parse().unwrap());
-        let (id, salt) = (Uuid::nil(), [1; 16]);
-        let url = links.url(ApiVersion::V3, id, &salt);
+        let result = |salt: u8| StoredResult { result_id: Uuid::nil(), token_salt: vec![salt; 16], lines: 1 };
+        let url = links.url(ApiVersion::V3, &result(1));
         assert!(url.starts_with("https://privacy.example.com/dsr/v3/results/"), "{url}");
-        assert_eq!(url, links.url(ApiVersion::V3, id, &salt));
-        assert_ne!(url, links.url(ApiVersion::V3, id, &[2; 16]));
-        assert!(links.url(ApiVersion::V1, id, &salt).contains("/v1/results/"));
+        assert_eq!(url, links.url(ApiVersion::V3, &result(1)));
+        assert_ne!(url, links.url(ApiVersion::V3, &result(2)));
+        assert!(links.url(ApiVersion::V1, &result(1)).contains("/v1/results/"));
     }
 }

@@ -1,6 +1,6 @@
 //! How bodies are signed: what a controller is set to.
 
-use crate::request::status::names;
+use crate::names::names;
 
 /// How the bodies for a controller are signed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -19,11 +19,3 @@ names!(
     RsaPss = "rsa-pss",
     EcdsaP256 = "ecdsa-p256"
 );
-
-impl SignatureAlgorithm {
-    /// The algorithm that is stored for a controller; OpenDSR's own if the text is unknown to this version.
-    #[must_use]
-    pub fn stored(text: &str) -> Self {
-        text.parse().unwrap_or(Self::RsaPkcs1v15)
-    }
-}

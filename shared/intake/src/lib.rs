@@ -17,7 +17,7 @@ use lethe_domain::disposition::Disposition;
 use lethe_domain::opendsr::answer::{CancellationReceived, RequestReceived, StatusAnswer};
 use lethe_domain::opendsr::{ApiError, ApiVersion, Parser};
 use lethe_domain::request::{BatchId, ControllerId, RequestKey, SubjectRequestId};
-use lethe_domain::result_link::Links;
+use lethe_domain::result_link::{Links, StoredResult};
 use lethe_process::fault;
 use lethe_runtime::wake::Waker;
 
@@ -247,9 +247,7 @@ impl Intake {
     }
 
     fn status_answer(&self, row: &RequestRow, group_id: Option<String>) -> StatusAnswer {
-        let url = |(result_id, salt, _): &(uuid::Uuid, Vec<u8>, i64)| {
-            self.shared.links.url(row.api_version, *result_id, salt)
-        };
+        let url = |result: &StoredResult| self.shared.links.url(row.api_version, result);
         StatusAnswer {
             controller_id: row.controller_id.clone(),
             expected_completion_time: row.expected_completion_time,
@@ -258,7 +256,7 @@ impl Intake {
             request_status: row.status,
             api_version: row.api_version,
             results_url: row.result.as_ref().map(url),
-            results_count: row.result.as_ref().map(|(_, _, lines)| *lines),
+            results_count: row.result.as_ref().map(|result| result.lines),
             extensions: None,
         }
     }

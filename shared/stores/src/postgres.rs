@@ -22,7 +22,7 @@ statements! {
         WITH gone AS (
             DELETE FROM subject_data.profiles
              WHERE controller_id = $1 AND mpid = ANY ($2) AND coalesce(replaced_at, created_at) <= $3 RETURNING mpid)
-        SELECT mpid, count(*) FROM gone GROUP BY mpid";
+        SELECT mpid, count(*) AS rows FROM gone GROUP BY mpid";
     /// Identities have no time of receipt of their own: they go with their profile, and stay with a new one. The profiles
     /// are named once more, here and in `COUNT`: the planner, which expects few new ones, would look for these in the
     /// whole table.
@@ -33,7 +33,7 @@ statements! {
                AND NOT EXISTS (SELECT FROM subject_data.profiles p
                                 WHERE p.controller_id = $1 AND p.mpid = i.mpid AND p.mpid = ANY ($2)
                                   AND coalesce(p.replaced_at, p.created_at) > $3) RETURNING mpid)
-        SELECT mpid, count(*) FROM gone GROUP BY mpid";
+        SELECT mpid, count(*) AS rows FROM gone GROUP BY mpid";
     /// A step is bounded in rows and in bytes, as stored, and deletes one row at least. It goes on behind the last row of the
     /// step before, so that what is dead and not yet forgotten is not walked over again; rows are found by the key and
     /// deleted by their place.
@@ -53,8 +53,8 @@ statements! {
         gone AS (
             DELETE FROM subject_data.event_batches
              WHERE controller_id = $1 AND ctid = ANY (ARRAY (SELECT place FROM chosen)) RETURNING mpid)
-        SELECT c.mpid, coalesce(g.rows, 0), c.last,
-               (SELECT count(*) FROM found) = $5 OR (SELECT count(*) FROM found) > (SELECT count(*) FROM chosen)
+        SELECT c.mpid, coalesce(g.rows, 0) AS rows, c.last,
+               (SELECT count(*) FROM found) = $5 OR (SELECT count(*) FROM found) > (SELECT count(*) FROM chosen) AS more
           FROM (SELECT no, mpid, max(id) AS last FROM chosen GROUP BY no, mpid) c
           LEFT JOIN (SELECT mpid, count(*) AS rows FROM gone GROUP BY mpid) g USING (mpid) ORDER BY c.no";
     /// For the transaction of a step. Waiting for a lock holds up what could be done meanwhile. Together the statements
@@ -64,7 +64,7 @@ statements! {
                CASE WHEN current_setting('statement_timeout')::interval NOT BETWEEN '1us' AND '10s'
                     THEN set_config('statement_timeout', '10s', true) END";
     COUNT = "
-        SELECT mpid, sum(before)::bigint, sum(later)::bigint FROM (
+        SELECT mpid, sum(before)::bigint AS before, sum(later)::bigint AS later FROM (
             SELECT mpid, count(*) FILTER (WHERE coalesce(replaced_at, created_at) <= $3) AS before,
                    count(*) FILTER (WHERE coalesce(replaced_at, created_at) > $3) AS later
               FROM subject_data.profiles WHERE controller_id = $1 AND mpid = ANY ($2) GROUP BY mpid
@@ -178,11 +178,11 @@ impl PostgresStore {
         };
         tx.commit().await?;
         let begun = left.begun.max(chunk.len());
-        let more = rows.last().filter(|last| last.get(3));
+        let more = rows.last().filter(|last| last.get("more"));
         let Some(last) = more else { return Ok(Left { mpids: rest, begun: begun - chunk.len(), after: i64::MIN }) };
-        let mpid: Mpid = last.get(0);
+        let mpid: Mpid = last.get("mpid");
         let done = chunk.iter().take_while(|one| **one < mpid).count();
-        Ok(Left { mpids: left.mpids.split_at(done).1, begun: begun - done, after: last.get(2) })
+        Ok(Left { mpids: left.mpids.split_at(done).1, begun: begun - done, after: last.get("last") })
     }
 
     async fn count_all(
@@ -197,7 +197,10 @@ impl PostgresStore {
             let (chunk, rest) = left.split_at(size.of(MPIDS_PER_COUNT).min(left.len()));
             match session.query(COUNT, &[controller_id, &chunk, &as_of]).await {
                 Ok(rows) => {
-                    held.extend(rows.iter().map(|row| (row.get(0), Held { before: row.get(1), later: row.get(2) })));
+                    held.extend(
+                        rows.iter()
+                            .map(|row| (row.get("mpid"), Held { before: row.get("before"), later: row.get("later") })),
+                    );
                     left = rest;
                     size.grow();
                 }
@@ -232,8 +235,8 @@ async fn delete(
     slices::hold(tx, erasure.claimed).await?;
     let mut deleted: BTreeMap<RequestKey, i64> = BTreeMap::new();
     let mut count = |row: &Row| {
-        if let Some(key) = erasure.mpids.get(&row.get(0)) {
-            *deleted.entry(*key).or_default() += row.get::<_, i64>(1);
+        if let Some(key) = erasure.mpids.get(&row.get("mpid")) {
+            *deleted.entry(*key).or_default() += row.get::<_, i64>("rows");
         }
     };
     if left.begun == 0 {
@@ -302,7 +305,9 @@ fn profiles<'a>(
 ) -> impl futures_util::Stream<Item = Result<ExportLine, StoreError>> + 'a {
     let read = move |chunk: &'a [Mpid]| async move {
         let rows = db.session().await?.query(EXPORT_PROFILES, &[controller_id, &chunk, &as_of]).await?;
-        let line = |row: &Row| Ok(ExportLine::Profile(Bytes::copy_from_slice(row.get::<_, &str>(0).as_bytes())));
+        let line = |row: &Row| {
+            Ok(ExportLine::Profile(Bytes::copy_from_slice(row.get::<_, &str>("json_build_object").as_bytes())))
+        };
         Ok::<_, StoreError>(futures_util::stream::iter(rows.iter().map(line).collect::<Vec<_>>()))
     };
     futures_util::stream::iter(mpids.chunks(MPIDS_PER_STEP)).then(read).try_flatten()
@@ -374,8 +379,8 @@ async fn read_page(
     let (mut bundle, mut size) = (Vec::new(), 0);
     while let Some(row) = rows.try_next().await.map_err(DbError::from)? {
         read += 1;
-        last = row.get(0);
-        let line = Bytes::copy_from_slice(row.get::<_, &str>(1).as_bytes());
+        last = row.get("id");
+        let line = Bytes::copy_from_slice(row.get::<_, &str>("body").as_bytes());
         size += line.len();
         bundle.push(line);
         if size >= BUNDLE {

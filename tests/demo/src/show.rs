@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use lethe_db::overview;
+use lethe_domain::request::CallbackState;
 
 use crate::checks::Claim;
 use crate::output::say;
@@ -31,13 +32,17 @@ pub(crate) async fn watch(world: &World, cases: &[Case], timeout: Duration) -> a
     while !finished && started.elapsed() < timeout {
         let overview = overview::load(&world.db.session().await?).await?;
         let count = |wanted: &str| {
-            let of_status = overview.requests.iter().filter(|(_, status, _)| status == wanted);
+            let of_status = overview.requests.iter().filter(|(_, status, _)| status.as_str() == wanted);
             of_status.map(|(_, _, count)| u64::try_from(*count).unwrap_or(0)).sum::<u64>()
         };
         for (status, bar) in &by_status {
             bar.set_position(count(status));
         }
-        let sent = overview.callbacks.iter().find(|(state, _)| state == "delivered").map_or(0, |(_, count)| *count);
+        let sent = overview
+            .callbacks
+            .iter()
+            .find(|(state, _)| *state == CallbackState::Delivered)
+            .map_or(0, |(_, count)| *count);
         delivered.set_position(u64::try_from(sent).unwrap_or(0));
         let ended = count("completed") + count("cancelled");
         finished = ended == cases.len() as u64 && usize::try_from(sent) == Ok(callbacks);

@@ -59,8 +59,8 @@ fn body(ready: &Ready, claimed: &ClaimedCallback) -> Vec<u8> {
         group_id: claimed.group_id.as_deref(),
         request_status: claimed.status,
         api_version: claimed.api_version,
-        results_url: result.map(|(id, salt, _)| ready.links.url(claimed.api_version, *id, salt)),
-        results_count: result.map(|(_, _, lines)| *lines),
+        results_url: result.map(|result| ready.links.url(claimed.api_version, result)),
+        results_count: result.map(|result| result.lines),
         extensions: None,
     };
     body.to_bytes()

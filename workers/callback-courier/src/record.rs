@@ -67,7 +67,8 @@ async fn record_group(db: &Db, ready: &Ready, give_up: &GiveUp, outcomes: &[(Cla
             Ok(recorded) => {
                 fault::point("record.after_commit");
                 for (state, count) in recorded.states {
-                    metrics::counter!("lethe_callbacks_recorded_total", "state" => state).increment(count as u64);
+                    metrics::counter!("lethe_callbacks_recorded_total", "state" => state.as_str())
+                        .increment(count as u64);
                 }
                 metrics::counter!("lethe_breakers_opened_total").increment(recorded.breakers_opened as u64);
                 recorded.unanswered.into_iter().for_each(|endpoint| give_up.tell(endpoint));

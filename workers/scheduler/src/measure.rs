@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use lethe_db::{DbError, batches, overview};
-use lethe_domain::request::{RequestStatus, RequestType};
+use lethe_domain::request::{CallbackState, RequestStatus, RequestType};
 
 use crate::parts::{Part, Turn};
 use crate::scheduler::Scheduler;
@@ -35,16 +35,16 @@ impl Part for Gauges {
     async fn turn(&mut self, scheduler: &Scheduler) -> Result<Turn, DbError> {
         let overview = overview::measure(&scheduler.service.db).await?;
         // What has gone to nothing is not among the totals, and is told as zero.
-        for kind in RequestType::ALL.iter().map(|kind| kind.as_str()) {
-            for status in RequestStatus::ALL.iter().map(|status| status.as_str()) {
+        for kind in RequestType::ALL {
+            for status in RequestStatus::ALL {
                 let found = overview.requests.iter().find(|(one, two, _)| one == kind && two == status);
-                metrics::gauge!("lethe_requests", "type" => kind, "status" => status)
+                metrics::gauge!("lethe_requests", "type" => kind.as_str(), "status" => status.as_str())
                     .set(gauge(found.map_or(0, |row| row.2)));
             }
         }
-        for state in ["waiting", "ready", "delivered", "exhausted"] {
+        for state in CallbackState::ALL {
             let found = overview.callbacks.iter().find(|(one, _)| one == state);
-            metrics::gauge!("lethe_callbacks", "state" => state).set(gauge(found.map_or(0, |row| row.1)));
+            metrics::gauge!("lethe_callbacks", "state" => state.as_str()).set(gauge(found.map_or(0, |row| row.1)));
         }
         for (stage, seconds) in overview.oldest_seconds {
             metrics::gauge!("lethe_oldest_ready_seconds", "stage" => stage).set(seconds);

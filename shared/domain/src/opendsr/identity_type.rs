@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use md5::{Digest, Md5};
 
 use crate::crypto;
-use crate::request::status::names;
+use crate::names::names;
 
 /// What kind of identity a value is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::identity::Identity;
-use crate::request::status::names;
+use crate::names::{names, stored_as_text};
 use crate::request::{Lane, Mpid, RequestType, SubjectRequestId};
 
 /// The version of the API that a request speaks, and is answered in.
@@ -86,7 +86,9 @@ impl fmt::Display for ApiVersion {
     }
 }
 
-/// The text names no version that we speak.
+stored_as_text!(ApiVersion);
+
+/// The text does not name a version that we speak.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("must be 1.0, 2.0 or 3.0")]
 pub struct UnsupportedVersion;

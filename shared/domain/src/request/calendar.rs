@@ -10,11 +10,14 @@ use croner::Cron;
 use croner::parser::{CronParser, Seconds, Year};
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
+use serde::Serialize;
 
-use super::status::{RequestType, names};
+use super::status::RequestType;
+use crate::names::names;
 
 /// Which schedule a request waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Lane {
     /// Weekly erasure batches, which run one waiting period after they close.
     Erasure,

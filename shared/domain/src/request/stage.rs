@@ -2,7 +2,7 @@
 //! broker's topology.
 
 use super::calendar::Lane;
-use super::status::names;
+use crate::names::names;
 
 /// What is done with a slice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::names::names;
+
 /// What a data subject asks for (OpenDSR `subject_request_type`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -27,48 +29,6 @@ pub enum RequestStatus {
     /// Withdrawn by the controller in time; nothing was done.
     Cancelled,
 }
-
-/// The text names no such thing.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("unknown {kind}")]
-pub struct UnknownName {
-    kind: &'static str,
-}
-
-impl UnknownName {
-    pub(crate) const fn new(kind: &'static str) -> Self {
-        Self { kind }
-    }
-}
-
-macro_rules! names {
-    ($type:ident, $kind:literal, $($variant:ident = $name:literal),+) => {
-        impl $type {
-            /// Every value, in the order of declaration.
-            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
-
-            /// The name on the wire and in the database.
-            #[must_use]
-            pub const fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $name),+ }
-            }
-        }
-
-        impl std::str::FromStr for $type {
-            type Err = $crate::request::status::UnknownName;
-            fn from_str(text: &str) -> Result<Self, $crate::request::status::UnknownName> {
-                match text { $($name => Ok(Self::$variant),)+ _ => Err($crate::request::status::UnknownName::new($kind)) }
-            }
-        }
-
-        impl std::fmt::Display for $type {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str(self.as_str())
-            }
-        }
-    };
-}
-pub(crate) use names;
 
 names!(RequestType, "request type", Erasure = "erasure", Access = "access", Portability = "portability");
 names!(

@@ -185,7 +185,7 @@ async fn changed_profiles(
     let all: Columns<'_> = latest.values().copied().collect();
     let params: [&(dyn tokio_postgres::types::ToSql + Sync); 7] =
         [controller_id, &all.mpids, &all.attributes, &all.audiences, &all.owners, &all.types, &all.values];
-    Ok(tx.query(CHANGED_PROFILES, &params).await?.iter().map(|row| row.get(0)).collect())
+    Ok(tx.values(CHANGED_PROFILES, &params).await?.into_iter().collect())
 }
 
 /// Adds event batches, in one transaction.
@@ -245,7 +245,7 @@ async fn store_with_progress(
     let tx = db.begin("import_event_batches").await?;
     progress.record(&tx, controller_id, end).await?;
     let mpids = insert_event_batches(&tx, controller_id, lines).await?;
-    let without: i64 = tx.query_one(COUNT_WITHOUT_PROFILE, &[controller_id, &mpids]).await?.get(0);
+    let without: i64 = tx.value(COUNT_WITHOUT_PROFILE, &[controller_id, &mpids]).await?;
     tx.commit().await?;
     Ok(u64::try_from(without).unwrap_or(0))
 }

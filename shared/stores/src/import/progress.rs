@@ -101,8 +101,12 @@ pub async fn known(db: &Db, controller_id: &ControllerId) -> Result<Vec<Progress
     let rows = session.query(KNOWN_PROGRESS, &[controller_id]).await?;
     let unsigned = |number: i64| u64::try_from(number).unwrap_or(0);
     let progress = rows.iter().map(|row| {
-        let end = LineEnd { bytes: unsigned(row.get(1)), number: unsigned(row.get(2)), sha256: row.get(3) };
-        Progress { import_id: row.get(0), stored: Some(end), superseded: Vec::new() }
+        let end = LineEnd {
+            bytes: unsigned(row.get("bytes")),
+            number: unsigned(row.get("lines")),
+            sha256: row.get("sha256"),
+        };
+        Progress { import_id: row.get("import_id"), stored: Some(end), superseded: Vec::new() }
     });
     Ok(progress.collect())
 }
