@@ -55,7 +55,7 @@ check: ## What needs no servers: format, lints, unit tests, the documents
 	cargo test --profile quick --workspace --lib --bins $(LOCKED) --quiet
 	cargo test --profile quick --workspace --test e2e $(LOCKED) --quiet -- house::
 
-schema: ## Write down in shared/db/schema.sql what the migrations make
+schema: ## Write down in shared/db/schema/current.sql what the migrations make
 	LETHE_WRITE_SCHEMA=1 deploy/local/with-servers cargo test --profile quick --workspace --test e2e $(LOCKED) -- the_current_schema
 
 chaos: export LETHE_LOCAL_DIR = $(abspath $(LOCAL))/chaos

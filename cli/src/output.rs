@@ -75,14 +75,14 @@ fn print_json<T: Serialize>(value: &T) -> anyhow::Result<()> {
 /// A table as text.
 pub(crate) fn table(headings: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
     if !headings.is_empty() {
         table.set_header(headings);
     }
     for row in rows {
         table.add_row(row.iter().map(|cell| printable(cell)));
     }
-    table.to_string()
+    table.trim_fmt()
 }
 
 /// Without what would move the cursor, colour the screen or turn the direction of the text: some of what is shown was
@@ -106,6 +106,12 @@ pub(crate) fn or_dash(value: Option<impl ToString>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_table_has_a_line_for_each_row_and_no_rules_between_them() {
+        let rows = [["1", "open"], ["17", "closed"]].map(|row| row.map(str::to_owned).to_vec());
+        assert_eq!(table(&["batch", "state"], rows), " batch  state\n 1      open\n 17     closed");
+    }
 
     #[test]
     fn what_strangers_wrote_does_not_drive_the_terminal() {

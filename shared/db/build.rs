@@ -1,5 +1,5 @@
 //! Rebuilds the library when a migration is added: they are embedded.
 
 fn main() {
-    println!("cargo:rerun-if-changed=migrations");
+    println!("cargo:rerun-if-changed=schema/migrations");
 }

@@ -6,7 +6,8 @@ use lethe_testing::{Gateway, Receiver, Request, SECONDS, Worker, World};
 use serde_json::json;
 
 /// Tables that the gateway's role may read though they are under no policy: they hold nothing of any controller.
-const SHARED: [&str; 5] = ["lethe.batches", "lethe.calendars", "lethe.clock", "lethe.installation", "lethe.lanes"];
+const SHARED: [&str; 6] =
+    ["lethe.batches", "lethe.calendars", "lethe.clock", "lethe.installation", "lethe.lanes", "lethe.schema_support"];
 
 #[tokio::test]
 async fn no_call_gives_away_that_another_has_a_request() {

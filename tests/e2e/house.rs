@@ -91,10 +91,19 @@ fn whoever_adds_a_worker_is_told_of_every_place_that_names_one() {
         guide.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).map(str::to_owned).collect();
     assert!((1..=5).contains(&places.len()), "{places:?}");
     let mut found = BTreeSet::new();
-    let mut open =
-        ["shared", "deploy", "cli", "workers", "tests/testing", "tests/chaos", "tests/demo", "Makefile", "Cargo.toml"]
-            .map(|name| root().join(name))
-            .to_vec();
+    let mut open = [
+        "shared",
+        "deploy",
+        "cli",
+        "workers",
+        "tests/testing",
+        "tests/chaos/src",
+        "tests/demo",
+        "Makefile",
+        "Cargo.toml",
+    ]
+    .map(|name| root().join(name))
+    .to_vec();
     while let Some(path) = open.pop() {
         if path.is_dir() {
             open.extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));

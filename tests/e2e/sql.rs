@@ -1,11 +1,14 @@
 //! The schema: every statement fits it, it guards the state machine, and migrating is safe.
 
+use std::collections::BTreeMap;
+
 use lethe_db::Db;
-use lethe_db::migrate::{self, migrate};
+use lethe_db::migrate::{self, Step, migrate};
 use lethe_domain::crypto::{hex, sha256};
 use lethe_domain::request::RequestStatus;
 use lethe_testing::plans::all_statements;
-use lethe_testing::{World, servers};
+use lethe_testing::wait::{eventually, seconds};
+use lethe_testing::{Worker, World, servers};
 
 #[tokio::test]
 async fn every_statement_can_be_prepared() {
@@ -185,19 +188,120 @@ async fn schema_of(world: &World) -> String {
 async fn the_current_schema_is_written_down() {
     let world = World::new().await;
     let schema = schema_of(&world).await;
-    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/db/schema.sql");
+    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/db/schema/current.sql");
     if std::env::var_os("LETHE_WRITE_SCHEMA").is_some() {
         std::fs::write(&file, &schema).unwrap();
     }
     let written = std::fs::read_to_string(&file).unwrap_or_default();
     let differs = schema.lines().zip(written.lines()).find(|(now, then)| now != then);
-    assert!(schema == written, "shared/db/schema.sql is not what the migrations make; run `make schema`: {differs:?}");
+    assert!(
+        schema == written,
+        "shared/db/schema/current.sql is not what the migrations make; run `make schema`: {differs:?}"
+    );
+}
+
+/// Each function has its live body, with the reasons for it, in a file of its topic.
+#[tokio::test]
+async fn the_functions_are_what_their_files_say() {
+    let world = World::new().await;
+    let session = world.db.session().await.unwrap();
+    let live = "SELECT oid::regprocedure::text, pg_get_functiondef(oid) FROM pg_proc
+                 WHERE pronamespace = 'lethe'::regnamespace ORDER BY 1";
+    let functions = async || {
+        let rows = session.raw().query(live, &[]).await.unwrap();
+        rows.iter().map(|row| (row.get(0), row.get(1))).collect::<BTreeMap<String, String>>()
+    };
+    let before = functions().await;
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/db/schema/functions");
+    let mut said = 0;
+    for file in std::fs::read_dir(folder).unwrap() {
+        let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
+        said += text.matches("CREATE OR REPLACE FUNCTION lethe.").count();
+        session.batch_execute(&text).await.unwrap();
+    }
+    assert_eq!(functions().await, before, "a file differs from what the migrations make");
+    assert_eq!(said, before.len(), "each function is in one file");
+}
+
+#[tokio::test]
+async fn a_later_schema_is_used_as_long_as_it_holds_what_this_release_uses() {
+    let world = World::new().await;
+    world
+        .run(
+            "INSERT INTO public.refinery_schema_history (version, name, applied_on, checksum)
+             SELECT max(version) + 1, 'of_a_later_release', max(applied_on), '0' FROM public.refinery_schema_history",
+        )
+        .await;
+    migrate::check_version(&world.db).await.unwrap();
+    let worker = Worker::start(&world, "scheduler", &[]).await;
+    worker.stop().await;
+    world.run("UPDATE lethe.schema_support SET oldest_workers = oldest_workers + 1000").await;
+    let refused = migrate::check_version(&world.db).await.unwrap_err().to_string();
+    assert!(refused.contains("start the worker of the release that migrated the database"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_migration_waits_for_nobody_long_and_is_tried_again() {
+    let world = World::new().await;
+    let (holder, watcher) = (world.db.session().await.unwrap(), world.db.session().await.unwrap());
+    holder.batch_execute("BEGIN; LOCK TABLE public.refinery_schema_history IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    let db = world.db.clone();
+    let migrating = tokio::spawn(async move { migrate(&db).await });
+    let waiting = async || {
+        let sql = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = 'public.refinery_schema_history'::regclass)";
+        watcher.value::<bool>(sql, &[]).await.unwrap()
+    };
+    eventually("it waits for the lock", seconds(30), waiting).await;
+    eventually("it lets go of its place in the queue", seconds(30), async || !waiting().await).await;
+    holder.batch_execute("COMMIT").await.unwrap();
+    assert_eq!(migrating.await.unwrap().unwrap(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn what_takes_long_runs_beside_writers_and_is_begun_anew_where_it_was_interrupted() {
+    const STEPS: &[Step] = &[
+        Step::Rows {
+            statement: "UPDATE public.many SET twice = 2 * n WHERE n IN (SELECT n FROM public.many WHERE twice IS NULL LIMIT 7)",
+        },
+        Step::Index { schema: "public", name: "many_twice", definition: "ON public.many (twice)" },
+    ];
+    let world = World::new().await;
+    let (session, writer) = (world.db.session().await.unwrap(), world.db.session().await.unwrap());
+    session
+        .batch_execute(
+            "CREATE TABLE public.many (n bigint PRIMARY KEY, twice bigint);
+             INSERT INTO public.many SELECT n, CASE WHEN n < 3 THEN 1 END FROM generate_series(1, 100) n",
+        )
+        .await
+        .unwrap();
+    // Two rows are equal, so this fails half-way and leaves an index that nothing uses.
+    session.batch_execute("CREATE UNIQUE INDEX CONCURRENTLY many_twice ON public.many (twice)").await.unwrap_err();
+    let is_valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = 'public.many_twice'::regclass";
+    assert!(!session.value::<bool>(is_valid, &[]).await.unwrap());
+    migrate::run_steps(&session, STEPS).await.unwrap();
+    assert!(session.value::<bool>(is_valid, &[]).await.unwrap());
+    let wrong = "SELECT count(*) FROM public.many WHERE n >= 3 AND twice <> 2 * n";
+    assert_eq!(session.value::<i64>(wrong, &[]).await.unwrap(), 0);
+    // Writers go on while an index is built: it waits for them, they do not wait for it.
+    session.batch_execute("DROP INDEX public.many_twice").await.unwrap();
+    writer.batch_execute("BEGIN; INSERT INTO public.many VALUES (101, 202)").await.unwrap();
+    let db = world.db.clone();
+    let building = tokio::spawn(async move { migrate::run_steps(&db.session().await.unwrap(), STEPS).await });
+    let waits = async || {
+        let sql = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE query LIKE 'CREATE INDEX CONCURRENTLY%' AND wait_event_type = 'Lock'
+                                     AND datname = current_database())";
+        world.one::<bool>(sql, &[]).await
+    };
+    eventually("the index waits for the writer", seconds(30), waits).await;
+    writer.batch_execute("INSERT INTO public.many VALUES (102, 204); COMMIT").await.unwrap();
+    building.await.unwrap().unwrap();
+    assert!(session.value::<bool>(is_valid, &[]).await.unwrap());
 }
 
 /// What a database has run already is not run again: a change would be in new databases only.
 #[test]
 fn no_migration_is_changed_once_it_has_landed() {
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/db/migrations");
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/db/schema/migrations");
     let mut files: Vec<String> = std::fs::read_dir(&folder)
         .unwrap()
         .map(|file| file.unwrap().file_name().into_string().unwrap())

@@ -125,7 +125,7 @@ async fn what_was_there_before_is_taken_over_by_the_migration_exactly() {
     world.run("UPDATE lethe.requests SET status = 'in_progress' WHERE request_key % 4 = 0").await;
     world.run(CALLBACKS).await;
     world.run("UPDATE lethe.callbacks SET state = 'delivered' WHERE request_key % 3 = 0").await;
-    let migration = include_str!("../../shared/db/migrations/V0020__an_end_for_records.sql");
+    let migration = include_str!("../../shared/db/schema/migrations/V0020__an_end_for_records.sql");
     let taking_over = migration.split(";\n").filter(|statement| statement.contains("_totals ("));
     let taking_over: Vec<&str> = taking_over.collect();
     assert_eq!(taking_over.len(), 3, "one for each kind of total");

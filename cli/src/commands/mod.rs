@@ -90,7 +90,8 @@ async fn run_migrations(output: Output) -> anyhow::Result<()> {
     let applied = migrate::migrate(&db).await.context("the schema was not changed")?;
     output.list(&applied, &["migration"], |name| vec![name.clone()])?;
     let version = migrate::needed_version();
-    output.say(&format!("the schema is at version {version}"))?;
+    let oldest = migrate::OLDEST_WORKERS;
+    output.say(&format!("the schema is at version {version}; workers of releases for {oldest} or later can go on"))?;
     // Connecting declares every exchange and queue.
     let link = context::broker()?.connect().await.context("the topology could not be declared")?;
     link.close().await;

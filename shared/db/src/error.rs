@@ -73,6 +73,24 @@ pub enum DbError {
         /// Version that the code was built with.
         needed: i32,
     },
+    /// The schema is of a later release, which has removed or changed what this code uses.
+    #[error(
+        "the schema is at version {found}, this version was built for {needed}, and only those for {oldest} or later can go \
+         on: start the worker of the release that migrated the database"
+    )]
+    SchemaTooNew {
+        /// Version in the database.
+        found: i32,
+        /// Version that the code was built for.
+        needed: i32,
+        /// What the code must have been built for, at least.
+        oldest: i32,
+    },
+    /// Others held for half a minute what a migration has to lock.
+    #[error(
+        "a migration waits for locks that others hold: end long transactions (pg_stat_activity), and run `lethe migrate` again"
+    )]
+    SchemaInUse,
     /// A migration failed.
     #[error("migration failed: {source}")]
     Migration {

@@ -1,16 +1,56 @@
-//! Migrations: `lethe migrate` runs them under an advisory lock, workers only check the version.
+//! Migrations: `lethe migrate` runs them under an advisory lock, beside workers that go on; workers only check the version.
+//!
+//! A migration is a transaction and must not hold a lock for long: it waits for one two seconds at most, so that the
+//! workers' statements do not queue up behind it, and is then tried again. What takes long (an index on a table that is
+//! written to, the rewriting of rows) is a [`Step`] after the migrations.
 
+use std::time::Duration;
+
+use tokio_postgres::error::SqlState;
+
+use super::pool::Session;
+use super::server_error::told_by_the_server;
 use super::{Db, DbError};
 
 mod embedded {
-    refinery::embed_migrations!("migrations");
+    refinery::embed_migrations!("schema/migrations");
 }
+
+/// The schema version that workers must have been built for, at least, to work with the schema of this release. To be
+/// raised by whoever removes or changes what workers of earlier releases use.
+pub const OLDEST_WORKERS: i32 = 23;
+
+/// What the migrations of this release leave to be done, in this order.
+const STEPS: &[Step] = &[];
 
 /// Held while migrating, so that several deployments at once do it one after the other.
 const LOCK: &str = "SELECT pg_advisory_lock(5499812870)";
 const UNLOCK: &str = "SELECT pg_advisory_unlock(5499812870)";
+/// How often a migration is tried whose locks are held by others, and the pause after each time.
+const TRIES: u32 = 30;
+const PAUSE: Duration = Duration::from_secs(1);
 
-/// The version that this code needs.
+/// Work that runs beside the workers, outside of any transaction of ours. It is asked for on every `lethe migrate`, and
+/// each must be harmless when it is done already.
+#[derive(Clone, Copy, Debug)]
+pub enum Step {
+    /// An index, built without a lock on writers. One that an interrupted attempt has left invalid is built anew.
+    Index {
+        /// The schema it is in, with its table.
+        schema: &'static str,
+        /// Its name.
+        name: &'static str,
+        /// What follows the name in `CREATE INDEX`: `ON lethe.requests (batch_id)`.
+        definition: &'static str,
+    },
+    /// A statement that changes the next rows of many, in transactions of their own, until it finds none.
+    Rows {
+        /// Changes at most some thousand rows.
+        statement: &'static str,
+    },
+}
+
+/// The version that this code was built for.
 #[must_use]
 pub fn needed_version() -> i32 {
     embedded::migrations::runner().get_migrations().iter().map(refinery::Migration::version).max().unwrap_or(0)
@@ -19,23 +59,86 @@ pub fn needed_version() -> i32 {
 /// Brings the schema to the version that this code needs; returns the names of the migrations that were run.
 ///
 /// # Errors
-/// [`DbError::Migration`], and [`DbError`] where the server is away.
+/// [`DbError::Migration`], [`DbError::SchemaInUse`] where others keep hold of what a migration has to change, and
+/// [`DbError`] where the server is away. What was done stays done; the next call goes on from there.
 pub async fn migrate(db: &Db) -> Result<Vec<String>, DbError> {
     let mut session = db.session().await?;
     session.batch_execute("SET statement_timeout = 0; SET lock_timeout = 0").await?;
     // Otherwise a user called `lethe` has the schema of that name in front, and the second run looks for the history there.
     session.batch_execute("SET search_path = public").await?;
     session.batch_execute(LOCK).await?;
-    let outcome = embedded::migrations::runner().run_async(session.client()).await;
+    let outcome = migrate_locked(&mut session, STEPS).await;
     session.batch_execute(UNLOCK).await?;
     session.batch_execute("RESET statement_timeout; RESET lock_timeout; RESET search_path").await?;
-    Ok(outcome?.applied_migrations().iter().map(ToString::to_string).collect())
+    outcome
 }
 
-/// Checks that the schema is the one that this code needs. A newer one is refused as well: columns may be gone.
+async fn migrate_locked(session: &mut Session, steps: &[Step]) -> Result<Vec<String>, DbError> {
+    let mut applied = Vec::new();
+    if session.value("SELECT to_regclass('lethe.schema_support') IS NOT NULL", &[]).await? {
+        tell_workers(session).await?;
+    }
+    session.batch_execute("SET lock_timeout = '2s'").await?;
+    for left in (0..TRIES).rev() {
+        let outcome = embedded::migrations::runner().run_async(session.client()).await;
+        let report = outcome.as_ref().ok().or_else(|| outcome.as_ref().err()?.report());
+        applied
+            .extend(report.into_iter().flat_map(|report| report.applied_migrations().iter().map(ToString::to_string)));
+        match outcome {
+            Ok(_) => break,
+            Err(error) if waits_for_a_lock(&error) && left > 0 => tokio::time::sleep(PAUSE).await,
+            Err(error) if waits_for_a_lock(&error) => return Err(DbError::SchemaInUse),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    session.batch_execute("SET lock_timeout = 0").await?;
+    tell_workers(session).await?;
+    run_steps(session, steps).await?;
+    Ok(applied)
+}
+
+/// From now on workers that cannot go on with the new schema do not start, even if a migration is still to come.
+async fn tell_workers(session: &Session) -> Result<(), DbError> {
+    let support = "INSERT INTO lethe.schema_support (oldest_workers) VALUES ($1)
+                   ON CONFLICT (only_row) DO UPDATE SET oldest_workers = excluded.oldest_workers
+                    WHERE schema_support.oldest_workers <> excluded.oldest_workers";
+    session.execute(support, &[&OLDEST_WORKERS]).await.map(drop)
+}
+
+/// Runs steps in their order, each to its end.
 ///
 /// # Errors
-/// [`DbError::SchemaVersion`].
+/// [`DbError`]; the step can be run again.
+pub async fn run_steps(session: &Session, steps: &[Step]) -> Result<(), DbError> {
+    for step in steps {
+        match step {
+            Step::Index { schema, name, definition } => {
+                let state = "SELECT i.indisvalid FROM pg_class c JOIN pg_index i ON i.indexrelid = c.oid
+                              WHERE c.relnamespace = $1::text::regnamespace AND c.relname = $2";
+                let is_valid: Option<bool> =
+                    session.query_opt(state, &[schema, name]).await?.map(|row| row.get("indisvalid"));
+                if is_valid == Some(false) {
+                    session.batch_execute(&format!("DROP INDEX CONCURRENTLY {schema}.{name}")).await?;
+                }
+                if is_valid != Some(true) {
+                    session.batch_execute(&format!("CREATE INDEX CONCURRENTLY {name} {definition}")).await?;
+                }
+            }
+            Step::Rows { statement } => while session.execute(statement, &[]).await? > 0 {},
+        }
+    }
+    Ok(())
+}
+
+fn waits_for_a_lock(error: &refinery::Error) -> bool {
+    told_by_the_server(error).is_some_and(|error| error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE))
+}
+
+/// Checks that this code can work with the schema: it is the one that the code was built for, or a later one that still
+/// holds all that the code uses.
+///
+/// # Errors
+/// [`DbError::SchemaVersion`], [`DbError::SchemaTooNew`].
 pub async fn check_version(db: &Db) -> Result<(), DbError> {
     let session = db.session().await?;
     let found = if session.value("SELECT to_regclass('public.refinery_schema_history') IS NOT NULL", &[]).await? {
@@ -44,5 +147,12 @@ pub async fn check_version(db: &Db) -> Result<(), DbError> {
         0
     };
     let needed = needed_version();
-    if found == needed { Ok(()) } else { Err(DbError::SchemaVersion { found, needed }) }
+    if found < needed {
+        return Err(DbError::SchemaVersion { found, needed });
+    }
+    let support = session.query_opt("SELECT oldest_workers FROM lethe.schema_support", &[]).await?;
+    match support.map(|row| row.get::<_, i32>("oldest_workers")) {
+        Some(oldest) if found > needed && oldest > needed => Err(DbError::SchemaTooNew { found, needed, oldest }),
+        _ => Ok(()),
+    }
 }

@@ -92,7 +92,7 @@ impl From<refinery::Error> for MigrationFailure {
 impl fmt::Display for MigrationFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let refinery::error::Kind::Connection(step, source) = self.0.kind() else { return write!(f, "{}", self.0) };
-        match source.downcast_ref::<tokio_postgres::Error>() {
+        match told_by_the_server(source.as_ref()) {
             // What a migration raises are our own words.
             Some(error) if error.code().is_some_and(|code| code.code() == "P0001") => {
                 write!(f, "{step}: {}", error.as_db_error().map_or("", |error| error.message()))
@@ -110,6 +110,12 @@ impl fmt::Debug for MigrationFailure {
 }
 
 impl Error for MigrationFailure {}
+
+/// What the driver said, however often it was wrapped.
+pub(super) fn told_by_the_server<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a tokio_postgres::Error> {
+    let mut chain = std::iter::successors(Some(error), |error: &&(dyn Error + 'static)| (*error).source());
+    chain.find_map(|error| error.downcast_ref())
+}
 
 /// Whether a statement RAISE of a function or a trigger made the error: whatever code it gave, the words are its author's.
 pub(super) fn is_raised(error: &tokio_postgres::Error) -> bool {

@@ -28,7 +28,7 @@ fn administrator() -> Db {
 
 /// The hash of all migrations: a template made by others is not ours.
 fn migrations_hash() -> String {
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/db/migrations");
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/db/schema/migrations");
     let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
     let mut context = digest::Context::new(&digest::SHA256);

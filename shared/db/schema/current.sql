@@ -443,6 +443,13 @@ CREATE POLICY own ON lethe.results FOR ALL USING ((EXISTS ( SELECT
    FROM lethe.requests r
   WHERE (r.request_key = results.request_key))));
 
+CREATE TABLE lethe.schema_support (
+    only_row boolean NOT NULL DEFAULT true,
+    oldest_workers integer NOT NULL,
+    CONSTRAINT schema_support_only_row_check CHECK (only_row),
+    CONSTRAINT schema_support_pkey PRIMARY KEY (only_row)
+);
+
 CREATE TABLE lethe.slices (
     slice_id bigint NOT NULL GENERATED AS IDENTITY,
     batch_id bigint NOT NULL,
@@ -794,72 +801,6 @@ CREATE OR REPLACE FUNCTION lethe.calendar_lock()
  LANGUAGE sql
  IMMUTABLE PARALLEL SAFE
 RETURN '5499812871'::bigint;
-
-CREATE OR REPLACE FUNCTION lethe.claim_callbacks(endpoints bigint[], wanted integer[], token uuid, lease_seconds double precision, endpoint_limit integer)
- RETURNS TABLE(callback_id uuid, endpoint_id bigint, url_no smallint, request_status text, expected_completion_time timestamp with time zone, attempt integer, started_at timestamp with time zone, controller_id text, subject_request_id uuid, sealed_request bytea, signature_algorithm text, result_id uuid, token_salt bytea, lines bigint, replay boolean)
- LANGUAGE plpgsql
- SET enable_seqscan TO 'off'
-AS $function$
-DECLARE
-    instant timestamptz;
-BEGIN
-    -- In key order, as everyone who locks several of them does. What is in flight is counted under these locks.
-    PERFORM 1 FROM lethe.endpoints e WHERE e.endpoint_id = ANY (endpoints)
-      ORDER BY e.endpoint_id FOR NO KEY UPDATE;
-    instant := lethe.now();
-    RETURN QUERY
-    WITH rooms AS MATERIALIZED (
-        SELECT e.endpoint_id, held.ids, held.oldest, looks.back,
-               CASE WHEN looks.back THEN '-infinity' ELSE e.claimed_until END AS since,
-               -- A breaker that was open lets one through to probe.
-               least(asked.wanted, CASE WHEN e.open_until IS NULL THEN endpoint_limit ELSE 1 END - held.in_force) AS room
-          FROM unnest(endpoints, wanted) AS asked (endpoint_id, wanted)
-          JOIN lethe.endpoints e ON e.endpoint_id = asked.endpoint_id
-         CROSS JOIN LATERAL (
-            -- Also where the clock was set back.
-            SELECT e.looked_back_at NOT BETWEEN instant - interval '2 s' AND instant + interval '1 minute'
-                   OR e.claimed_until > instant) AS looks (back)
-         CROSS JOIN LATERAL (
-            SELECT array_agg(c.callback_id) AS ids, min(c.next_attempt_at) AS oldest,
-                   (count(*) FILTER (WHERE c.lease_expires_at > instant))::integer AS in_force
-              FROM lethe.callbacks c
-             WHERE c.callback_id = ANY (e.in_flight) AND c.lease_token IS NOT NULL) held
-         WHERE e.open_until IS NULL OR e.open_until <= instant),
-    claimed AS (
-        UPDATE lethe.callbacks c
-           SET lease_token = token, lease_expires_at = instant + make_interval(secs => lease_seconds),
-               attempts = attempts + 1
-         WHERE c.callback_id = ANY (ARRAY (
-            SELECT due.callback_id FROM rooms
-             CROSS JOIN LATERAL (
-                SELECT d.callback_id FROM lethe.callbacks d
-                 WHERE d.endpoint_id = rooms.endpoint_id AND d.state = 'ready'
-                   AND d.next_attempt_at BETWEEN rooms.since AND instant
-                   AND (d.lease_expires_at IS NULL OR d.lease_expires_at <= instant)
-                 ORDER BY d.next_attempt_at LIMIT greatest(rooms.room, 0) FOR UPDATE SKIP LOCKED) due))
-        RETURNING c.callback_id, c.endpoint_id, c.request_key, c.url_no, c.request_status, c.expected_completion_time,
-                  c.attempts, c.replays, c.next_attempt_at),
-    remembered AS (
-        UPDATE lethe.endpoints e
-           SET in_flight = coalesce(rooms.ids || taken.ids, '{}'),
-               -- Whatever becomes due is due now; some seconds are left to those who have not committed yet.
-               claimed_until = least(rooms.oldest, taken.oldest, instant - interval '5 s'),
-               -- One that took long is not repeated soon.
-               looked_back_at = CASE WHEN rooms.back
-                                     THEN lethe.now() + least(4 * (lethe.now() - instant), interval '50 s')
-                                     ELSE e.looked_back_at END
-          FROM rooms LEFT JOIN (
-                SELECT c.endpoint_id, array_agg(c.callback_id) AS ids, min(c.next_attempt_at) AS oldest
-                  FROM claimed c GROUP BY c.endpoint_id) taken ON taken.endpoint_id = rooms.endpoint_id
-         WHERE e.endpoint_id = rooms.endpoint_id AND rooms.room > 0 AND (taken.ids IS NOT NULL OR rooms.back))
-    SELECT c.callback_id, c.endpoint_id, c.url_no, c.request_status, c.expected_completion_time, c.attempts, instant,
-           r.controller_id, r.subject_request_id, r.sealed_request, k.signature_algorithm,
-           s.result_id, s.token_salt, s.lines, c.replays > 0
-      FROM claimed c
-      JOIN lethe.requests r ON r.request_key = c.request_key
-      JOIN lethe.controllers k ON k.controller_id = r.controller_id
-      LEFT JOIN lethe.results s ON s.request_key = c.request_key;
-END $function$;
 
 CREATE OR REPLACE FUNCTION lethe.claim_due_callbacks(endpoints bigint[], wanted integer[], token uuid, lease_seconds double precision, endpoint_limit integer)
  RETURNS TABLE(callback_id uuid, endpoint_id bigint, url_no smallint, request_status text, expected_completion_time timestamp with time zone, attempt integer, started_at timestamp with time zone, controller_id text, subject_request_id uuid, api_version text, sealed_reporting bytea, sealed_request bytea, signature_algorithm text, result_id uuid, token_salt bytea, lines bigint, replay boolean)

@@ -1,0 +1,29 @@
+-- Normalisation and digests of identities: one definition for import and matching.
+
+-- The one definition of normalisation: ASCII white space trimmed, e-mail lower-cased (ASCII only, hence "C").
+-- \x0B is the vertical tab: PostgreSQL knows no \v, and would trim the letter v.
+CREATE OR REPLACE FUNCTION lethe.normalise_identity(identity_type text, value text) RETURNS text
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
+    SELECT CASE identity_type
+        WHEN 'email' THEN lower(btrim(value, E' \t\n\r\f\x0B') COLLATE "C")
+        ELSE btrim(value, E' \t\n\r\f\x0B') END
+$$;
+
+-- By pgcrypto; if that is installed in another schema than `public`, the function names it.
+CREATE OR REPLACE FUNCTION lethe.sha1(value text) RETURNS bytea LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+AS $$SELECT public.digest(convert_to(value, 'UTF8'), 'sha1')$$;
+
+CREATE OR REPLACE FUNCTION lethe.identity_md5(identity_type text, value text) RETURNS bytea
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
+    SELECT decode(md5(convert_to(lethe.normalise_identity(identity_type, value), 'UTF8')), 'hex')
+$$;
+
+CREATE OR REPLACE FUNCTION lethe.identity_sha1(identity_type text, value text) RETURNS bytea
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
+    SELECT lethe.sha1(lethe.normalise_identity(identity_type, value))
+$$;
+
+CREATE OR REPLACE FUNCTION lethe.identity_sha256(identity_type text, value text) RETURNS bytea
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
+    SELECT sha256(convert_to(lethe.normalise_identity(identity_type, value), 'UTF8'))
+$$;

@@ -1,0 +1,22 @@
+-- The tables of subject data.
+
+-- The partitions of a controller are built aside and attached: CREATE TABLE … PARTITION OF would lock the
+-- parent against every other controller's work.
+CREATE OR REPLACE FUNCTION lethe.create_partitions(new_controller text) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    parent text;
+    child  text;
+    no     integer;
+BEGIN
+    SELECT partition_no INTO STRICT no FROM lethe.controllers WHERE controller_id = new_controller;
+    FOREACH parent IN ARRAY ARRAY['profiles', 'profile_identities', 'event_batches'] LOOP
+        child := format('%s_p%s', parent, no);
+        IF to_regclass('subject_data.' || child) IS NOT NULL THEN
+            CONTINUE;
+        END IF;
+        EXECUTE format('CREATE TABLE subject_data.%I (LIKE subject_data.%I INCLUDING ALL, CHECK (controller_id = %L))',
+                       child, parent, new_controller);
+        EXECUTE format('ALTER TABLE subject_data.%I ATTACH PARTITION subject_data.%I FOR VALUES IN (%L)',
+                       parent, child, new_controller);
+    END LOOP;
+END $$;
