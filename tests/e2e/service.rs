@@ -4,7 +4,7 @@ use std::process::Output;
 
 use lethe_testing::wait::{eventually, patiently, seconds};
 use lethe_testing::worker::{bare, environment, queue_workers};
-use lethe_testing::{Publisher, Request, SECONDS, Worker, World};
+use lethe_testing::{Certified, Publisher, Request, SECONDS, Worker, World};
 
 async fn run(name: &str, arguments: &[&str], settings: &[(&str, String)]) -> Output {
     let mut command = bare(name);
@@ -112,6 +112,23 @@ async fn every_worker_drains_on_sigterm_and_shows_its_health_and_metrics() {
     for worker in workers {
         worker.stop().await;
     }
+}
+
+#[tokio::test]
+async fn an_encrypted_broker_is_used_if_its_certificate_is_trusted_and_not_otherwise() {
+    let world = World::new().await;
+    let (trusted, strangers) = (Certified::write(&world.folder, false), Certified::write(&world.folder, true));
+    let roots = trusted.file.to_str().unwrap();
+    let url = trusted.before_broker(&world.amqp_url).await;
+    let worker = Worker::start(&world, "erasure-executor", &[("AMQP_URL", &url), ("SSL_CERT_FILE", roots)]).await;
+    assert!(worker.log().contains("INFO consuming"), "{}", worker.log());
+    worker.stop().await;
+    let url = strangers.before_broker(&world.amqp_url).await;
+    let worker = Worker::spawn(&world, "erasure-executor", &[("AMQP_URL", &url), ("SSL_CERT_FILE", roots)]);
+    eventually("it refuses the certificate", seconds(20), async || worker.log().contains("invalid peer certificate"))
+        .await;
+    assert!(!worker.log().contains("INFO consuming"));
+    worker.stop().await;
 }
 
 #[tokio::test]

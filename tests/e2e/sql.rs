@@ -238,6 +238,9 @@ async fn a_later_schema_is_used_as_long_as_it_holds_what_this_release_uses() {
     world.run("UPDATE lethe.schema_support SET oldest_workers = oldest_workers + 1000").await;
     let refused = migrate::check_version(&world.db).await.unwrap_err().to_string();
     assert!(refused.contains("start the worker of the release that migrated the database"), "{refused}");
+    let mut worker = Worker::spawn(&world, "scheduler", &[]);
+    assert_eq!(worker.exit(seconds(20)).await.code(), Some(1));
+    assert!(worker.log().contains("start the worker of the release that migrated the database"), "{}", worker.log());
 }
 
 #[tokio::test]

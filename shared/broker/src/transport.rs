@@ -1,9 +1,11 @@
-//! The transport of a broker connection: the library's own TCP and TLS, with a [`Screen`] between them and its reader.
+//! The transport of a broker connection: TCP, and TLS for `amqps`, with a [`Screen`] between them and the library's reader.
+//! The library's own TLS would bring a second reader of keys and certificates along.
 
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -11,9 +13,14 @@ use async_rs::traits::{Executor, Reactor, RuntimeKit};
 use async_rs::util::Task;
 use async_rs::{Runtime, Tokio};
 use futures_util::{AsyncRead, AsyncWrite, Stream};
-use lapin::tcp::{AMQPUriTcpExt, AsyncTcpStream, OwnedTLSConfig};
-use lapin::uri::AMQPUri;
+use lapin::tcp::AsyncTcpStream;
+use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Connection, ConnectionProperties};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, RootCertStore};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_util::compat::TokioAsyncReadCompatExt;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::screen::Screen;
@@ -30,12 +37,16 @@ pub(super) async fn connect(
     cut: CancellationToken,
 ) -> Result<Connection, lapin::Error> {
     // The library connects on a thread of its own, which knows no runtime.
-    let tokio = Runtime::tokio_current();
+    let runtime = tokio::runtime::Handle::current();
     let open = async move |uri: AMQPUri, _: Runtime<Screening>| {
-        let tls = OwnedTLSConfig::default();
+        let opening = runtime.spawn(open(uri));
+        let abort = opening.abort_handle();
         let opened = tokio::select! {
-            opened = uri.connect_with_config_async(tls.as_ref(), &tokio) => opened,
-            () = cut.cancelled() => Err(io::ErrorKind::ConnectionAborted.into()),
+            opened = opening => opened.map_err(io::Error::other)?,
+            () = cut.cancelled() => {
+                abort.abort();
+                Err(io::ErrorKind::ConnectionAborted.into())
+            }
         };
         Ok(AsyncTcpStream::Plain(Screened::new(opened?, frame_max, cut.clone())))
     };
@@ -43,7 +54,39 @@ pub(super) async fn connect(
 }
 
 /// Where the bytes come from.
-type Socket = AsyncTcpStream<<Tokio as Reactor>::TcpStream>;
+type Socket = Pin<Box<dyn Bytes>>;
+
+trait Bytes: AsyncRead + AsyncWrite + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Send> Bytes for T {}
+
+async fn open(uri: AMQPUri) -> io::Result<Socket> {
+    let (host, port) = (uri.authority.host, uri.authority.port);
+    let host = host.trim_matches(['[', ']']).to_owned();
+    let socket = TcpStream::connect((host.as_str(), port)).await?;
+    socket.set_nodelay(true)?;
+    Ok(match uri.scheme {
+        AMQPScheme::AMQP => Box::pin(socket.compat()),
+        AMQPScheme::AMQPS => {
+            let config = TLS.clone().map_err(io::Error::other)?;
+            let name = ServerName::try_from(host).map_err(io::Error::other)?;
+            Box::pin(TlsConnector::from(config).connect(name, socket).await?.compat())
+        }
+    })
+}
+
+/// The roots of trust of the system, or of `SSL_CERT_FILE`; read once.
+static TLS: LazyLock<Result<Arc<ClientConfig>, String>> = LazyLock::new(|| {
+    let mut roots = RootCertStore::empty();
+    let (added, _) = roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if added == 0 {
+        return Err("there are no root certificates: install ca-certificates, or set SSL_CERT_FILE".to_owned());
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let builder = builder.map_err(|error| error.to_string())?;
+    Ok(Arc::new(builder.with_root_certificates(roots).with_no_client_auth()))
+});
 
 /// A socket whose incoming bytes are screened.
 pub(super) struct Screened {
@@ -78,7 +121,7 @@ impl AsyncRead for Screened {
             this.passed.clear();
             this.read = 0;
             this.check_cut(cx)?;
-            let received = ready!(Pin::new(&mut this.socket).poll_read(cx, &mut this.chunk))?;
+            let received = ready!(this.socket.as_mut().poll_read(cx, &mut this.chunk))?;
             if received == 0 {
                 return Poll::Ready(Ok(0));
             }
@@ -95,7 +138,7 @@ impl AsyncRead for Screened {
 impl AsyncWrite for Screened {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.check_cut(cx)?;
-        Pin::new(&mut self.socket).poll_write(cx, bytes)
+        self.socket.as_mut().poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(
@@ -104,17 +147,17 @@ impl AsyncWrite for Screened {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         self.check_cut(cx)?;
-        Pin::new(&mut self.socket).poll_write_vectored(cx, slices)
+        self.socket.as_mut().poll_write_vectored(cx, slices)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.check_cut(cx)?;
-        Pin::new(&mut self.socket).poll_flush(cx)
+        self.socket.as_mut().poll_flush(cx)
     }
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.check_cut(cx)?;
-        Pin::new(&mut self.socket).poll_close(cx)
+        self.socket.as_mut().poll_close(cx)
     }
 }
 

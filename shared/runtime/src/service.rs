@@ -271,10 +271,8 @@ async fn await_database(service: &Service, keys: Option<&Keys>) -> Result<bool, 
                 return Err(ConfigError::new("LETHE_MASTER_KEY_FILE", error).into());
             }
             Err(error) if error.is_misconfiguration() => return Err(ConfigError::new("DATABASE_URL", error).into()),
-            // A newer schema never becomes older again by waiting; an older one is being migrated.
-            Err(error @ DbError::SchemaVersion { found, needed }) if found > needed => {
-                return Err(Failure::Running(error.to_string()));
-            }
+            // A schema that is too new never becomes older by waiting; one that is too old is being migrated.
+            Err(error @ DbError::SchemaTooNew { .. }) => return Err(Failure::Running(error.to_string())),
             Err(error) => {
                 if reconnect.is_first() {
                     tracing::warn!(%error, "waiting for PostgreSQL");

@@ -7,12 +7,13 @@ use std::sync::{Arc, Mutex};
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::aws_lc_rs::default_provider;
 use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use url::Url;
 
 /// How a receiver answers each POST.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,14 +60,7 @@ impl OddReceiver {
 
     /// The same with TLS.
     pub async fn start_tls(odd: Odd, certificate: &Certified) -> Self {
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(certificate.key.serialize_der()));
-        let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate.der.clone().into()], key)
-            .unwrap();
-        Self::listen(odd, Some(TlsAcceptor::from(Arc::new(config)))).await
+        Self::listen(odd, Some(certificate.acceptor())).await
     }
 
     async fn listen(odd: Odd, tls: Option<TlsAcceptor>) -> Self {
@@ -187,5 +181,38 @@ impl Certified {
         let file = folder.join(if is_ca { "ca-true.pem" } else { "ca-false.pem" });
         std::fs::write(&file, certificate.pem()).unwrap();
         Self { der: certificate.der().to_vec(), key, file }
+    }
+
+    /// What takes connections with it.
+    pub fn acceptor(&self) -> TlsAcceptor {
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.key.serialize_der()));
+        let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![self.der.clone().into()], key)
+            .unwrap();
+        TlsAcceptor::from(Arc::new(config))
+    }
+
+    /// Takes encrypted connections on a free port and passes what they say on to the broker of `amqp_url`; its URL.
+    pub async fn before_broker(&self, amqp_url: &str) -> String {
+        let mut url: Url = amqp_url.parse().unwrap();
+        let broker = (url.host_str().unwrap().to_owned(), url.port().unwrap());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        url.set_host(Some("localhost")).unwrap();
+        url.set_port(Some(listener.local_addr().unwrap().port())).unwrap();
+        let acceptor = self.acceptor();
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let (acceptor, broker) = (acceptor.clone(), broker.clone());
+                tokio::spawn(async move {
+                    let Ok(mut client) = acceptor.accept(client).await else { return };
+                    let mut server = TcpStream::connect(broker).await.unwrap();
+                    let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+                });
+            }
+        });
+        url.as_str().replacen("amqp://", "amqps://", 1)
     }
 }
