@@ -4,6 +4,12 @@ SHELL := bash
 .DEFAULT_GOAL := help
 
 LOCAL := $(or $(LETHE_LOCAL_DIR),.local)
+# Each version has servers of its own.
+ifdef PG
+override LOCAL := $(abspath $(LOCAL))/pg$(PG)
+export LETHE_LOCAL_DIR := $(LOCAL)
+export LETHE_POSTGRESQL := $(PG)
+endif
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 # Real use, the image and the benchmark take the release build; all that is tried on this machine the quick one.
 BIN := $(TARGET)/release
@@ -35,7 +41,7 @@ down: ## Stop workers and servers
 	deploy/local/fleet down
 	deploy/local/servers stop
 
-test: ## Run all tests, against real servers and real binaries
+test: ## Run all tests, against real servers and real binaries; PG=17 against PostgreSQL 17 (15 to 18)
 	deploy/local/servers install tests
 	cargo build --profile quick --workspace --bins $(LOCKED)
 	cargo test --profile quick --workspace --no-run $(LOCKED)

@@ -83,7 +83,7 @@ fn the_table_of_workers_and_the_compose_file_name_each_of_them() {
     }
 }
 
-/// `docs/develop/add-a-worker.md` promises how many places there are outside of the worker's folder.
+/// `docs/develop/add-a-worker.md` says which places there are outside of the worker's folder.
 #[test]
 fn whoever_adds_a_worker_is_told_of_every_place_that_names_one() {
     let guide = std::fs::read_to_string(root().join("docs/develop/add-a-worker.md")).unwrap();
@@ -203,4 +203,15 @@ fn every_link_in_the_documents_leads_somewhere() {
         }
     }
     assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
+#[test]
+fn the_summary_lists_every_page() {
+    let docs = root().join("docs").canonicalize().unwrap();
+    let (mut pages, summary) = (Vec::new(), std::fs::read_to_string(docs.join("SUMMARY.md")).unwrap());
+    documents(&docs, &mut pages);
+    for page in pages.iter().filter(|page| !page.ends_with("SUMMARY.md")) {
+        let link = page.strip_prefix(&docs).unwrap().to_str().unwrap();
+        assert!(summary.contains(&format!("]({link})")), "docs/SUMMARY.md does not list {link}");
+    }
 }

@@ -58,7 +58,7 @@ impl Doctor {
         let advice = "point LETHE_MASTER_KEY_FILE to the file that all processes share";
         findings.check("master key", self.keys.keys(), "readable", advice);
         let processor = self.signing.processor();
-        let advice = "see «Keys and certificate» in the README";
+        let advice = "see \"Keys and certificate\" in docs/guide/run.md";
         let Some(processor) =
             findings.check("signing key and certificate", processor, "belong together and name the domain", advice)
         else {

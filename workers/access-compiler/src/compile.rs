@@ -57,7 +57,7 @@ async fn await_fit_key_store(service: &Service, ready: &Ready) -> bool {
         if told.as_ref() != Some(&found) {
             tracing::error!(
                 found,
-                "the key store cannot be used, and nothing is compiled: see \"The key store\" in the README"
+                "the key store cannot be used, and nothing is compiled: see \"The key store\" in docs/operate/keys.md"
             );
             told = Some(found);
         }

@@ -46,7 +46,7 @@ impl Days {
                 if !fitness.is_fit() {
                     tracing::error!(
                         found = fitness.as_str(),
-                        "the key store cannot be used, and no key is destroyed: see \"The key store\" in the README"
+                        "the key store cannot be used, and no key is destroyed: see \"The key store\" in docs/operate/keys.md"
                     );
                 }
                 self.silent = false;
