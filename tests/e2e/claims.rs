@@ -82,21 +82,6 @@ async fn an_endpoint_gets_what_is_due_in_order_up_to_its_limit() {
     assert_eq!(claim(&world, 9).await, [19, 20]);
 }
 
-/// Couriers of the release before run beside ours for a while. Neither sees what the other one has under way as free.
-#[tokio::test]
-async fn couriers_of_the_release_before_claim_as_they_did() {
-    let world = world_with(20).await;
-    assert_eq!(claim(&world, 3).await, [1, 2, 3]);
-    let before = claim_sql(9).replace("claim_due_callbacks", "claim_callbacks");
-    let mut claimed: Vec<i32> = world.all(&before, &[]).await;
-    claimed.sort_unstable();
-    assert_eq!(claimed, [4, 5, 6, 7, 8]);
-    deliver(&world, &[1, 5]).await;
-    assert_eq!(claim(&world, 9).await, [9, 10]);
-    let sealed: Vec<bool> = world.all(&before.replace("url_no::int", "sealed_request IS NULL"), &[]).await;
-    assert!(sealed.is_empty());
-}
-
 #[tokio::test]
 async fn a_lease_that_has_run_out_is_claimed_once_more_and_counts_once() {
     let world = world_with(20).await;

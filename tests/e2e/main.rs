@@ -16,6 +16,7 @@ mod command_line;
 mod dead_letter;
 mod endpoints;
 mod erasure;
+mod examples;
 mod exported;
 mod fuzz;
 mod gateway;

@@ -22,9 +22,6 @@ mod verify;
 /// The kit's Rust program is whole, though the tests call [`verify::run`], which is all of it but the printing.
 const _: fn() -> ExitCode = verify::main;
 
-/// The version that a virtual environment gets where the machine's own Python lacks it or has an older one.
-const CRYPTOGRAPHY: &str = "cryptography==48.0.0";
-
 /// The languages that a run in CI must not leave out.
 const REQUIRED: [&str; 2] = ["Python", "JavaScript"];
 
@@ -115,7 +112,7 @@ struct Program {
 /// One for each language on this machine. Says which are missing, and fails in CI where one must not be.
 fn programs() -> Vec<Program> {
     let found = [
-        ("Python", find("python3", "--version", || vec![python(), kit().join("verify.py")])),
+        ("Python", find("python3", "--version", || vec![python::with_cryptography(), kit().join("verify.py")])),
         ("JavaScript", find("node", "--version", || vec!["node".into(), kit().join("verify.mjs")])),
         ("Go", find("go", "version", || vec![built_go()])),
     ];
@@ -135,19 +132,6 @@ fn programs() -> Vec<Program> {
 fn find(program: &str, version: &str, command: impl FnOnce() -> Vec<PathBuf>) -> Option<Vec<PathBuf>> {
     let answers = Command::new(program).arg(version).output().is_ok_and(|output| output.status.success());
     answers.then(command)
-}
-
-/// The machine's Python if it has a recent `cryptography`, else that of a virtual environment, made once.
-fn python() -> PathBuf {
-    let suffices = |python: &Path| {
-        let check = "import cryptography as c; raise SystemExit(int(c.__version__.split('.')[0]) < 42)";
-        Command::new(python).args(["-c", check]).output().is_ok_and(|output| output.status.success())
-    };
-    let system = PathBuf::from("python3");
-    if suffices(&system) {
-        return system;
-    }
-    python::environment("receiver-kit", CRYPTOGRAPHY, suffices)
 }
 
 fn built_go() -> PathBuf {

@@ -15,6 +15,7 @@ use super::headers::{SET_ASIDE_AT, VERIFIED_USER, text_of};
 use super::publisher::{Outgoing, Publisher};
 use super::topology::{self, Queue, dead_letters_of};
 use super::{Broker, BrokerError, screen};
+use lethe_domain::group::Group;
 use lethe_process::fault;
 use lethe_process::health::Health;
 use lethe_process::reconnect::Reconnect;
@@ -25,6 +26,9 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// A consumer that hears nothing for this long asks whether it still is one. One that is passed over twice while messages are
 /// there is not.
 const LISTEN_AGAIN: Duration = Duration::from_secs(8);
+
+/// How long a message waits of which a handler has said nothing.
+const FORGOTTEN: Duration = Duration::from_secs(1);
 
 /// A delivered message.
 #[derive(Clone, Debug, Default)]
@@ -148,6 +152,13 @@ pub struct Consumer<H> {
     pub publisher: Arc<Publisher>,
     /// Told whether the consumer is connected.
     pub health: Health,
+}
+
+/// A message, and what came of it.
+struct Handled {
+    delivery: Delivery,
+    message: Message,
+    outcome: Outcome,
 }
 
 impl<H: GroupHandler> Consumer<H> {
@@ -281,7 +292,7 @@ impl<H: GroupHandler> Consumer<H> {
     }
 
     /// Leaves what cannot be read to the broker, which keeps it unchanged in the queue of dead letters.
-    async fn set_aside_unreadable(&self, group: Vec<Delivery>) -> Result<Vec<Delivery>, BrokerError> {
+    async fn reject_unreadable(&self, group: Vec<Delivery>) -> Result<Vec<Delivery>, BrokerError> {
         let (unreadable, group): (Vec<_>, Vec<_>) = group.into_iter().partition(screen::is_unreadable);
         for delivery in &unreadable {
             metrics::counter!("lethe_unreadable_messages_total", "queue" => self.queue.name).increment(1);
@@ -293,7 +304,7 @@ impl<H: GroupHandler> Consumer<H> {
 
     async fn handle(&self, group: Vec<Delivery>, shutdown: &CancellationToken) -> Result<(), BrokerError> {
         let started = Instant::now();
-        let mut group = self.set_aside_unreadable(group).await?;
+        let mut group = self.reject_unreadable(group).await?;
         if group.is_empty() {
             return Ok(());
         }
@@ -303,18 +314,23 @@ impl<H: GroupHandler> Consumer<H> {
             .record(f64::from(u32::try_from(messages.len()).unwrap_or(u32::MAX)));
         metrics::histogram!("lethe_handling_seconds", "queue" => self.queue.name)
             .record(started.elapsed().as_secs_f64());
-        for outcome in &outcomes {
-            metrics::counter!("lethe_deliveries_total", "queue" => self.queue.name, "outcome" => outcome.name())
+        // What the handler says nothing about is tried again.
+        let handled: Vec<Handled> = Group::new(group.into_iter().zip(messages))
+            .with(outcomes, |(delivery, message)| Handled {
+                delivery,
+                message,
+                outcome: Outcome::RetryAfter(FORGOTTEN),
+            })
+            .settle(|((delivery, message), outcome)| Handled { delivery, message, outcome });
+        for one in &handled {
+            metrics::counter!("lethe_deliveries_total", "queue" => self.queue.name, "outcome" => one.outcome.name())
                 .increment(1);
         }
-        let dead: Vec<Outgoing> = messages
-            .iter()
-            .zip(&outcomes)
-            .filter_map(|(message, outcome)| self.dead_letter(message, outcome))
-            .collect();
+        let dead: Vec<Outgoing> =
+            handled.iter().filter_map(|one| self.dead_letter(&one.message, &one.outcome)).collect();
         self.publisher.publish(&dead).await?;
         fault::point("consumer.before_ack");
-        self.acknowledge(&group, &outcomes, shutdown).await
+        self.acknowledge(&handled, shutdown).await
     }
 
     fn dead_letter(&self, message: &Message, outcome: &Outcome) -> Option<Outgoing> {
@@ -336,23 +352,18 @@ impl<H: GroupHandler> Consumer<H> {
         Some(letter)
     }
 
-    async fn acknowledge(
-        &self,
-        group: &[Delivery],
-        outcomes: &[Outcome],
-        shutdown: &CancellationToken,
-    ) -> Result<(), BrokerError> {
+    async fn acknowledge(&self, group: &[Handled], shutdown: &CancellationToken) -> Result<(), BrokerError> {
         let Some(last) = group.last().filter(|_| !fault::defect("ack_before_commit")) else { return Ok(()) };
-        let wait = outcomes.iter().filter_map(|outcome| match outcome {
-            Outcome::RetryAfter(wait) => Some(*wait),
+        let wait = group.iter().filter_map(|one| match one.outcome {
+            Outcome::RetryAfter(wait) => Some(wait),
             _ => None,
         });
         let Some(wait) = wait.max() else {
             // We are alone on this channel and work on one group at a time: the last tag covers them all.
-            answered(last.acker.ack(BasicAckOptions { multiple: true })).await?;
+            answered(last.delivery.acker.ack(BasicAckOptions { multiple: true })).await?;
             return Ok(());
         };
-        for (delivery, outcome) in group.iter().zip(outcomes) {
+        for Handled { delivery, outcome, .. } in group {
             if !matches!(outcome, Outcome::RetryAfter(_)) {
                 answered(delivery.acker.ack(BasicAckOptions { multiple: false })).await?;
             }
@@ -366,7 +377,7 @@ impl<H: GroupHandler> Consumer<H> {
             // to the queue, in its order.
             return Err(BrokerError::OutOfOrder);
         }
-        for (delivery, outcome) in group.iter().zip(outcomes) {
+        for Handled { delivery, outcome, .. } in group {
             if matches!(outcome, Outcome::RetryAfter(_)) {
                 answered(delivery.acker.nack(BasicNackOptions { multiple: false, requeue: true })).await?;
             }

@@ -156,17 +156,17 @@ impl IntakeContext {
     ///
     /// # Errors
     /// [`DbError`]; [`DbError::NoCalendar`] before a scheduler has stored one.
-    pub async fn record(&self, db: &Db, group: &[Submission]) -> Result<RecordedGroup, DbError> {
+    pub async fn record(&self, db: &Db, group: &[&Submission]) -> Result<RecordedGroup, DbError> {
         // The first of several equal ids in one group is the one that is recorded.
         let mut firsts: HashMap<Id, usize> = HashMap::with_capacity(group.len());
         let mut prepared = Vec::with_capacity(group.len());
-        let mut digests = Vec::with_capacity(group.len());
-        for submission in group {
+        let mut digested = Vec::with_capacity(group.len());
+        for &submission in group {
             let content = serde_json::to_vec(&submission.request)
                 .map_err(|_| DbError::Unexpected { place: "a parsed request" })?;
             let digest = self.keys.content_digest(&content);
-            digests.push(digest.clone());
             let id = id_of(submission);
+            digested.push((id.clone(), digest.clone()));
             if !firsts.contains_key(&id) {
                 firsts.insert(id.clone(), prepared.len());
                 let sealed = self.keys.requests().seal(&sealing_context(&id.0, id.1), &content)?;
@@ -177,8 +177,7 @@ impl IntakeContext {
         let recorded = super::retrying(|| self.record_distinct(db, &prepared)).await?;
         let mut outcomes = Vec::with_capacity(group.len());
         let mut answered: HashSet<Id> = HashSet::new();
-        for (submission, digest) in group.iter().zip(digests) {
-            let id = id_of(submission);
+        for (id, digest) in digested {
             let row = recorded.rows.get(&id).ok_or(DbError::Unexpected { place: "requests" })?;
             outcomes.push(if row.digest == digest {
                 Recorded::Accepted {

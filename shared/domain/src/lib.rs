@@ -6,6 +6,7 @@ pub mod backoff;
 pub mod crypto;
 pub mod delivery_attempt;
 pub mod disposition;
+pub mod group;
 pub mod names;
 pub mod opendsr;
 pub mod request;

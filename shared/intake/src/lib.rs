@@ -14,6 +14,7 @@ use lethe_db::requests::{self, Cancellation, Overtaking, RequestRow, Target};
 use lethe_db::{Db, DbError};
 use lethe_domain::crypto::Keys;
 use lethe_domain::disposition::Disposition;
+use lethe_domain::group::Group;
 use lethe_domain::opendsr::answer::{CancellationReceived, RequestReceived, StatusAnswer};
 use lethe_domain::opendsr::{ApiError, ApiVersion, Parser};
 use lethe_domain::request::{BatchId, ControllerId, RequestKey, SubjectRequestId};
@@ -53,18 +54,27 @@ pub struct Incoming<'a> {
     pub path_version: Option<ApiVersion>,
 }
 
-/// Why a message got no answer.
-#[derive(Debug)]
+/// Why a message got no answer. Those that failed together share their error.
+#[derive(Clone, Debug)]
 pub enum Unanswered {
     /// The database is away, or something in it is not right: the same message can succeed later.
-    Later(DbError),
+    Later(Arc<DbError>),
     /// This very message makes the database fail; its neighbours do not.
-    Poison(DbError),
+    Poison(Arc<DbError>),
 }
 
 impl From<DbError> for Unanswered {
     fn from(error: DbError) -> Self {
-        if error.disposition() == Disposition::Poison { Self::Poison(error) } else { Self::Later(error) }
+        let is_poison = error.disposition() == Disposition::Poison;
+        if is_poison { Self::Poison(Arc::new(error)) } else { Self::Later(Arc::new(error)) }
+    }
+}
+
+impl Unanswered {
+    /// Nobody has said what came of the message.
+    #[must_use]
+    pub fn forgotten() -> Self {
+        Self::Later(Arc::new(DbError::Unexpected { place: "a group" }))
     }
 }
 
@@ -94,23 +104,18 @@ impl Intake {
     /// Receives a group. What is answered 201 is durable. One transaction for all; where that fails because of a
     /// message, the group is halved until the message stands alone.
     pub async fn receive(&self, group: &[Incoming<'_>]) -> Vec<Result<Answer, Unanswered>> {
-        let parsed: Vec<_> = group.iter().map(|one| self.parse(one)).collect();
-        let valid: Vec<Submission> = parsed.iter().filter_map(|one| one.as_ref().ok().cloned()).collect();
-        let mut recorded = self.record(&valid).await.into_iter();
+        let group = Group::new(group).step(|incoming| match self.parse(incoming) {
+            Ok(submission) => Ok((incoming, submission)),
+            Err(error) => {
+                let version = self.shared.parser.version_hint(incoming.body, incoming.path_version);
+                Err(Ok(Answer::error(&error, version)))
+            }
+        });
+        let valid: Vec<&Submission> = group.open().map(|(_, submission)| submission).collect();
+        let recorded = self.record(&valid).await;
         group
-            .iter()
-            .zip(parsed)
-            .map(|(incoming, parsed)| match parsed {
-                Err(error) => {
-                    Ok(Answer::error(&error, self.shared.parser.version_hint(incoming.body, incoming.path_version)))
-                }
-                Ok(submission) => match recorded.next() {
-                    Some(Ok(recorded)) => Ok(received(incoming, &submission, &recorded)),
-                    Some(Err(unanswered)) => Err(unanswered),
-                    None => Err(Unanswered::Later(DbError::Unexpected { place: "a group" })),
-                },
-            })
-            .collect()
+            .with(recorded, |_| Err(Unanswered::forgotten()))
+            .settle(|((incoming, submission), recorded)| Ok(received(incoming, &submission, &recorded?)))
     }
 
     fn parse(&self, incoming: &Incoming<'_>) -> Result<Submission, ApiError> {
@@ -124,7 +129,7 @@ impl Intake {
         Ok(Submission { controller_id: incoming.controller_id.clone(), request, origins })
     }
 
-    async fn record(&self, valid: &[Submission]) -> Vec<Result<Recorded, Unanswered>> {
+    async fn record(&self, valid: &[&Submission]) -> Vec<Result<Recorded, Unanswered>> {
         // Halves still to be recorded; the last one is next, so that outcomes come in order.
         let mut pending = vec![valid];
         let mut outcomes = Vec::with_capacity(valid.len());
@@ -154,9 +159,8 @@ impl Intake {
                 Err(error)
                     if error.disposition() == Disposition::Poison && (part.len() == 1 || fault::defect("no_split")) =>
                 {
-                    outcomes.push(Err(Unanswered::Poison(error)));
                     // More than one only where the defect is planted.
-                    outcomes.extend(part.iter().skip(1).map(|_| Err(Unanswered::Poison(DbError::NoCalendar))));
+                    outcomes.extend(vec![Err(Unanswered::Poison(Arc::new(error))); part.len()]);
                 }
                 Err(error) => {
                     tracing::debug!(%error, "a group could not be recorded");
@@ -164,18 +168,16 @@ impl Intake {
                     if part.len() == 1 && may_be_a_message(&error) {
                         suspects.push(outcomes.len());
                     }
-                    outcomes.push(Err(Unanswered::Later(error)));
-                    outcomes.extend(part.iter().skip(1).map(|_| Err(Unanswered::Later(DbError::NoCalendar))));
+                    outcomes.extend(vec![Err(Unanswered::Later(Arc::new(error))); part.len()]);
                 }
             }
         }
         // Its neighbours passed: it is this very message.
         for index in suspects.into_iter().filter(|_| recorded > 0) {
-            if let Some(outcome @ Err(Unanswered::Later(_))) = outcomes.get_mut(index) {
-                let taken = std::mem::replace(outcome, Err(Unanswered::Later(DbError::NoCalendar)));
-                *outcome = taken.map_err(|unanswered| match unanswered {
-                    Unanswered::Later(error) | Unanswered::Poison(error) => Unanswered::Poison(error),
-                });
+            if let Some(Err(unanswered @ Unanswered::Later(_))) = outcomes.get_mut(index)
+                && let Unanswered::Later(error) = unanswered.clone()
+            {
+                *unanswered = Unanswered::Poison(error);
             }
         }
         outcomes

@@ -69,7 +69,7 @@ pub(crate) async fn record(bench: &Bench, controller: &str, made: Vec<Made>) {
     let (odd, even) = groups.split_at(groups.len() / 2);
     let record = async |groups: &[&[Submission]]| {
         for group in groups {
-            context.record(&bench.world.db, group).await.unwrap();
+            context.record(&bench.world.db, &group.iter().collect::<Vec<_>>()).await.unwrap();
         }
     };
     futures_util::join!(record(odd), record(even));

@@ -27,3 +27,13 @@ pub fn must<A: AsRef<OsStr>>(program: impl AsRef<OsStr>, arguments: impl IntoIte
     let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{command:?} failed: {said}");
 }
+
+/// The machine's Python if it has a recent `cryptography`, else that of a virtual environment, made once.
+pub fn with_cryptography() -> PathBuf {
+    let suffices = |python: &Path| {
+        let check = "import cryptography as c; raise SystemExit(int(c.__version__.split('.')[0]) < 42)";
+        Command::new(python).args(["-c", check]).output().is_ok_and(|output| output.status.success())
+    };
+    let system = PathBuf::from("python3");
+    if suffices(&system) { system } else { environment("receiver-kit", "cryptography==48.0.0", suffices) }
+}

@@ -4,7 +4,6 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::body::Bytes;
-use lethe_db::DbError;
 use lethe_domain::opendsr::ApiVersion;
 use lethe_domain::request::ControllerId;
 use lethe_intake::{Answer, Incoming, Intake, Unanswered};
@@ -52,7 +51,7 @@ impl Groups {
         // A task of its own: the client of one request may go away, and the others of its group stay.
         let (intake, controller_id) = (self.intake.acting_for(controller_id), controller_id.clone());
         tokio::spawn(async move { gathering.receive_next(&intake, &controller_id).await });
-        received.await.unwrap_or(Err(Unanswered::Later(DbError::Unexpected { place: "a group" })))
+        received.await.unwrap_or_else(|_| Err(Unanswered::forgotten()))
     }
 
     fn gathering(&self, controller_id: &ControllerId) -> Arc<Gathering> {

@@ -17,7 +17,7 @@ use lethe_runtime::wake::CancellationMarker;
 use tokio::task::JoinSet;
 
 use crate::options::Ready;
-use crate::responder::{Checked, Responder};
+use crate::responder::{Responder, Sent};
 
 /// Consumes until the service is told to stop.
 pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), DbError> {
@@ -80,34 +80,18 @@ struct Requests(Arc<Responder>);
 
 impl GroupHandler for Requests {
     async fn handle(&self, group: &[Message]) -> Vec<Outcome> {
-        let (checked, senders) = match self.0.check(group).await {
+        let (sent, senders) = match self.0.check(group).await {
             Ok(checked) => checked,
             Err(error) => return all_later(group, &error),
         };
-        let incoming: Vec<Incoming<'_>> = group
-            .iter()
-            .zip(&checked)
-            .filter_map(|(message, checked)| {
-                let controller_id = checked.as_ref().ok()?;
-                Some(Incoming { controller_id, body: &message.body, path_version: None })
-            })
+        let incoming: Vec<Incoming<'_>> = sent
+            .open()
+            .map(|one| Incoming { controller_id: &one.controller_id, body: &one.message.body, path_version: None })
             .collect();
         let received = self.0.intake.receive(&incoming).await;
-        let answers = merge(&checked, received);
+        let answers = sent.with(received, |_| Err(Unanswered::forgotten())).settle(|(_, answer)| answer);
         self.0.finish(group, &senders, answers).await
     }
-}
-
-/// Puts the answers of the accepted senders and the refusals of the others back into the order of the group.
-fn merge(checked: &[Checked], accepted: Vec<Result<Answer, Unanswered>>) -> Vec<Result<Answer, Unanswered>> {
-    let mut accepted = accepted.into_iter();
-    checked
-        .iter()
-        .map(|checked| match checked {
-            Err(refusal) => Ok(Answer::error(refusal, ApiVersion::V3)),
-            Ok(_) => accepted.next().unwrap_or(Err(Unanswered::Later(DbError::Unexpected { place: "a group" }))),
-        })
-        .collect()
 }
 
 struct Cancellations(Arc<Responder>);
@@ -147,18 +131,17 @@ impl GroupHandler for Cancellations {
 
 impl Cancellations {
     async fn cancel(&self, group: &[Message]) -> Vec<Outcome> {
-        let (checked, senders) = match self.0.check(group).await {
+        let (sent, senders) = match self.0.check(group).await {
             Ok(checked) => checked,
             Err(error) => return all_later(group, &error),
         };
-        let parsed: Vec<Result<Target, _>> = group
-            .iter()
-            .zip(&checked)
-            .filter_map(|(message, checked)| checked.as_ref().ok().map(|id| parse_target(id, &message.body)))
-            .collect();
-        let targets: Vec<Target> = parsed.iter().filter_map(|one| one.as_ref().ok().cloned()).collect();
+        let targets = sent.step(|sent| {
+            let target = parse_target(&sent.controller_id, &sent.message.body);
+            target.map_err(|refusal| Ok(Answer::error(&refusal, ApiVersion::V3)))
+        });
+        let wanted: Vec<Target> = targets.open().cloned().collect();
         // One that is not known may have overtaken its request, which comes by another queue.
-        let cancelled = match self.0.intake.cancel(&targets, Overtaking::Remember).await {
+        let cancelled = match self.0.intake.cancel(&wanted, Overtaking::Remember).await {
             Ok(cancelled) => cancelled,
             // One of them makes the others fail.
             Err(error) if error.disposition() != Disposition::Transient && group.len() > 1 => {
@@ -174,12 +157,7 @@ impl Cancellations {
             }
             Err(error) => return all_later(group, &error),
         };
-        let mut cancelled = cancelled.into_iter();
-        let answers = parsed.into_iter().map(|parsed| match parsed {
-            Err(refusal) => Ok(Answer::error(&refusal, ApiVersion::V3)),
-            Ok(_) => cancelled.next().ok_or(Unanswered::Later(DbError::Unexpected { place: "a group" })),
-        });
-        let answers = merge(&checked, answers.collect());
+        let answers = targets.with(cancelled, |_| Err(Unanswered::forgotten())).settle(|(_, answer)| Ok(answer));
         self.0.finish(group, &senders, answers).await
     }
 }
@@ -187,11 +165,7 @@ impl Cancellations {
 struct Queries(Arc<Responder>);
 
 impl Queries {
-    async fn ask(intake: &Intake, message: &Message, checked: &Checked) -> Result<Answer, DbError> {
-        let controller_id = match checked {
-            Ok(controller_id) => controller_id,
-            Err(refusal) => return Ok(Answer::error(refusal, ApiVersion::V3)),
-        };
+    async fn ask(intake: &Intake, Sent { controller_id, message }: &Sent<'_>) -> Result<Answer, DbError> {
         let asked = if message.routing_key.split('.').next_back() == Some("group") {
             match Parser::group_query(&message.body) {
                 Ok((group_id, cursor)) => return intake.group(controller_id, &group_id, cursor.as_deref()).await,
@@ -209,14 +183,15 @@ impl Queries {
 
 impl GroupHandler for Queries {
     async fn handle(&self, group: &[Message]) -> Vec<Outcome> {
-        let (checked, senders) = match self.0.check(group).await {
+        let (sent, senders) = match self.0.check(group).await {
             Ok(checked) => checked,
             Err(error) => return all_later(group, &error),
         };
-        let mut answers = Vec::with_capacity(group.len());
-        for (message, checked) in group.iter().zip(&checked) {
-            answers.push(Self::ask(&self.0.intake, message, checked).await.map_err(Unanswered::from));
+        let mut found = Vec::new();
+        for sent in sent.open() {
+            found.push(Self::ask(&self.0.intake, sent).await.map_err(Unanswered::from));
         }
+        let answers = sent.with(found, |_| Err(Unanswered::forgotten())).settle(|(_, answer)| answer);
         self.0.finish(group, &senders, answers).await
     }
 }

@@ -8,7 +8,7 @@ use lethe_broker::headers::{SET_ASIDE_AT, VERIFIED_USER};
 use lethe_broker::{Message, Outcome, Outgoing, Publisher, topology};
 use lethe_db::DbError;
 use lethe_db::controllers::Controller;
-use lethe_domain::opendsr::ApiError;
+use lethe_domain::opendsr::{ApiError, ApiVersion};
 use lethe_domain::request::ControllerId;
 use lethe_domain::signature_algorithm::SignatureAlgorithm;
 use lethe_intake::{Answer, Intake, Unanswered};
@@ -27,12 +27,20 @@ pub(crate) struct Responder {
     pub(crate) processor: Processor,
 }
 
-/// A message whose sender was checked: the controller, or the error it is answered with.
-pub(crate) type Checked = Result<ControllerId, ApiError>;
+/// What comes of a message: the answer to it, or why there is none.
+pub(crate) type Answered = Result<Answer, Unanswered>;
+/// Messages on their way to an answer.
+pub(crate) type Group<T> = lethe_domain::group::Group<T, Answered>;
+
+/// A message whose sender was checked.
+pub(crate) struct Sent<'a> {
+    pub(crate) controller_id: ControllerId,
+    pub(crate) message: &'a Message,
+}
 
 impl Responder {
     /// Checks who sent each message (contract 3).
-    pub(crate) async fn check(&self, group: &[Message]) -> Result<(Vec<Checked>, Senders), DbError> {
+    pub(crate) async fn check<'a>(&self, group: &'a [Message]) -> Result<(Group<Sent<'a>>, Senders), DbError> {
         // Only what can be an id at all: the database would refuse the whole group for a NUL in one of them.
         let named = group
             .iter()
@@ -40,16 +48,15 @@ impl Responder {
         let claimed: Vec<ControllerId> = named.flatten().collect();
         let claimed: Vec<&str> = claimed.iter().map(ControllerId::as_str).collect();
         let senders = Senders(self.intake.controllers(&claimed).await?);
-        Ok((group.iter().map(|message| senders.check(message)).collect(), senders))
+        let group = Group::new(group).step(|message| match senders.check(message) {
+            Ok(controller_id) => Ok(Sent { controller_id, message }),
+            Err(refusal) => Err(Ok(Answer::error(&refusal, ApiVersion::V3))),
+        });
+        Ok((group, senders))
     }
 
     /// Sends the answers, keeps copies of what was refused, and says what becomes of each message.
-    pub(crate) async fn finish(
-        &self,
-        group: &[Message],
-        senders: &Senders,
-        answers: Vec<Result<Answer, Unanswered>>,
-    ) -> Vec<Outcome> {
+    pub(crate) async fn finish(&self, group: &[Message], senders: &Senders, answers: Vec<Answered>) -> Vec<Outcome> {
         let rejected: Vec<Outgoing> = group
             .iter()
             .zip(&answers)
@@ -76,7 +83,7 @@ impl Responder {
     }
 
     /// At best effort: what was asked for is done, whether or not the asker still listens.
-    async fn answer(&self, group: &[Message], senders: &Senders, answers: &[Result<Answer, Unanswered>]) {
+    async fn answer(&self, group: &[Message], senders: &Senders, answers: &[Answered]) {
         let wanted: Vec<(&Message, &str, &Answer)> = group
             .iter()
             .zip(answers)
@@ -182,7 +189,7 @@ impl Senders {
         (!is_owners).then(|| ApiError::forbidden("reply_to names a queue of another controller"))
     }
 
-    fn check(&self, message: &Message) -> Checked {
+    fn check(&self, message: &Message) -> Result<ControllerId, ApiError> {
         let claimed = message.controller_id.as_deref();
         let claimed = claimed.ok_or_else(|| ApiError::new(400, "the header controller-id is required"))?;
         if message.routing_key.split('.').next() != Some(claimed) {

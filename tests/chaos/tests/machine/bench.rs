@@ -62,7 +62,7 @@ impl Bench {
     pub(crate) async fn submit(&self, ids: &[SubjectRequestId]) -> Result<RecordedGroup, DbError> {
         let intake = self.intake.lock().unwrap().clone();
         let group: Vec<Submission> = ids.iter().map(|id| self.submission(*id)).collect();
-        intake.record(&self.world.db, &group).await
+        intake.record(&self.world.db, &group.iter().collect::<Vec<_>>()).await
     }
 
     pub(crate) fn targets(&self, ids: &[SubjectRequestId]) -> Vec<Target> {
