@@ -124,9 +124,13 @@ async fn server(findings: &mut Findings) -> Option<Db> {
     let db = findings.check("PostgreSQL", opened.await, "answers, and takes writes", advice)?;
     let checks = async {
         let session = db.session().await?;
-        let version: i32 = session.query_one("SELECT current_setting('server_version_num')::int", &[]).await?.get(0);
+        let version: i32 = session.value("SELECT current_setting('server_version_num')::int", &[]).await?;
         let settings = session
-            .query_one("SELECT current_setting('server_encoding'), current_setting('fsync'), current_setting('synchronous_commit'), clock_timestamp()", &[])
+            .query_one(
+                "SELECT current_setting('server_encoding') AS encoding, current_setting('fsync') AS fsync,
+                        current_setting('synchronous_commit') AS synchronous_commit, clock_timestamp() AS clock",
+                &[],
+            )
             .await?;
         anyhow::Ok((version, settings))
     };
@@ -140,12 +144,12 @@ async fn server(findings: &mut Findings) -> Option<Db> {
                 version / 10_000,
                 if verdict == Verdict::Good { "" } else { "use 15 or newer" },
             );
-            let encoding: String = settings.get(0);
+            let encoding: String = settings.get("encoding");
             if encoding != "UTF8" {
                 findings.add("encoding", Verdict::Bad, encoding, "create the database with ENCODING 'UTF8'");
             }
-            for (name, value) in [("fsync", settings.get::<_, String>(1)), ("synchronous_commit", settings.get(2))] {
-                if value == "off" {
+            for name in ["fsync", "synchronous_commit"] {
+                if settings.get::<_, &str>(name) == "off" {
                     findings.add(
                         "durability",
                         Verdict::Bad,
@@ -154,7 +158,7 @@ async fn server(findings: &mut Findings) -> Option<Db> {
                     );
                 }
             }
-            let skew = Timestamp::now().duration_since(settings.get::<_, Timestamp>(3)).as_secs_f64();
+            let skew = Timestamp::now().duration_since(settings.get::<_, Timestamp>("clock")).as_secs_f64();
             let verdict = if skew.abs() < 5.0 { Verdict::Good } else { Verdict::Look };
             findings.add(
                 "clock skew",
@@ -175,14 +179,13 @@ async fn server(findings: &mut Findings) -> Option<Db> {
 async fn neighbours(findings: &mut Findings, db: &Db) {
     let asked = async {
         let session = db.session().await?;
-        let connections = "SELECT count(*), current_setting('max_connections')::bigint
-                                 - current_setting('superuser_reserved_connections')::bigint
+        let connections = "SELECT count(*) AS used, current_setting('max_connections')::bigint
+                                 - current_setting('superuser_reserved_connections')::bigint AS places
                              FROM pg_stat_activity WHERE backend_type = 'client backend'";
         let row = session.query_one(connections, &[]).await?;
         let open = "SELECT controller_id FROM lethe.controllers WHERE any_amqp_user ORDER BY 1 LIMIT 10";
-        let open = session.query(open, &[]).await?;
-        let open: Vec<String> = open.iter().map(|row| row.get(0)).collect();
-        Ok::<_, DbError>((row.get::<_, i64>(0), row.get::<_, i64>(1), open))
+        let open: Vec<String> = session.values(open, &[]).await?;
+        Ok::<_, DbError>((row.get::<_, i64>("used"), row.get::<_, i64>("places"), open))
     };
     match asked.await {
         Err(error) => findings.add("connections", Verdict::Look, error, ""),

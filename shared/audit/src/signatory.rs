@@ -56,7 +56,7 @@ impl Trust {
     }
 
     /// The SHA-256 of each certificate, hexadecimal.
-    pub fn fingerprints(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn fingerprints(&self) -> impl Iterator<Item = &str> {
         self.keys.iter().map(|(_, fingerprint)| fingerprint.as_str())
     }
 

@@ -53,14 +53,14 @@ pub enum BrokerError {
 impl BrokerError {
     /// Something that was declared is not there any more.
     #[must_use]
-    pub fn is_not_found(&self) -> bool {
+    pub(crate) fn is_not_found(&self) -> bool {
         self.kind() == Some(AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND))
     }
 
     /// The broker failed by itself. RabbitMQ answers so to whoever consumes from a quorum queue of which it has kept the
     /// name and nothing else: its files are damaged, or it was killed in the moment after it had made the queue.
     #[must_use]
-    pub fn is_internal(&self) -> bool {
+    pub(crate) fn is_internal(&self) -> bool {
         self.kind() == Some(AMQPErrorKind::Hard(AMQPHardError::INTERNALERROR))
     }
 
@@ -127,7 +127,7 @@ impl Broker {
     ///
     /// # Errors
     /// [`BrokerError`].
-    pub async fn connect_to_publish(&self) -> Result<Link, BrokerError> {
+    pub(crate) async fn connect_to_publish(&self) -> Result<Link, BrokerError> {
         self.connect_with(PUBLISHING_FRAME_MAX).await
     }
 
@@ -135,7 +135,7 @@ impl Broker {
     ///
     /// # Errors
     /// [`BrokerError`].
-    pub async fn consuming_channel(&self) -> Result<Channel, BrokerError> {
+    pub(crate) async fn consuming_channel(&self) -> Result<Channel, BrokerError> {
         let mut shared = self.consuming.lock().await;
         if let Some(link) = &*shared
             && let Some(channel) = link.another_channel().await
@@ -213,7 +213,7 @@ impl Link {
 
     /// Whether connection and channel are up.
     #[must_use]
-    pub fn is_connected(&self) -> bool {
+    pub(crate) fn is_connected(&self) -> bool {
         self.channel.status().connected() && self.open.as_ref().is_some_and(|(open, _)| open.status().connected())
     }
 

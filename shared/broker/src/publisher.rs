@@ -176,9 +176,4 @@ impl Publisher {
         let link = self.link().await?;
         self.answered(&link, async { Ok(super::topology::state(link.channel(), queue).await?) }).await
     }
-
-    /// Whether the connection is up; `false` before the first use.
-    pub async fn is_connected(&self) -> bool {
-        self.link.lock().await.as_ref().is_some_and(|link| link.is_connected())
-    }
 }

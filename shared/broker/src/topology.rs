@@ -8,7 +8,7 @@ use lethe_domain::request::Stage;
 /// The topic exchange that controllers' messages are published to.
 pub const REQUESTS: &str = "dsr.requests";
 /// Takes what `REQUESTS` cannot route.
-pub const UNROUTED: &str = "dsr.unrouted";
+pub(crate) const UNROUTED: &str = "dsr.unrouted";
 /// Messages that could not be accepted, with headers `error-code` and `error-message`.
 pub const REJECTED: &str = "dsr.rejected";
 

@@ -79,7 +79,7 @@ pub async fn store(db: &Db, epoch: i64, calendar: &Calendar) -> Result<(i64, boo
 
 /// Remembers the last calendar read, and when, since intake needs one for every group.
 #[derive(Debug, Default)]
-pub struct CalendarCache(RwLock<Option<(Arc<VersionedCalendar>, Instant)>>);
+pub(crate) struct CalendarCache(RwLock<Option<(Arc<VersionedCalendar>, Instant)>>);
 
 impl CalendarCache {
     /// The calendar of `version`, read from the database where it is not the one remembered, or was read before the
@@ -87,7 +87,7 @@ impl CalendarCache {
     ///
     /// # Errors
     /// [`DbError::NoCalendar`] where there is none.
-    pub async fn get(&self, session: &Session, version: Option<i64>) -> Result<Arc<VersionedCalendar>, DbError> {
+    pub(crate) async fn get(&self, session: &Session, version: Option<i64>) -> Result<Arc<VersionedCalendar>, DbError> {
         let version = version.ok_or(DbError::NoCalendar)?;
         let remembered = self.0.read().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some((calendar, read_at)) = remembered

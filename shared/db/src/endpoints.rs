@@ -61,7 +61,7 @@ type Key = (ControllerId, Origin);
 /// Remembers the ids of endpoints, which never change, and when each was read: a server to which somebody connects later
 /// may be another one, which never had it.
 #[derive(Debug, Default)]
-pub struct EndpointCache(RwLock<HashMap<Key, (EndpointId, Instant)>>);
+pub(crate) struct EndpointCache(RwLock<HashMap<Key, (EndpointId, Instant)>>);
 
 /// More than these would be a memory leak rather than a cache.
 const CACHE_LIMIT: usize = 100_000;
@@ -72,7 +72,7 @@ impl EndpointCache {
     ///
     /// # Errors
     /// [`DbError`].
-    pub async fn resolve(&self, session: &Session, wanted: &[Key]) -> Result<HashMap<Key, EndpointId>, DbError> {
+    pub(crate) async fn resolve(&self, session: &Session, wanted: &[Key]) -> Result<HashMap<Key, EndpointId>, DbError> {
         let mut known = HashMap::with_capacity(wanted.len());
         let mut missing: Vec<&Key> = Vec::new();
         {

@@ -155,7 +155,7 @@ pub async fn assert(tx: &Tx, epoch: i64) -> Result<(), DbError> {
 ///
 /// # Errors
 /// [`DbError::LeadershipLost`], [`DbError::ClockAhead`].
-pub async fn assert_term(tx: &Tx, term: &Term) -> Result<(), DbError> {
+pub(crate) async fn assert_term(tx: &Tx, term: &Term) -> Result<(), DbError> {
     assert(tx, term.epoch).await?;
     assert_clock(tx, term).await
 }
@@ -164,7 +164,7 @@ pub async fn assert_term(tx: &Tx, term: &Term) -> Result<(), DbError> {
 ///
 /// # Errors
 /// [`DbError::ClockAhead`].
-pub async fn assert_clock(session: &Session, term: &Term) -> Result<(), DbError> {
+pub(crate) async fn assert_clock(session: &Session, term: &Term) -> Result<(), DbError> {
     if term.clock.is_none() {
         return Ok(());
     }

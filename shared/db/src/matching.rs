@@ -44,7 +44,7 @@ const PROBES: [(&str, usize); 3] = [(MATCH_SHA256, 32), (MATCH_SHA1, 20), (MATCH
 
 /// What is looked for: the identities of one request.
 #[derive(Clone, Copy, Debug)]
-pub struct Wanted<'a> {
+pub(crate) struct Wanted<'a> {
     /// Whose profiles.
     pub controller_id: &'a ControllerId,
     /// Which identities.
@@ -57,7 +57,7 @@ pub struct Wanted<'a> {
 
 /// What was found for one request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Matched {
+pub(crate) struct Matched {
     /// The matching profiles, without those that the request names itself. Incomplete where the cap is exceeded.
     pub mpids: BTreeSet<Mpid>,
     /// More profiles match than the cap allows.
@@ -69,7 +69,7 @@ pub struct Matched {
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn find(session: &Session, wanted: &[Wanted<'_>]) -> Result<Vec<Matched>, DbError> {
+pub(crate) async fn find(session: &Session, wanted: &[Wanted<'_>]) -> Result<Vec<Matched>, DbError> {
     let mut found = vec![Matched::default(); wanted.len()];
     let mut of_controller: BTreeMap<&ControllerId, Vec<(i32, &Wanted<'_>)>> = BTreeMap::new();
     for (ord, one) in (0..).zip(wanted).filter(|(_, one)| !one.identities.is_empty()) {

@@ -209,7 +209,7 @@ pub async fn find(session: &Session, token_sha256: &[u8]) -> Result<Option<Downl
 }
 
 /// Downloads of one result, or of ranges of it, that the audit trail takes at most.
-pub const MOST_DOWNLOADS: i32 = 10_000;
+pub(crate) const MOST_DOWNLOADS: i32 = 10_000;
 
 /// Enters a download in the audit trail: the bytes that are about to be sent, both ends included. `false` where the result
 /// was downloaded [`MOST_DOWNLOADS`] times already; then nothing is recorded, and nothing must be sent.

@@ -13,7 +13,7 @@ pub(super) fn sealing_context(controller_id: &ControllerId, id: SubjectRequestId
 ///
 /// # Errors
 /// [`CryptoError::Unopenable`].
-pub fn open_request(
+pub(crate) fn open_request(
     keys: &Keys,
     controller_id: &ControllerId,
     id: SubjectRequestId,

@@ -191,7 +191,7 @@ pub async fn finish_erasure(
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn finish_compilation(tx: &Tx, claimed: &Claimed, request: RequestKey) -> Result<Finished, DbError> {
+pub(crate) async fn finish_compilation(tx: &Tx, claimed: &Claimed, request: RequestKey) -> Result<Finished, DbError> {
     let completed = tx.values(COMPLETE_COMPILED, &[&claimed.slice_id, &request]).await?;
     finish(tx, claimed, completed).await
 }

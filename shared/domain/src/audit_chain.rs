@@ -81,7 +81,7 @@ impl Head {
 
 /// SHA-256 as an array.
 #[must_use]
-pub fn digest_of(bytes: &[u8]) -> Digest {
+pub(crate) fn digest_of(bytes: &[u8]) -> Digest {
     let mut digest = GENESIS;
     digest.copy_from_slice(&crypto::sha256(bytes));
     digest

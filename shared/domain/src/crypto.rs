@@ -149,7 +149,7 @@ impl Keys {
 
     /// The bytes of a result token (contract 7): over the result's id and its salt.
     #[must_use]
-    pub fn result_token(&self, result_id: &[u8], salt: &[u8]) -> Vec<u8> {
+    pub(crate) fn result_token(&self, result_id: &[u8], salt: &[u8]) -> Vec<u8> {
         hmac::sign(&self.tokens, &[result_id, salt].concat()).as_ref().to_vec()
     }
 }

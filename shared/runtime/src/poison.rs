@@ -14,7 +14,7 @@ use lethe_db::{Db, DbError, message_failures};
 use lethe_domain::crypto::Keys;
 
 /// Attempts after which a message is dead-lettered.
-pub const ATTEMPTS: i32 = 5;
+pub(crate) const ATTEMPTS: i32 = 5;
 /// Failing again at once does not count as another attempt.
 const PAUSE: Duration = Duration::from_millis(200);
 const LATER: Duration = Duration::from_secs(1);

@@ -24,7 +24,7 @@ use lethe_process::reconnect::Reconnect;
 use lethe_process::settings::{ConfigError, secret, without_empty_variable};
 
 /// Exit code for bad configuration (`EX_USAGE`).
-pub const BAD_CONFIGURATION: u8 = 64;
+pub(crate) const BAD_CONFIGURATION: u8 = 64;
 
 const POSTGRESQL: &str = "postgresql";
 

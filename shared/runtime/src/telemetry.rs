@@ -23,7 +23,7 @@ const SIZES: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
 ///
 /// # Errors
 /// [`ConfigError`] for a filter that cannot be read.
-pub fn init(options: &CommonOptions) -> Result<PrometheusHandle, ConfigError> {
+pub(crate) fn init(options: &CommonOptions) -> Result<PrometheusHandle, ConfigError> {
     let filter = EnvFilter::try_new(&options.log).map_err(|error| ConfigError::new("LETHE_LOG", error))?;
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     let initialised = match options.log_format {
@@ -38,10 +38,10 @@ pub fn init(options: &CommonOptions) -> Result<PrometheusHandle, ConfigError> {
 }
 
 /// Every measurement of a histogram is kept until somebody asks for it, or until this is done.
-pub const UPKEEP_EVERY: Duration = Duration::from_secs(5);
+pub(crate) const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
 /// Keeps what the metrics take in memory bounded, whether or not anybody reads them.
-pub async fn keep_up(metrics: PrometheusHandle, every: Duration) {
+pub(crate) async fn keep_up(metrics: PrometheusHandle, every: Duration) {
     let mut clock = tokio::time::interval(every);
     loop {
         clock.tick().await;
@@ -53,7 +53,7 @@ pub async fn keep_up(metrics: PrometheusHandle, every: Duration) {
 ///
 /// # Errors
 /// [`ConfigError`] where the address is taken.
-pub async fn serve_admin(
+pub(crate) async fn serve_admin(
     name: &str,
     address: SocketAddr,
     run_dir: Option<&Path>,

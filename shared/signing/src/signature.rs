@@ -35,7 +35,7 @@ impl Signer {
 
     /// Signs with `previous` until the given instant.
     #[must_use]
-    pub fn rotating_from(mut self, previous: SigningKeys, until: Timestamp) -> Self {
+    pub(crate) fn rotating_from(mut self, previous: SigningKeys, until: Timestamp) -> Self {
         self.previous = Some(Previous { keys: previous, until });
         self
     }

@@ -84,7 +84,7 @@ impl SigningKeys {
     ///
     /// # Errors
     /// [`SigningError`].
-    pub fn with_ec(mut self, key: &Path, certificate: &Path) -> Result<Self, SigningError> {
+    pub(crate) fn with_ec(mut self, key: &Path, certificate: &Path) -> Result<Self, SigningError> {
         let pkcs8 = read_key(key)?;
         let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, pkcs8.secret_pkcs8_der())
             .map_err(|error| SigningError::Key { path: key.display().to_string(), reason: error.to_string() })?;

@@ -138,7 +138,7 @@ fn translated(address: IpAddr) -> Option<Ipv4Addr> {
 /// that carry an IPv4 address (mapped, compatible, 6to4, Teredo, NAT64 of a network's own prefix) are never public: they
 /// lead wherever that leads.
 #[must_use]
-pub fn is_public(address: IpAddr) -> bool {
+pub(crate) fn is_public(address: IpAddr) -> bool {
     match translated(address).map_or(address, IpAddr::V4) {
         IpAddr::V4(address) => is_public_v4(address),
         IpAddr::V6(address) => is_public_v6(address),

@@ -146,7 +146,7 @@ names!(IdentityFormat, "identity format", Raw = "raw", Sha256 = "sha256", Sha1 =
 impl IdentityFormat {
     /// The number of hexadecimal digits of a digest; `None` for raw.
     #[must_use]
-    pub const fn hex_digits(self) -> Option<usize> {
+    pub(crate) const fn hex_digits(self) -> Option<usize> {
         match self {
             Self::Raw => None,
             Self::Sha256 => Some(64),

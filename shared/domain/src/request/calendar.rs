@@ -67,7 +67,7 @@ impl Schedule {
     ///
     /// # Errors
     /// [`CalendarExhausted`] when no further tick exists within the range of time stamps.
-    pub fn next_after(&self, instant: Timestamp) -> Result<Timestamp, CalendarExhausted> {
+    pub(crate) fn next_after(&self, instant: Timestamp) -> Result<Timestamp, CalendarExhausted> {
         self.cron
             .find_next_occurrence(&instant.to_zoned(TimeZone::UTC), false)
             .map(|tick| tick.timestamp())

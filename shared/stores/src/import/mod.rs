@@ -104,7 +104,7 @@ impl From<DbError> for ImportError {
 impl ImportError {
     /// The SQLSTATE, where the server gave one.
     #[must_use]
-    pub fn sqlstate(&self) -> Option<String> {
+    pub(crate) fn sqlstate(&self) -> Option<String> {
         match self {
             Self::Store(StoreError::Db(error)) => error.code().map(|code| code.code().to_owned()),
             Self::Store(_) | Self::Overtaken => None,
