@@ -32,7 +32,7 @@ async fn fleet() -> Fleet {
     let acme = world.controller("acme").await;
     world.person(&acme, 1, "ada@example.com", 3).await;
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let (address, url) = (format!("127.0.0.1:{port}"), format!("http://127.0.0.1:{port}"));
+    let (address, url) = (format!("127.0.0.1:{port}"), format!("http://localhost:{port}"));
     let settings: Vec<(&str, &str)> = [("LETHE_HTTP_LISTEN", address.as_str()), ("LETHE_PUBLIC_URL", &url)]
         .into_iter()
         .chain(SECONDS.iter().copied())
