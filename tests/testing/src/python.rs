@@ -1,6 +1,7 @@
 //! Python tools that tests run, each in a virtual environment that is made once.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -11,8 +12,11 @@ pub fn environment(name: &str, package: &str, suffices: impl Fn(&Path) -> bool) 
     let local = std::env::var_os("LETHE_LOCAL_DIR").map_or_else(|| root.join(".local"), |local| root.join(local));
     let environment = local.join(format!("venv-{name}"));
     let python = environment.join("bin/python");
+    std::fs::create_dir_all(&local).unwrap();
+    // Tests run beside each other, in processes of their own: one makes it, the others wait.
+    let lock = File::create(environment.with_extension("lock")).unwrap();
+    lock.lock().unwrap();
     if !suffices(&python) {
-        std::fs::create_dir_all(&local).unwrap();
         must("python3", ["-m".as_ref(), "venv".as_ref(), environment.as_os_str()]);
         must(&python, ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", package]);
         assert!(suffices(&python), "{} has no {package}", python.display());
