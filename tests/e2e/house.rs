@@ -252,3 +252,17 @@ fn words_that_were_replaced_do_not_come_back() {
         }
     }
 }
+
+#[test]
+fn each_rule_stands_at_the_head_of_the_module_that_keeps_it() {
+    let text = std::fs::read_to_string(root().join("docs/develop/architecture.md")).unwrap();
+    let (_, rules) = text.split_once("\n## DESIGN rules\n").unwrap();
+    for number in 1..=19 {
+        let (_, rule) =
+            rules.split_once(&format!("\n{number}. ")).unwrap_or_else(|| panic!("there is no rule {number}"));
+        let (_, keeper) = rule.split_once(" Kept by `").unwrap();
+        let module = std::fs::read_to_string(root().join(keeper.split('`').next().unwrap())).unwrap();
+        let head: Vec<&str> = module.lines().take_while(|line| line.starts_with("//!")).collect();
+        assert!(head.join("\n").contains(&format!("**Invariant** (DESIGN rule {number}):")), "rule {number}");
+    }
+}

@@ -16,6 +16,19 @@ async fn a_publication_for_all_tables_stops_no_erasure() {
     let _workers = Worker::several(&world, &ERASURE, SECONDS).await;
     let request = Request::erasure("ada@example.com");
     Publisher::connect(&world).await.request("acme", &request).await;
+    if world.one::<i32>("SELECT current_setting('server_version_num')::int", &[]).await >= 180_000 {
+        // From 18 on a publication leaves out the digest in the key of identities, unless it is told otherwise.
+        eventually("the failure is on record", seconds(20), async || {
+            world.optional::<bool>("SELECT needs_operator FROM lethe.slices", &[]).await == Some(true)
+        })
+        .await;
+        let doctor = lethe(&world, &["doctor", "--output", "json"]).await;
+        let advice = "ALTER PUBLICATION captured SET (publish_generated_columns = stored)";
+        assert!(doctor.out.contains(advice), "{}", doctor.out);
+        world.run(advice).await;
+        let retried = lethe(&world, &["request", "retry", &request.id, "--controller", "acme"]).await;
+        assert_eq!(retried.code, Some(0), "{}", retried.err);
+    }
     world.reaches(&request.id, "completed").await;
     assert_eq!(world.rows_of(&acme, 1).await, (0, 0, 0));
 }
@@ -50,17 +63,19 @@ async fn what_waiting_does_not_mend_shows_as_that() {
         world.optional::<bool>("SELECT needs_operator FROM lethe.slices", &[]).await == Some(true)
     })
     .await;
-    assert_eq!(receipt(&world, &request.id).await.unwrap().failure.as_deref(), Some("sqlstate_55000"));
+    // PostgreSQL 18 has another code for it.
+    let failure = receipt(&world, &request.id).await.unwrap().failure.unwrap();
+    assert!(["sqlstate_55000", "sqlstate_42P10"].contains(&failure.as_str()), "{failure}");
     let status = json(&world, &["request", "status", &request.id, "--controller", "acme"]).await;
     assert_eq!(
         (&status["work"]["last_error"], &status["work"]["needs_operator"]),
-        (&"sqlstate_55000".into(), &true.into())
+        (&failure.as_str().into(), &true.into())
     );
     let batch = json(&world, &["batch", "show", &status["batch_id"].to_string()]).await;
     assert_eq!(batch["kept_by"][0]["needs_operator"], true, "{batch}");
     let doctor = lethe(&world, &["doctor", "--output", "json"]).await;
     assert_eq!(doctor.code, Some(1));
-    for found in [format!("{partition} has no key"), "acme: sqlstate_55000, 1 slices".to_owned()] {
+    for found in [format!("{partition} has no key"), format!("acme: {failure}, 1 slices")] {
         assert!(doctor.out.contains(&found), "{found}: {}", doctor.out);
     }
     world.run(&format!("ALTER TABLE {partition} REPLICA IDENTITY DEFAULT")).await;

@@ -215,6 +215,11 @@ fn tell(findings: &mut Findings, found: &Obstacles) {
             advice,
         );
     }
+    for publication in &found.without_generated {
+        let what = format!("{publication} leaves generated columns out, so deletes of identities are refused");
+        let advice = format!("ALTER PUBLICATION {publication} SET (publish_generated_columns = stored)");
+        findings.add("publication", Verdict::Bad, what, &advice);
+    }
     for Prepared { xid, since } in &found.prepared {
         let advice = "an erasure that began later waits for it: see \"Find a failing store\" in the runbook";
         findings.add("prepared transaction", Verdict::Look, format!("{xid}, since {since}"), advice);

@@ -1,5 +1,8 @@
 //! The sealer: gives entries their places in the chains, and signs how far each chain goes. Under the epoch of the
 //! leading scheduler, so that there is one at a time.
+//!
+//! **Invariant** (DESIGN rule 12): an entry is written in the transaction of what it records, and chained here, by one
+//! process at a time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

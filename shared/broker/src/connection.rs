@@ -1,4 +1,6 @@
 //! Connections to RabbitMQ. We supervise them ourselves: whoever needs one asks again when it broke.
+//!
+//! **Invariant** (DESIGN rule 15): publishing and consuming are apart, and every wait for the broker has an end.
 
 use std::future::Future;
 use std::sync::Arc;

@@ -1,5 +1,7 @@
 //! Consuming in groups: gather deliveries, hand them over, acknowledge what came of them. The one place that
-//! acknowledges (DESIGN rule 8).
+//! acknowledges.
+//!
+//! **Invariant** (DESIGN rule 8): handlers return outcomes, and only this module acknowledges.
 
 use std::future::Future;
 use std::sync::Arc;

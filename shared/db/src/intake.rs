@@ -1,4 +1,7 @@
-//! Recording requests: many in one transaction (DESIGN rule 3).
+//! Recording requests: many in one transaction.
+//!
+//! **Invariant** (DESIGN rule 3): a group is one transaction; if it fails because of a message, it is halved until that
+//! message stands alone.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,4 +1,6 @@
 //! Leases on slices: claiming, renewing, giving back, waking. [`super::slices`] has all of it as well.
+//!
+//! **Invariant** (DESIGN rule 4): every write of a holder checks the token of its lease.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

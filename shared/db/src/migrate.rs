@@ -3,6 +3,8 @@
 //! A migration is a transaction and must not hold a lock for long: it waits for one two seconds at most, so that the
 //! workers' statements do not queue up behind it, and is then tried again. What takes long (an index on a table that is
 //! written to, the rewriting of rows) is a [`Step`] after the migrations.
+//!
+//! **Invariant** (DESIGN rule 14): one process migrates at a time, and workers only check the version.
 
 use std::time::Duration;
 

@@ -17,6 +17,14 @@ statements! {
                               AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident END)
            AND EXISTS (SELECT FROM pg_publication WHERE pubdelete OR pubupdate)
          ORDER BY 1 LIMIT 10";
+    /// From PostgreSQL 18 on. The key of identities holds a digest that is generated: a publication without generated columns
+    /// does not identify them. Older servers do not have the column that says so.
+    WITHOUT_GENERATED = "
+        SELECT p.pubname::text FROM pg_publication p
+         WHERE to_jsonb(p) ->> 'pubgencols' = 'n' AND (p.pubdelete OR p.pubupdate)
+           AND (p.puballtables OR EXISTS (SELECT FROM pg_publication_tables t
+                                           WHERE t.pubname = p.pubname AND t.schemaname = 'subject_data'))
+         ORDER BY 1 LIMIT 10";
     /// By name and age; the name is their maker's.
     PREPARED = "
         SELECT transaction::text AS xid, prepared AS since FROM pg_prepared_xacts
@@ -39,6 +47,8 @@ statements! {
 pub struct Obstacles {
     /// Tables that a publication may keep from being deleted from.
     pub without_key: Vec<String>,
+    /// Publications that leave out what identifies the rows of identities: deletes of these are refused.
+    pub without_generated: Vec<String>,
     /// Prepared transactions that nobody has ended for minutes.
     pub prepared: Vec<Prepared>,
     /// Controllers whose work failed more than once in a row.
@@ -92,6 +102,7 @@ pub async fn find(session: &Session) -> Result<Obstacles, DbError> {
     let for_operator = session.query(FOR_OPERATOR, &[]).await?;
     Ok(Obstacles {
         without_key: session.values(WITHOUT_KEY, &[]).await?,
+        without_generated: session.values(WITHOUT_GENERATED, &[]).await?,
         prepared: prepared.iter().map(|row| Prepared { xid: row.get("xid"), since: row.get("since") }).collect(),
         failing: failing
             .iter()

@@ -1,5 +1,7 @@
-//! Release: a due batch becomes slices, step by step (DESIGN rule 6). Each step is one transaction: match once more,
+//! Release: a due batch becomes slices, step by step. Each step is one transaction: match once more,
 //! apply the cap, set `in_progress`, write slices and callbacks. A batch of any size can be resumed at every step.
+//!
+//! **Invariant** (DESIGN rule 6): a step of a release is one transaction, bounded in requests, profiles and bytes.
 
 use std::collections::{BTreeSet, HashSet};
 

@@ -1,4 +1,6 @@
 //! Waiting between attempts: the one place that names the crate `backoff` (see `deny.toml` for why it stays).
+//!
+//! **Invariant** (DESIGN rule 16): randomness is passed in.
 
 use std::time::Duration;
 

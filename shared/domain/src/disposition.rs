@@ -1,4 +1,6 @@
-//! What an error means for the work at hand (DESIGN rule 9): every error type answers with one of three.
+//! What an error means for the work at hand: every error type answers with one of three.
+//!
+//! **Invariant** (DESIGN rule 9): every error knows which of the three it is.
 
 /// What to do with work that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

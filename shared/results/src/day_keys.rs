@@ -1,6 +1,8 @@
-//! The keys of the days of expiry (DESIGN rule 13): each wraps the keys of the files that expire on its day. They lie
+//! The keys of the days of expiry: each wraps the keys of the files that expire on its day. They lie
 //! outside PostgreSQL, sealed under the master key. Once the day is over its key is destroyed, and no dump, backup or
 //! write-ahead log can bring a file of that day back.
+//!
+//! **Invariant** (DESIGN rule 13): destroying the key of a day is what makes the expiry of its files final.
 
 use std::sync::Arc;
 

@@ -1,5 +1,8 @@
 //! Wake-ups: messages that name a row and nothing else. They are published after the commit and may be lost; the
 //! scheduler finds the rows again.
+//!
+//! **Invariant** (DESIGN rule 2): a change of state and the rows of what follows are one transaction; publishing comes after
+//! its commit.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,5 +1,7 @@
 //! Working on slices: claim under a lease, acknowledge, do it, finish or try again later. What the work is, is the
 //! worker's own; everything else about it is here.
+//!
+//! **Invariant** (DESIGN rule 19): one controller uses half of the permits of a process at most.
 
 use std::collections::HashMap;
 use std::future::Future;

@@ -1,5 +1,7 @@
 //! Data stores: where the data of subjects lies. The built-in one is PostgreSQL; others come by implementing one trait
 //! and joining [`Stores`].
+//!
+//! **Invariant** (DESIGN rule 10): a store works in bounded steps that can be stopped and repeated.
 
 pub mod import;
 pub mod postgres;

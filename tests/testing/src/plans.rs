@@ -78,3 +78,12 @@ fn visit(node: &Value, reading: &mut Reading) {
         visit(child, reading);
     }
 }
+
+/// The blocks that a statement touched which returned `rows`: by `EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON)`.
+pub fn touched(plan: &Value, rows: f64) -> u64 {
+    let of = |name: &str| plan[0]["Plan"][name].as_u64().unwrap();
+    // PostgreSQL 18 tells rows with fractions.
+    let found = plan[0]["Plan"]["Actual Rows"].as_f64().unwrap();
+    assert!((found - rows).abs() < 0.1, "{plan}");
+    of("Shared Hit Blocks") + of("Shared Read Blocks")
+}

@@ -1,5 +1,7 @@
-//! The clock, doubted (DESIGN rule 5). Everything that cannot be undone depends on PostgreSQL's clock. Where it is ahead of the
+//! The clock, doubted. Everything that cannot be undone depends on PostgreSQL's clock. Where it is ahead of the
 //! time that has passed, by a clock that only goes on, nothing of that kind is done.
+//!
+//! **Invariant** (DESIGN rule 5): while the clock is doubted, nothing is done that cannot be undone.
 
 use std::time::{Duration, Instant};
 

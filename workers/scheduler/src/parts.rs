@@ -1,5 +1,7 @@
 //! Parts of the scheduler that have tasks of their own: what one of them waits for holds up no other, and costs nobody the
-//! lead (DESIGN rule 17).
+//! lead.
+//!
+//! **Invariant** (DESIGN rule 17): a loop that others share awaits nothing that one party can hold up.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,5 +1,8 @@
 //! Values that name nobody: what software writes where it has no value (contract 4). One list for requests and import:
 //! a request by such a value would match strangers, so intake refuses it and the import does not index it.
+//!
+//! **Invariant** (DESIGN rule 11): import and requests have one list of values that name nobody, and one definition of
+//! normalisation.
 
 use std::collections::HashSet;
 use std::sync::LazyLock;

@@ -1,4 +1,7 @@
 //! The state machine of a request (contract 5, `docs/reference/state-machine.md`).
+//!
+//! **Invariant** (DESIGN rule 1): a request moves along [`RequestStatus::comes_from`] and no other way; the database has a
+//! guard that says the same.
 
 use serde::{Deserialize, Serialize};
 
