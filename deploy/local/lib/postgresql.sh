@@ -25,6 +25,14 @@ postgresql_start() {
     postgresql_spawn
 }
 
+# A folder is opened by the version that made it, and by no other.
+postgresql_fits() {
+    local made
+    made=$(as_server cat "$(postgresql_folder)/PG_VERSION" 2>/dev/null) || return 0
+    [[ $("$(postgresql_bin)/postgres" --version) == *" $made."* ]] ||
+        die "$(postgresql_folder) is of PostgreSQL $made, not of that in $(postgresql_bin): choose another LETHE_LOCAL_DIR"
+}
+
 postgresql_spawn() {
     spawn "$LOG_DIR/postgresql.log" "${AS_SERVER[@]}" "$(postgresql_bin)/postgres" -D "$(postgresql_folder)"
     POSTGRESQL_SPAWNED=$SPAWNED
@@ -106,9 +114,29 @@ postgresql_stop() {
 postgresql_copy() {
     local folder=$STATE_DIR/postgresql
     as_server rm -rf "$folder/standby"
+    if [[ ! -x $(postgresql_bin)/pg_basebackup ]]; then
+        postgresql_copy_files
+        return
+    fi
     PGPASSWORD=$POSTGRESQL_PASSWORD as_server "$(postgresql_bin)/pg_basebackup" --no-sync --checkpoint=fast \
         -h 127.0.0.1 -p "$POSTGRESQL_PORT" -U lethe -D "$folder/standby" >>"$LOG_DIR/postgresql.log" 2>&1 ||
         die_with_log "$LOG_DIR/postgresql.log" "PostgreSQL could not be copied"
+}
+
+# What pg_basebackup does, where the package has none and the distribution's is too old for the server. The slot keeps the
+# write-ahead log until it is copied as well; both end with the session.
+postgresql_copy_files() {
+    local folder=$STATE_DIR/postgresql
+    PGPASSWORD=$POSTGRESQL_PASSWORD as_server env FOLDER="$folder" "$(psql_program)" -X -q -A -t -v ON_ERROR_STOP=1 \
+        -v label="$folder/standby/backup_label" -h 127.0.0.1 -p "$POSTGRESQL_PORT" -U lethe -d postgres \
+        >>"$LOG_DIR/postgresql.log" 2>&1 <<'SQL' || die_with_log "$LOG_DIR/postgresql.log" "PostgreSQL could not be copied"
+SELECT pg_create_physical_replication_slot('copy', true, true);
+SELECT pg_backup_start('copy', true);
+\! cp -a "$FOLDER/data" "$FOLDER/standby"
+\! cd "$FOLDER/standby" && rm -rf postmaster.* pg_replslot/* pg_dynshmem/* pg_notify/* pg_serial/* pg_snapshots/* pg_subtrans/*
+SELECT labelfile FROM pg_backup_stop(false) \g :label
+\! cp -a "$FOLDER/data/pg_wal/." "$FOLDER/standby/pg_wal/"
+SQL
 }
 
 # The processes of the old server end by themselves once it is gone; they write to the old folder, if at all.

@@ -19,10 +19,13 @@ as_server() {
 AS_SERVER=(env)
 ((EUID != 0)) || AS_SERVER=(setpriv "--reuid=$SERVER_USER" "--regid=$SERVER_USER" --clear-groups)
 
+# Where the state lies in truth; the link to it may be out of the servers' user's reach.
+state_dir() { (cd "$STATE_LINK" 2>/dev/null && pwd -P) || printf '%s' "$STATE_LINK"; }
+
 prepare_state() {
     create_server_user
     place_state
-    STATE_DIR=$(cd "$STATE_LINK" && pwd -P)
+    STATE_DIR=$(state_dir)
     local part
     for part in postgresql rabbitmq; do
         mkdir -p "$STATE_DIR/$part"
@@ -75,7 +78,7 @@ remember_once() {
 load_state() {
     POSTGRESQL_PORT=0 RABBITMQ_PORT=0 MANAGEMENT_PORT=0 DIST_PORT=0 EPMD_PORT=0 HTTP_PORT=0
     POSTGRESQL_PASSWORD='' RABBITMQ_PASSWORD=''
-    STATE_DIR=$(cd "$STATE_LINK" 2>/dev/null && pwd -P || printf '%s' "$STATE_LINK")
+    STATE_DIR=$(state_dir)
     local file
     for file in ports credentials; do
         # shellcheck disable=SC1090 # written by choose_ports and choose_credentials
