@@ -215,3 +215,28 @@ async fn a_cancellation_that_is_repeated_in_one_burst_counts_once() {
     .await;
     assert_eq!(world.in_status("cancelled").await, 1);
 }
+
+#[tokio::test]
+async fn a_row_that_cannot_be_read_holds_up_nobody_else() {
+    let world = World::new().await;
+    world.controller("acme").await;
+    let _workers = Worker::several(&world, &ERASURE, &[]).await;
+    let publisher = Publisher::connect(&world).await;
+    let (damaged, sound) = (Request::erasure("ada@example.com"), Request::erasure("grace@example.com"));
+    for request in [&damaged, &sound] {
+        publisher.request("acme", request).await;
+    }
+    publisher.cancel("acme", &damaged.id).await;
+    let damage = "UPDATE lethe.requests SET cancellation_received_at = $1 WHERE subject_request_id = $2::text::uuid";
+    let session = world.db.session().await.unwrap();
+    let at = None::<jiff::Timestamp>;
+    assert_eq!(session.execute(damage, &[&at, &damaged.id]).await.unwrap(), 1);
+    // Both in one group, and again and again.
+    let sending = |id: &str| publisher.sending("acme", "cancellation", json!({ "subject_request_id": id }).to_string());
+    let first = publisher.begin_asking(&sending(&damaged.id)).await;
+    let second = publisher.begin_asking(&sending(&sound.id)).await;
+    assert_eq!(tokio::time::timeout(patiently(seconds(20)), second).await.unwrap().unwrap().status, 202);
+    let now = Some(world.now().await);
+    session.execute(damage, &[&now, &damaged.id]).await.unwrap();
+    assert_eq!(tokio::time::timeout(patiently(seconds(60)), first).await.unwrap().unwrap().status, 202);
+}

@@ -129,6 +129,18 @@ async fn an_encrypted_broker_is_used_if_its_certificate_is_trusted_and_not_other
         .await;
     assert!(!worker.log().contains("INFO consuming"));
     worker.stop().await;
+    // Roots that cannot be read are named, and once they are put right the next connection has them.
+    let late = world.folder.join("late-roots.pem");
+    let url = trusted.before_broker(&world.amqp_url).await;
+    let late_roots = late.to_str().unwrap();
+    let worker = Worker::spawn(&world, "erasure-executor", &[("AMQP_URL", &url), ("SSL_CERT_FILE", late_roots)]);
+    eventually("it says which file", seconds(20), async || {
+        worker.log().contains("there are no root certificates") && worker.log().contains("late-roots.pem")
+    })
+    .await;
+    std::fs::copy(&trusted.file, &late).unwrap();
+    eventually("it consumes", seconds(40), async || worker.log().contains("INFO consuming")).await;
+    worker.stop().await;
 }
 
 #[tokio::test]

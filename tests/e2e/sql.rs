@@ -223,24 +223,79 @@ async fn the_functions_are_what_their_files_say() {
     assert_eq!(said, before.len(), "each function is in one file");
 }
 
+const OF_A_LATER_RELEASE: &str = "INSERT INTO public.refinery_schema_history (version, name, applied_on, checksum)
+     SELECT max(version) + 1, 'of_a_later_release', max(applied_on), '0' FROM public.refinery_schema_history";
+const LEFT_BEHIND: &str = "start the worker of the release that migrated the database";
+
 #[tokio::test]
 async fn a_later_schema_is_used_as_long_as_it_holds_what_this_release_uses() {
     let world = World::new().await;
-    world
-        .run(
-            "INSERT INTO public.refinery_schema_history (version, name, applied_on, checksum)
-             SELECT max(version) + 1, 'of_a_later_release', max(applied_on), '0' FROM public.refinery_schema_history",
-        )
-        .await;
+    world.run(OF_A_LATER_RELEASE).await;
     migrate::check_version(&world.db).await.unwrap();
-    let worker = Worker::start(&world, "scheduler", &[]).await;
-    worker.stop().await;
+    let mut worker = Worker::start(&world, "scheduler", &[]).await;
     world.run("UPDATE lethe.schema_support SET oldest_workers = oldest_workers + 1000").await;
     let refused = migrate::check_version(&world.db).await.unwrap_err().to_string();
-    assert!(refused.contains("start the worker of the release that migrated the database"), "{refused}");
+    assert!(refused.contains(LEFT_BEHIND), "{refused}");
+    // One that runs already drains, and does not start again.
+    assert_eq!(worker.exit(seconds(30)).await.code(), Some(0));
+    assert!(worker.log().contains(LEFT_BEHIND), "{}", worker.log());
     let mut worker = Worker::spawn(&world, "scheduler", &[]);
     assert_eq!(worker.exit(seconds(20)).await.code(), Some(1));
-    assert!(worker.log().contains("start the worker of the release that migrated the database"), "{}", worker.log());
+    assert!(worker.log().contains(LEFT_BEHIND), "{}", worker.log());
+    // A later release has migrated, and not said yet whom it can go on with.
+    world.run("DELETE FROM lethe.schema_support").await;
+    assert!(migrate::check_version(&world.db).await.is_err());
+}
+
+#[tokio::test]
+async fn an_earlier_release_takes_nothing_back() {
+    let world = World::new().await;
+    let oldest = async || world.one::<i32>("SELECT oldest_workers FROM lethe.schema_support", &[]).await;
+    world.run("UPDATE lethe.schema_support SET oldest_workers = 1000").await;
+    migrate(&world.db).await.unwrap();
+    assert_eq!(oldest().await, 1000);
+    world.run("UPDATE lethe.schema_support SET oldest_workers = 1").await;
+    world.run(OF_A_LATER_RELEASE).await;
+    let refused = migrate(&world.db).await.unwrap_err().to_string();
+    assert!(refused.contains("a later release has migrated the database"), "{refused}");
+    assert_eq!(oldest().await, 1, "it touches nothing");
+}
+
+/// Workers fail at a name that they do not know. So what a column may hold is what the code knows, and a longer list means
+/// that workers of earlier releases cannot go on.
+#[tokio::test]
+async fn the_database_takes_the_names_that_the_code_knows() {
+    use lethe_domain::opendsr::{ApiVersion, Regulation};
+    use lethe_domain::request::{Approval, BatchState, CallbackState, Lane, RequestType, Stage};
+    use lethe_domain::signature_algorithm::SignatureAlgorithm;
+    macro_rules! known {
+        ($($($column:literal),+ => $type:ty;)+) => {
+            BTreeMap::from([$($(($column, <$type>::ALL.iter().map(|name| name.as_str()).collect::<Vec<_>>())),+),+])
+        };
+    }
+    let known = known! {
+        "requests.status", "callbacks.request_status" => RequestStatus;
+        "requests.api_version" => ApiVersion;
+        "requests.approval" => Approval;
+        "requests.lane", "lanes.lane" => Lane;
+        "requests.regulation" => Regulation;
+        "requests.request_type" => RequestType;
+        "controllers.signature_algorithm" => SignatureAlgorithm;
+        "batches.state" => BatchState;
+        "callbacks.state" => CallbackState;
+        "slices.stage", "pauses.stage" => Stage;
+    };
+    let world = World::new().await;
+    for (column, mut names) in known {
+        let (table, column) = column.split_once('.').unwrap();
+        let taken = "SELECT m[1] FROM pg_constraint c,
+                            regexp_matches(pg_get_constraintdef(c.oid), '''([^'']+)''::text', 'g') m
+                      WHERE c.conrelid = ('lethe.' || $1)::regclass AND c.conname = $1 || '_' || $2 || '_check'";
+        let mut taken: Vec<String> = world.all(taken, &[&table, &column]).await;
+        taken.sort();
+        names.sort_unstable();
+        assert_eq!(taken, names, "{table}.{column}; a longer list needs a higher OLDEST_WORKERS (db/src/migrate.rs)");
+    }
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -68,25 +68,31 @@ async fn open(uri: AMQPUri) -> io::Result<Socket> {
     Ok(match uri.scheme {
         AMQPScheme::AMQP => Box::pin(socket.compat()),
         AMQPScheme::AMQPS => {
-            let config = TLS.clone().map_err(io::Error::other)?;
+            let config = tokio::task::spawn_blocking(tls_config).await??;
             let name = ServerName::try_from(host).map_err(io::Error::other)?;
-            Box::pin(TlsConnector::from(config).connect(name, socket).await?.compat())
+            Box::pin(TlsConnector::from(Arc::new(config)).connect(name, socket).await?.compat())
         }
     })
 }
 
-/// The roots of trust of the system, or of `SSL_CERT_FILE`; read once.
-static TLS: LazyLock<Result<Arc<ClientConfig>, String>> = LazyLock::new(|| {
+/// With the roots of trust of the system, or of `SSL_CERT_FILE` and `SSL_CERT_DIR`. Read for each connection: there are few,
+/// and a certificate that is renewed, or put right, counts from the next one on.
+fn tls_config() -> io::Result<ClientConfig> {
+    let found = rustls_native_certs::load_native_certs();
     let mut roots = RootCertStore::empty();
-    let (added, _) = roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    let (added, _) = roots.add_parsable_certificates(found.certs);
     if added == 0 {
-        return Err("there are no root certificates: install ca-certificates, or set SSL_CERT_FILE".to_owned());
+        let reason = found.errors.first().map_or_else(String::new, |error| format!(" ({error})"));
+        let message = format!("there are no root certificates{reason}: install ca-certificates, or set SSL_CERT_FILE");
+        return Err(io::Error::other(message));
+    }
+    for error in &found.errors {
+        tracing::warn!(%error, "some root certificates cannot be read");
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let builder = builder.map_err(|error| error.to_string())?;
-    Ok(Arc::new(builder.with_root_certificates(roots).with_no_client_auth()))
-});
+    Ok(builder.map_err(io::Error::other)?.with_root_certificates(roots).with_no_client_auth())
+}
 
 /// A socket whose incoming bytes are screened.
 pub(super) struct Screened {

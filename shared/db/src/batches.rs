@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use tokio_postgres::Row;
 
 use super::leader::{self, Term};
-use super::pool::Session;
+use super::pool::{Column, Session};
 use super::{Db, DbError, Tx, statements};
 use lethe_domain::request::{BatchId, BatchState, Lane, Slot};
 
@@ -250,10 +250,10 @@ pub async fn list(session: &Session, only: Option<BatchId>, limit: i64) -> Resul
         .map(|row| {
             Ok(BatchRow {
                 batch_id: row.get("batch_id"),
-                lane: row.try_get("lane")?,
+                lane: row.column("lane")?,
                 tick_at: row.get("tick_at"),
                 runs_at: row.get("runs_at"),
-                state: row.try_get("state")?,
+                state: row.column("state")?,
                 closed_at: row.get("closed_at"),
                 released_at: row.get("released_at"),
                 completed_at: row.get("completed_at"),

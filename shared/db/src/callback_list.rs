@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 
-use super::pool::Session;
+use super::pool::{Column, Session};
 use super::{Db, DbError, statements};
 use lethe_domain::request::{CallbackId, CallbackState, ControllerId, EndpointId, RequestStatus, SubjectRequestId};
 
@@ -205,8 +205,8 @@ pub async fn list(session: &Session, filter: &Filter, limit: i64) -> Result<Vec<
                 callback_id: row.get("callback_id"),
                 controller_id: row.get("controller_id"),
                 subject_request_id: row.get("subject_request_id"),
-                request_status: row.try_get("request_status")?,
-                state: row.try_get("state")?,
+                request_status: row.column("request_status")?,
+                state: row.column("state")?,
                 attempts: row.get("attempts"),
                 next_attempt_at: row.get("next_attempt_at"),
                 endpoint: row.get("endpoint"),

@@ -8,7 +8,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use super::pool::Session;
+use super::pool::{Column, Session};
 use super::reporting::Reporting;
 use super::results::read_stored;
 use super::{Db, DbError, Tx, statements};
@@ -220,18 +220,18 @@ fn read_claimed(row: &Row, keys: &Keys, token: Uuid) -> Result<ClaimedCallback, 
     if url_no >= reporting.status_callback_urls.len() {
         return Err(unexpected());
     }
-    let status: RequestStatus = row.try_get("request_status")?;
+    let status: RequestStatus = row.column("request_status")?;
     Ok(ClaimedCallback {
         callback_id: row.get("callback_id"),
         endpoint_id: row.get("endpoint_id"),
         attempt: row.get("attempt"),
         started_at: row.get("started_at"),
         controller_id,
-        algorithm: row.try_get("signature_algorithm")?,
+        algorithm: row.column("signature_algorithm")?,
         status,
         expected_completion_time: row.get("expected_completion_time"),
         subject_request_id,
-        api_version: row.try_get("api_version")?,
+        api_version: row.column("api_version")?,
         group_id: reporting.group_id,
         // The other URLs are of no use here.
         url: reporting.status_callback_urls.swap_remove(url_no),
@@ -321,7 +321,7 @@ async fn record_once(
     let mut ended: Vec<CallbackId> = Vec::new();
     let mut ours: BTreeSet<CallbackId> = BTreeSet::new();
     for row in &rows {
-        let state: CallbackState = row.try_get("state")?;
+        let state: CallbackState = row.column("state")?;
         *recorded.states.entry(state).or_default() += 1;
         ours.insert(row.get("callback_id"));
         if state != CallbackState::Ready {

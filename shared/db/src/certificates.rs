@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::pool::Session;
+use super::pool::{Column, Session};
 use super::{DbError, statements};
 use lethe_domain::opendsr::{ApiVersion, Regulation};
 use lethe_domain::request::{BatchId, Lane, RequestKey, RequestStatus, RequestType};
@@ -56,14 +56,14 @@ pub async fn facts(session: &Session, target: &Target) -> Result<Option<Facts>, 
     let Some(row) = session.query_opt(FACTS, &[&target.0, &target.1]).await? else { return Ok(None) };
     Ok(Some(Facts {
         request_key: row.get("request_key"),
-        status: row.try_get("status")?,
-        request_type: row.try_get("request_type")?,
-        regulation: row.try_get("regulation")?,
-        api_version: row.try_get("api_version")?,
+        status: row.column("status")?,
+        request_type: row.column("request_type")?,
+        regulation: row.column("regulation")?,
+        api_version: row.column("api_version")?,
         content_digest: row.get("content_digest"),
         submitted_time: row.get("submitted_time"),
         received_at: row.get("received_at"),
-        lane: row.try_get("lane")?,
+        lane: row.column("lane")?,
         batch_id: row.get("batch_id"),
         runs_at: row.get("runs_at"),
         in_progress_at: row.get("in_progress_at"),

@@ -7,7 +7,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jiff::Timestamp;
 use tokio_postgres::Row;
 
-use super::pool::Session;
+use super::pool::{Column, Session};
 use super::{Db, DbError, statements};
 use lethe_domain::crypto;
 use lethe_domain::request::ControllerId;
@@ -77,7 +77,7 @@ fn read(row: &Row) -> Result<Controller, DbError> {
         controller_id: id.map_err(|_| DbError::Unexpected { place: "controllers.controller_id" })?,
         amqp_user: row.get("amqp_user"),
         any_amqp_user: row.get("any_amqp_user"),
-        algorithm: row.try_get("signature_algorithm")?,
+        algorithm: row.column("signature_algorithm")?,
         include_profile: row.get("include_profile"),
         created_at: row.get("created_at"),
     })
@@ -172,7 +172,7 @@ pub async fn by_api_key(session: &Session, api_key: &str) -> Result<Option<KeyHo
     Ok(Some(KeyHolder {
         controller_id: id.map_err(|_| DbError::Unexpected { place: "controllers.controller_id" })?,
         api_secret_hash: row.get("api_secret_hash"),
-        algorithm: row.try_get("signature_algorithm")?,
+        algorithm: row.column("signature_algorithm")?,
     }))
 }
 

@@ -62,7 +62,7 @@ pub enum DbError {
     /// A row holds what this version of the code does not know.
     #[error("unexpected content in {place}")]
     Unexpected {
-        /// Table and column.
+        /// Table or column.
         place: &'static str,
     },
     /// The schema is not the one that this version of the code needs.
@@ -86,7 +86,18 @@ pub enum DbError {
         /// What the code must have been built for, at least.
         oldest: i32,
     },
-    /// Others held for half a minute what a migration has to lock.
+    /// `lethe migrate` of an earlier release than the one that migrated the database.
+    #[error(
+        "the schema is at version {found}, and the migrations of this release end at {needed}: a later release has migrated \
+         the database, and there is nothing to do for this one"
+    )]
+    SchemaOfLaterRelease {
+        /// Version in the database.
+        found: i32,
+        /// The last one that this release knows.
+        needed: i32,
+    },
+    /// Others kept hold of what a migration has to lock, for a minute and a half at most.
     #[error(
         "a migration waits for locks that others hold: end long transactions (pg_stat_activity), and run `lethe migrate` again"
     )]
@@ -126,6 +137,7 @@ impl DbError {
     pub fn code(&self) -> Option<&SqlState> {
         match self {
             Self::Postgres { source } => source.code(),
+            Self::Migration { source } => source.code(),
             _ => None,
         }
     }
@@ -166,6 +178,14 @@ impl DbError {
     #[must_use]
     pub fn is_too_much(&self) -> bool {
         self.code().is_some_and(|code| *code == SqlState::QUERY_CANCELED || code.code().starts_with("53"))
+    }
+
+    /// Whether one item of several can be what fails; the others are then to be tried without it. An error that the server
+    /// did not tell is of the connection, unless it is about what a row holds.
+    #[must_use]
+    pub fn may_be_one_item(&self) -> bool {
+        let is_of_data = self.code().is_some() || matches!(self, Self::Unexpected { .. });
+        self.is_too_much() || (is_of_data && self.disposition() != Disposition::Transient)
     }
 
     /// A function or a trigger raised it, with whatever code.

@@ -11,15 +11,15 @@ use std::time::Duration;
 use tokio_postgres::error::SqlState;
 
 use super::pool::Session;
-use super::server_error::told_by_the_server;
 use super::{Db, DbError};
 
 mod embedded {
     refinery::embed_migrations!("schema/migrations");
 }
 
-/// The schema version that workers must have been built for, at least, to work with the schema of this release. To be
-/// raised by whoever removes or changes what workers of earlier releases use.
+/// The schema version that workers must have been built for, at least, to work with the schema of this release. Raise it
+/// when a migration removes or changes what workers of earlier releases use, or lets a column hold a name (a status, a
+/// stage, an algorithm) that they do not know.
 pub const OLDEST_WORKERS: i32 = 23;
 
 /// What the migrations of this release leave to be done, in this order.
@@ -61,8 +61,9 @@ pub fn needed_version() -> i32 {
 /// Brings the schema to the version that this code needs; returns the names of the migrations that were run.
 ///
 /// # Errors
-/// [`DbError::Migration`], [`DbError::SchemaInUse`] where others keep hold of what a migration has to change, and
-/// [`DbError`] where the server is away. What was done stays done; the next call goes on from there.
+/// [`DbError::SchemaOfLaterRelease`]: nothing was touched. [`DbError::Migration`], [`DbError::SchemaInUse`] where others
+/// keep hold of what a migration has to change, and [`DbError`] where the server is away: what was done stays done, and the
+/// next call goes on from there.
 pub async fn migrate(db: &Db) -> Result<Vec<String>, DbError> {
     let mut session = db.session().await?;
     session.batch_execute("SET statement_timeout = 0; SET lock_timeout = 0").await?;
@@ -77,34 +78,54 @@ pub async fn migrate(db: &Db) -> Result<Vec<String>, DbError> {
 
 async fn migrate_locked(session: &mut Session, steps: &[Step]) -> Result<Vec<String>, DbError> {
     let mut applied = Vec::new();
-    if session.value("SELECT to_regclass('lethe.schema_support') IS NOT NULL", &[]).await? {
-        tell_workers(session).await?;
-    }
     session.batch_execute("SET lock_timeout = '2s'").await?;
     for left in (0..TRIES).rev() {
-        let outcome = embedded::migrations::runner().run_async(session.client()).await;
-        let report = outcome.as_ref().ok().or_else(|| outcome.as_ref().err()?.report());
-        applied
-            .extend(report.into_iter().flat_map(|report| report.applied_migrations().iter().map(ToString::to_string)));
-        match outcome {
-            Ok(_) => break,
-            Err(error) if waits_for_a_lock(&error) && left > 0 => tokio::time::sleep(PAUSE).await,
-            Err(error) if waits_for_a_lock(&error) => return Err(DbError::SchemaInUse),
-            Err(error) => return Err(error.into()),
+        match run_migrations(session, &mut applied).await {
+            Ok(()) => break,
+            Err(error) if is_in_the_way_of_others(&error) && left > 0 => tokio::time::sleep(PAUSE).await,
+            Err(error) if is_in_the_way_of_others(&error) => return Err(DbError::SchemaInUse),
+            Err(error) => return Err(error),
         }
     }
     session.batch_execute("SET lock_timeout = 0").await?;
-    tell_workers(session).await?;
     run_steps(session, steps).await?;
     Ok(applied)
 }
 
-/// From now on workers that cannot go on with the new schema do not start, even if a migration is still to come.
+/// Adds the names of those that were run to `applied`, also where a later one failed.
+async fn run_migrations(session: &mut Session, applied: &mut Vec<String>) -> Result<(), DbError> {
+    let (found, needed) = (found_version(session).await?, needed_version());
+    if found > needed {
+        return Err(DbError::SchemaOfLaterRelease { found, needed });
+    }
+    // Before the migrations, so that workers that cannot go on with what they bring do not start meanwhile; and after them,
+    // since the table may be new.
+    tell_workers(session).await?;
+    let outcome = embedded::migrations::runner().run_async(session.client()).await;
+    let report = outcome.as_ref().ok().or_else(|| outcome.as_ref().err()?.report());
+    applied.extend(report.into_iter().flat_map(|report| report.applied_migrations().iter().map(ToString::to_string)));
+    outcome?;
+    tell_workers(session).await
+}
+
+/// Writes down which workers can work with the schema. It only ever rises: what a release has removed does not come back.
 async fn tell_workers(session: &Session) -> Result<(), DbError> {
+    if !session.value("SELECT to_regclass('lethe.schema_support') IS NOT NULL", &[]).await? {
+        return Ok(());
+    }
     let support = "INSERT INTO lethe.schema_support (oldest_workers) VALUES ($1)
                    ON CONFLICT (only_row) DO UPDATE SET oldest_workers = excluded.oldest_workers
-                    WHERE schema_support.oldest_workers <> excluded.oldest_workers";
+                    WHERE schema_support.oldest_workers < excluded.oldest_workers";
     session.execute(support, &[&OLDEST_WORKERS]).await.map(drop)
+}
+
+/// The version of the schema; 0 for none.
+async fn found_version(session: &Session) -> Result<i32, DbError> {
+    if session.value("SELECT to_regclass('public.refinery_schema_history') IS NOT NULL", &[]).await? {
+        session.value("SELECT coalesce(max(version), 0)::int FROM public.refinery_schema_history", &[]).await
+    } else {
+        Ok(0)
+    }
 }
 
 /// Runs steps in their order, each to its end.
@@ -132,8 +153,8 @@ pub async fn run_steps(session: &Session, steps: &[Step]) -> Result<(), DbError>
     Ok(())
 }
 
-fn waits_for_a_lock(error: &refinery::Error) -> bool {
-    told_by_the_server(error).is_some_and(|error| error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE))
+fn is_in_the_way_of_others(error: &DbError) -> bool {
+    error.code().is_some_and(|code| [SqlState::LOCK_NOT_AVAILABLE, SqlState::T_R_DEADLOCK_DETECTED].contains(code))
 }
 
 /// Checks that this code can work with the schema: it is the one that the code was built for, or a later one that still
@@ -143,18 +164,15 @@ fn waits_for_a_lock(error: &refinery::Error) -> bool {
 /// [`DbError::SchemaVersion`], [`DbError::SchemaTooNew`].
 pub async fn check_version(db: &Db) -> Result<(), DbError> {
     let session = db.session().await?;
-    let found = if session.value("SELECT to_regclass('public.refinery_schema_history') IS NOT NULL", &[]).await? {
-        session.value("SELECT coalesce(max(version), 0)::int FROM public.refinery_schema_history", &[]).await?
-    } else {
-        0
-    };
-    let needed = needed_version();
+    let (found, needed) = (found_version(&session).await?, needed_version());
     if found < needed {
         return Err(DbError::SchemaVersion { found, needed });
     }
-    let support = session.query_opt("SELECT oldest_workers FROM lethe.schema_support", &[]).await?;
-    match support.map(|row| row.get::<_, i32>("oldest_workers")) {
-        Some(oldest) if found > needed && oldest > needed => Err(DbError::SchemaTooNew { found, needed, oldest }),
-        _ => Ok(()),
+    if found == needed {
+        return Ok(());
     }
+    let support = session.query_opt("SELECT oldest_workers FROM lethe.schema_support", &[]).await?;
+    // Without a row the release that migrates has not said yet what it needs.
+    let oldest = support.map_or(found, |row| row.get("oldest_workers"));
+    if oldest > needed { Err(DbError::SchemaTooNew { found, needed, oldest }) } else { Ok(()) }
 }

@@ -3,7 +3,7 @@
 //!
 //! **Invariant** (DESIGN rule 18): an index serves every list, gauge and command, however much has ended.
 
-use super::pool::Session;
+use super::pool::{Column, Session};
 use super::{Db, DbError, leader, statements};
 use lethe_domain::request::{CallbackState, RequestStatus, RequestType, Stage};
 
@@ -112,11 +112,11 @@ pub async fn load(session: &Session) -> Result<Overview, DbError> {
     Ok(Overview {
         requests: requests
             .iter()
-            .map(|row| Ok((row.try_get("request_type")?, row.try_get("status")?, row.get("number"))))
+            .map(|row| Ok((row.column("request_type")?, row.column("status")?, row.get("number"))))
             .collect::<Result<_, DbError>>()?,
         callbacks: callbacks
             .iter()
-            .map(|row| Ok((row.try_get("state")?, row.get("number"))))
+            .map(|row| Ok((row.column("state")?, row.get("number"))))
             .collect::<Result<_, DbError>>()?,
         oldest_seconds: oldest,
         lost_endpoints: callback.get("lost_endpoints"),

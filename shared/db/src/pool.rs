@@ -245,41 +245,42 @@ impl Session {
     /// Runs a statement that returns at most one row.
     ///
     /// # Errors
-    /// [`DbError::Postgres`].
+    /// [`DbError::Postgres`]; [`DbError::Unexpected`] where there are more.
     pub async fn query_opt(&self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<Option<Row>, DbError> {
-        let statement = self.prepared(sql).await?;
-        self.trust.heed(self.object.query_typed_opt(sql, &typed(&statement, params)).await)
+        let mut rows = self.query(sql, params).await?;
+        let row = rows.pop();
+        if rows.is_empty() { Ok(row) } else { Err(DbError::Unexpected { place: "a result: more than one row" }) }
     }
 
     /// Runs a statement that returns exactly one row.
     ///
     /// # Errors
-    /// [`DbError::Postgres`].
+    /// [`DbError::Postgres`]; [`DbError::Unexpected`] where there is none, or are more.
     pub async fn query_one(&self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<Row, DbError> {
-        let statement = self.prepared(sql).await?;
-        self.trust.heed(self.object.query_typed_one(sql, &typed(&statement, params)).await)
+        let row = self.query_opt(sql, params).await?;
+        row.ok_or(DbError::Unexpected { place: "a result: no row" })
     }
 
     /// Runs a statement that returns one row of one column: its value.
     ///
     /// # Errors
-    /// [`DbError::Postgres`], also where the value is of another type.
+    /// [`DbError::Postgres`]; [`DbError::Unexpected`] where the value is of another type.
     pub async fn value<T>(&self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<T, DbError>
     where
         T: for<'a> FromSql<'a>,
     {
-        Ok(self.query_one(sql, params).await?.try_get(0)?)
+        only_column(&self.query_one(sql, params).await?)
     }
 
     /// Runs a statement that returns rows of one column: their values.
     ///
     /// # Errors
-    /// [`DbError::Postgres`], also where a value is of another type.
+    /// [`DbError::Postgres`]; [`DbError::Unexpected`] where a value is of another type.
     pub async fn values<T>(&self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<T>, DbError>
     where
         T: for<'a> FromSql<'a>,
     {
-        self.query(sql, params).await?.iter().map(|row| Ok(row.try_get(0)?)).collect()
+        self.query(sql, params).await?.iter().map(only_column).collect()
     }
 
     /// Runs a statement and returns the number of rows it changed.
@@ -318,6 +319,25 @@ impl Session {
     pub fn raw(&self) -> &tokio_postgres::Client {
         &self.object
     }
+}
+
+/// Columns that may hold what this code does not know: the names of things, which later releases add to.
+pub(crate) trait Column {
+    /// The value of a column.
+    ///
+    /// # Errors
+    /// [`DbError::Unexpected`] where it is unknown to this code, or `NULL` and `T` has no place for that.
+    fn column<'a, T: FromSql<'a>>(&'a self, name: &'static str) -> Result<T, DbError>;
+}
+
+impl Column for Row {
+    fn column<'a, T: FromSql<'a>>(&'a self, name: &'static str) -> Result<T, DbError> {
+        self.try_get(name).map_err(|_| DbError::Unexpected { place: name })
+    }
+}
+
+fn only_column<'a, T: FromSql<'a>>(row: &'a Row) -> Result<T, DbError> {
+    row.try_get(0).map_err(|_| DbError::Unexpected { place: "a result: its only column" })
 }
 
 /// Parameters, each with its type.

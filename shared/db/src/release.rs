@@ -11,7 +11,7 @@ use super::batches::PENDING;
 use super::leader::{self, Term};
 use super::matching::INSERT_MPIDS;
 use super::matching::{self, Matched, Wanted};
-use super::pool::Session;
+use super::pool::{Column, Session};
 use super::sealed::open_request;
 use super::{Db, DbError, Tx, callbacks, statements};
 use lethe_domain::crypto::Keys;
@@ -133,7 +133,7 @@ fn read_candidate(row: &Row, keys: &Keys) -> Result<Candidate, DbError> {
         key: row.get("request_key"),
         controller_id,
         request,
-        approved: row.try_get::<_, Approval>("approval")? == Approval::Approved,
+        approved: row.column::<Approval>("approval")? == Approval::Approved,
     })
 }
 

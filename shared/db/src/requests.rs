@@ -9,7 +9,7 @@ use super::batches::{Intake, begin_intake, open_batch};
 use super::calendar::CalendarCache;
 use super::leader::{self, Term};
 use super::leases::LEASE;
-use super::pool::Session;
+use super::pool::{Column, Session};
 use super::results::read_stored;
 use super::{Db, DbError, Tx, callbacks, statements};
 use lethe_domain::opendsr::ApiVersion;
@@ -189,12 +189,11 @@ async fn cancel_known(tx: &Tx, targets: &[Target]) -> Result<(Vec<Cancellation>,
 }
 
 fn read_cancellation(row: &Row) -> Result<Cancellation, DbError> {
-    Ok(match row.try_get("status")? {
+    Ok(match row.column("status")? {
         None => Cancellation::Unknown,
-        Some(RequestStatus::Cancelled) => Cancellation::Cancelled {
-            received_at: row.try_get("received_at")?,
-            api_version: row.try_get("api_version")?,
-        },
+        Some(RequestStatus::Cancelled) => {
+            Cancellation::Cancelled { received_at: row.column("received_at")?, api_version: row.column("api_version")? }
+        }
         Some(status) => Cancellation::TooLate(status),
     })
 }
@@ -281,16 +280,16 @@ pub(super) fn read_request(row: &Row) -> Result<RequestRow, DbError> {
         request_key: row.get("request_key"),
         controller_id: row.get("controller_id"),
         subject_request_id: row.get("subject_request_id"),
-        api_version: row.try_get("api_version")?,
-        request_type: row.try_get("request_type")?,
-        status: row.try_get("status")?,
+        api_version: row.column("api_version")?,
+        request_type: row.column("request_type")?,
+        status: row.column("status")?,
         expected_completion_time: row.get("expected_completion_time"),
         is_purged: row.get("is_purged"),
         sealed_reporting: row.get("sealed_reporting"),
         sealed_request: row.get("sealed_request"),
         result: read_stored(row),
         received_at: row.get("received_at"),
-        approval: row.try_get("approval")?,
+        approval: row.column("approval")?,
         batch_id: row.get("batch_id"),
         slice_id: row.get("slice_id"),
     })
@@ -334,7 +333,7 @@ pub async fn approve(db: &Db, target: &Target) -> Result<Option<(Lane, lethe_dom
         tx.rollback().await;
         return Ok(None);
     };
-    let lane = Lane::once_approved(row.try_get("request_type")?);
+    let lane = Lane::once_approved(row.column("request_type")?);
     let slot = calendar.calendar.slot(lane, now)?;
     let batch = open_batch(&tx, lane, slot, calendar.version).await?;
     let key: RequestKey = row.get("request_key");

@@ -7,7 +7,7 @@ use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::leader::{self, Term};
-use super::pool::Session;
+use super::pool::{Column, Session};
 use super::slices::{self, Claimed, Finished};
 use super::{Db, DbError, statements};
 use lethe_domain::request::{ControllerId, RequestKey, RequestType, SubjectRequestId};
@@ -198,7 +198,7 @@ pub async fn find(session: &Session, token_sha256: &[u8]) -> Result<Option<Downl
         result_id: row.get("result_id"),
         controller_id: row.get("controller_id"),
         subject_request_id: row.get("subject_request_id"),
-        request_type: row.try_get("request_type")?,
+        request_type: row.column("request_type")?,
         object_path: row.get("object_path"),
         media_type: row.get("media_type"),
         size_bytes: u64::try_from(row.get::<_, i64>("size_bytes")).map_err(|_| unexpected())?,
@@ -212,7 +212,7 @@ pub async fn find(session: &Session, token_sha256: &[u8]) -> Result<Option<Downl
 pub(crate) const MOST_DOWNLOADS: i32 = 10_000;
 
 /// Enters a download in the audit trail: the bytes that are about to be sent, both ends included. `false` where the result
-/// was downloaded [`MOST_DOWNLOADS`] times already; then nothing is recorded, and nothing must be sent.
+/// was downloaded ten thousand times already; then nothing is recorded, and nothing must be sent.
 ///
 /// # Errors
 /// [`DbError`].

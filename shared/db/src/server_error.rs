@@ -9,6 +9,7 @@ use std::fmt;
 use std::ops::Deref;
 
 use deadpool_postgres::{HookError, PoolError};
+use tokio_postgres::error::SqlState;
 
 /// An error of the server or of the way to it.
 pub struct ServerError(tokio_postgres::Error);
@@ -89,6 +90,12 @@ impl From<refinery::Error> for MigrationFailure {
     }
 }
 
+impl MigrationFailure {
+    pub(super) fn code(&self) -> Option<&SqlState> {
+        told_by_the_server(&self.0).and_then(tokio_postgres::Error::code)
+    }
+}
+
 impl fmt::Display for MigrationFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let refinery::error::Kind::Connection(step, source) = self.0.kind() else { return write!(f, "{}", self.0) };
@@ -112,7 +119,7 @@ impl fmt::Debug for MigrationFailure {
 impl Error for MigrationFailure {}
 
 /// What the driver said, however often it was wrapped.
-pub(super) fn told_by_the_server<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a tokio_postgres::Error> {
+fn told_by_the_server<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a tokio_postgres::Error> {
     let mut chain = std::iter::successors(Some(error), |error: &&(dyn Error + 'static)| (*error).source());
     chain.find_map(|error| error.downcast_ref())
 }

@@ -45,8 +45,8 @@ macro_rules! names {
 }
 pub(crate) use names;
 
-/// Text columns of PostgreSQL, for a type with `as_str` and `FromStr`. A text that names nothing is an error of the column:
-/// read it with `try_get`.
+/// Text columns of PostgreSQL, for a type with `as_str` and `FromStr`. A text that names nothing is an error of the column,
+/// and never a panic: read it with `column`.
 macro_rules! stored_as_text {
     ($type:ident) => {
         impl<'a> postgres_types::FromSql<'a> for $type {

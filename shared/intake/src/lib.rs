@@ -147,7 +147,7 @@ impl Intake {
                 }
                 // Where several have failed alone and none was recorded, the fault is not theirs.
                 Err(error)
-                    if may_be_a_message(&error)
+                    if error.may_be_one_item()
                         && part.len() > 1
                         && (recorded > 0 || suspects.len() < 4)
                         && !fault::defect("no_split") =>
@@ -165,7 +165,7 @@ impl Intake {
                 Err(error) => {
                     tracing::debug!(%error, "a group could not be recorded");
                     metrics::counter!("lethe_intake_failures_total", "class" => error.class()).increment(1);
-                    if part.len() == 1 && may_be_a_message(&error) {
+                    if part.len() == 1 && error.may_be_one_item() {
                         suspects.push(outcomes.len());
                     }
                     outcomes.extend(vec![Err(Unanswered::Later(Arc::new(error))); part.len()]);
@@ -262,11 +262,6 @@ impl Intake {
             extensions: None,
         }
     }
-}
-
-/// Whether one message of a group can be what fails. An error that the server did not tell is of the connection.
-fn may_be_a_message(error: &DbError) -> bool {
-    error.is_too_much() || (error.code().is_some() && error.disposition() != Disposition::Transient)
 }
 
 fn received(incoming: &Incoming<'_>, submission: &Submission, recorded: &Recorded) -> Answer {

@@ -286,7 +286,8 @@ async fn await_database(service: &Service, keys: Option<&Keys>) -> Result<bool, 
     }
 }
 
-/// Keeps the readiness of PostgreSQL up to date, and says once when it goes away and when it is back.
+/// Keeps the readiness of PostgreSQL up to date, and says once when it goes away and when it is back. Stops the process once
+/// the schema has become one that this code cannot go on with.
 fn watch_database(service: &Service) {
     let component = service.health.component(POSTGRESQL);
     component.set(true);
@@ -297,13 +298,20 @@ fn watch_database(service: &Service) {
                 () = tokio::time::sleep(Duration::from_secs(5)) => {}
                 () = shutdown.cancelled() => return,
             }
-            let answer = db.ping().await;
+            let answer = match db.ping().await {
+                Ok(()) => migrate::check_version(&db).await,
+                away => away,
+            };
             let up = answer.is_ok();
-            if component.set(up) {
-                match answer {
-                    Ok(()) => tracing::info!("PostgreSQL is back"),
-                    Err(error) => tracing::warn!(%error, "PostgreSQL is away; work waits"),
+            let has_changed = component.set(up);
+            match answer {
+                Err(error @ DbError::SchemaTooNew { .. }) => {
+                    tracing::error!(%error, "stopping");
+                    return shutdown.cancel();
                 }
+                Ok(()) if has_changed => tracing::info!("PostgreSQL is back"),
+                Err(error) if has_changed => tracing::warn!(%error, "PostgreSQL is away; work waits"),
+                _ => {}
             }
         }
     });

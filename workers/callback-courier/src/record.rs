@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use lethe_db::Db;
 use lethe_db::callbacks::{self, ClaimedCallback};
+use lethe_db::{Db, DbError};
 use lethe_domain::backoff::jitter;
 use lethe_domain::delivery_attempt::DeliveryAttempt;
 use lethe_domain::disposition::Disposition;
@@ -73,11 +73,11 @@ async fn record_group(db: &Db, ready: &Ready, give_up: &GiveUp, outcomes: &[(Cla
                 metrics::counter!("lethe_breakers_opened_total").increment(recorded.breakers_opened as u64);
                 recorded.unanswered.into_iter().for_each(|endpoint| give_up.tell(endpoint));
             }
-            Err(error) if error.disposition() == Disposition::Poison && part.len() > 1 => {
+            Err(error) if is_of_one_outcome(&error) && part.len() > 1 => {
                 let (first, second) = part.split_at(part.len() / 2);
                 parts.extend([second, first]);
             }
-            Err(error) if error.disposition() == Disposition::Poison => {
+            Err(error) if is_of_one_outcome(&error) => {
                 tracing::error!(%error, "an outcome cannot be recorded; its callback will be sent again");
             }
             Err(error) => {
@@ -89,4 +89,8 @@ async fn record_group(db: &Db, ready: &Ready, give_up: &GiveUp, outcomes: &[(Cla
             }
         }
     }
+}
+
+fn is_of_one_outcome(error: &DbError) -> bool {
+    error.disposition() == Disposition::Poison || matches!(error, DbError::Unexpected { .. })
 }

@@ -144,7 +144,7 @@ impl Cancellations {
         let cancelled = match self.0.intake.cancel(&wanted, Overtaking::Remember).await {
             Ok(cancelled) => cancelled,
             // One of them makes the others fail.
-            Err(error) if error.disposition() != Disposition::Transient && group.len() > 1 => {
+            Err(error) if error.may_be_one_item() && group.len() > 1 => {
                 let mut outcomes = Vec::with_capacity(group.len());
                 for message in group {
                     outcomes.extend(Box::pin(self.cancel(std::slice::from_ref(message))).await);

@@ -18,8 +18,11 @@ pub(crate) struct Links;
 pub(crate) struct Objects;
 
 impl Part for Links {
-    const NAME: &'static str = "expiry";
     const EVERY: Duration = Duration::from_secs(2);
+
+    fn name(&self) -> &'static str {
+        "expiry"
+    }
 
     async fn turn(&mut self, scheduler: &Scheduler) -> Result<Turn, DbError> {
         let Some(term) = scheduler.lead.term() else { return Ok(Turn::Later) };
@@ -32,8 +35,11 @@ impl Part for Links {
 }
 
 impl Part for Objects {
-    const NAME: &'static str = "objects";
     const EVERY: Duration = Duration::from_secs(2);
+
+    fn name(&self) -> &'static str {
+        "objects"
+    }
 
     async fn turn(&mut self, scheduler: &Scheduler) -> Result<Turn, DbError> {
         let db = &scheduler.service.db;

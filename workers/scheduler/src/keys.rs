@@ -66,8 +66,11 @@ impl Days {
 }
 
 impl Part for Days {
-    const NAME: &'static str = "day_keys";
     const EVERY: Duration = Duration::from_secs(2);
+
+    fn name(&self) -> &'static str {
+        "day_keys"
+    }
 
     async fn turn(&mut self, scheduler: &Scheduler) -> Result<Turn, DbError> {
         let Some(term) = scheduler.lead.term() else { return Ok(Turn::Later) };

@@ -18,8 +18,11 @@ pub(crate) struct Gauges;
 pub(crate) struct Lost;
 
 impl Part for Totals {
-    const NAME: &'static str = "totals";
     const EVERY: Duration = Duration::from_secs(2);
+
+    fn name(&self) -> &'static str {
+        "totals"
+    }
 
     async fn turn(&mut self, scheduler: &Scheduler) -> Result<Turn, DbError> {
         let Some(epoch) = scheduler.lead.epoch() else { return Ok(Turn::Later) };
@@ -29,8 +32,11 @@ impl Part for Totals {
 }
 
 impl Part for Gauges {
-    const NAME: &'static str = "gauges";
     const EVERY: Duration = Duration::from_secs(30);
+
+    fn name(&self) -> &'static str {
+        "gauges"
+    }
 
     async fn turn(&mut self, scheduler: &Scheduler) -> Result<Turn, DbError> {
         let overview = overview::measure(&scheduler.service.db).await?;
@@ -55,8 +61,11 @@ impl Part for Gauges {
 }
 
 impl Part for Lost {
-    const NAME: &'static str = "lost_batches";
     const EVERY: Duration = Duration::from_secs(30);
+
+    fn name(&self) -> &'static str {
+        "lost_batches"
+    }
 
     async fn turn(&mut self, scheduler: &Scheduler) -> Result<Turn, DbError> {
         let lost = batches::without_batch(&scheduler.service.db.session().await?).await?;

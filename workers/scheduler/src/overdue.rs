@@ -28,8 +28,14 @@ pub(crate) struct Slices(pub(crate) Stage);
 pub(crate) struct Callbacks;
 
 impl Part for Slices {
-    const NAME: &'static str = "wake_slices";
     const EVERY: Duration = Duration::from_secs(1);
+
+    fn name(&self) -> &'static str {
+        match self.0 {
+            Stage::Erasure => "wake_erasures",
+            Stage::Compilation => "wake_compilations",
+        }
+    }
 
     async fn turn(&mut self, scheduler: &Scheduler) -> Result<Turn, DbError> {
         let (service, stage) = (&scheduler.service, self.0);
@@ -44,8 +50,11 @@ impl Part for Slices {
 }
 
 impl Part for Callbacks {
-    const NAME: &'static str = "wake_endpoints";
     const EVERY: Duration = Duration::from_millis(500);
+
+    fn name(&self) -> &'static str {
+        "wake_endpoints"
+    }
 
     async fn turn(&mut self, scheduler: &Scheduler) -> Result<Turn, DbError> {
         let service = &scheduler.service;

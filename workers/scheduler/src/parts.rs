@@ -34,10 +34,11 @@ impl Turn {
 
 /// Something that the leader does again and again.
 pub(crate) trait Part: Send + 'static {
-    /// As metrics and logs call it.
-    const NAME: &'static str;
     /// The pause between turns.
     const EVERY: Duration;
+
+    /// As metrics and logs call it.
+    fn name(&self) -> &'static str;
 
     /// One turn, while we lead. What has to be under the epoch takes it, or the term, from the scheduler's lead.
     fn turn(&mut self, scheduler: &Scheduler) -> impl Future<Output = Result<Turn, DbError>> + Send;
@@ -71,13 +72,13 @@ pub(crate) async fn run<P: Part>(scheduler: Arc<Scheduler>, mut part: P) {
             () = cut_off(shutdown) => return,
         };
         match &outcome {
-            Ok(_) if failing => tracing::info!(part = P::NAME, "goes on"),
+            Ok(_) if failing => tracing::info!(part = part.name(), "goes on"),
             Ok(_) => {}
             Err(error) => {
-                metrics::counter!("lethe_scheduler_failures_total", "part" => P::NAME).increment(1);
+                metrics::counter!("lethe_scheduler_failures_total", "part" => part.name()).increment(1);
                 scheduler.lead.doubt(error);
                 if !failing && !matches!(error, DbError::LeadershipLost | DbError::ClockAhead { .. }) {
-                    tracing::warn!(part = P::NAME, %error, "failed; trying again");
+                    tracing::warn!(part = part.name(), %error, "failed; trying again");
                 }
             }
         }

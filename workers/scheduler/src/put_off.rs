@@ -14,8 +14,11 @@ const AT_ONCE: i64 = 500;
 pub(crate) struct PutOff;
 
 impl Part for PutOff {
-    const NAME: &'static str = "put_off";
     const EVERY: Duration = Duration::from_secs(10);
+
+    fn name(&self) -> &'static str {
+        "put_off"
+    }
 
     async fn turn(&mut self, scheduler: &Scheduler) -> Result<Turn, DbError> {
         let Some(term) = scheduler.lead.term() else { return Ok(Turn::Later) };

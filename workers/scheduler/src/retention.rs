@@ -35,8 +35,11 @@ pub(crate) struct Cancellations;
 pub(crate) struct MessageFailures;
 
 impl Part for Purge {
-    const NAME: &'static str = "purge";
     const EVERY: Duration = Duration::from_secs(2);
+
+    fn name(&self) -> &'static str {
+        "purge"
+    }
 
     async fn turn(&mut self, scheduler: &Scheduler) -> Result<Turn, DbError> {
         let Some(term) = scheduler.lead.term() else { return Ok(Turn::Later) };
@@ -59,8 +62,11 @@ impl Part for Purge {
 }
 
 impl Part for Records {
-    const NAME: &'static str = "records";
     const EVERY: Duration = Duration::from_secs(10);
+
+    fn name(&self) -> &'static str {
+        "records"
+    }
 
     async fn turn(&mut self, scheduler: &Scheduler) -> Result<Turn, DbError> {
         let Some(term) = scheduler.lead.term() else { return Ok(Turn::Later) };
@@ -75,8 +81,11 @@ impl Part for Records {
 }
 
 impl Part for Cancellations {
-    const NAME: &'static str = "early_cancellations";
     const EVERY: Duration = Duration::from_secs(2);
+
+    fn name(&self) -> &'static str {
+        "early_cancellations"
+    }
 
     async fn turn(&mut self, scheduler: &Scheduler) -> Result<Turn, DbError> {
         let Some(term) = scheduler.lead.term() else { return Ok(Turn::Later) };
@@ -89,8 +98,11 @@ impl Part for Cancellations {
 }
 
 impl Part for MessageFailures {
-    const NAME: &'static str = "message_failures";
     const EVERY: Duration = Duration::from_secs(10);
+
+    fn name(&self) -> &'static str {
+        "message_failures"
+    }
 
     async fn turn(&mut self, scheduler: &Scheduler) -> Result<Turn, DbError> {
         let Some(term) = scheduler.lead.term() else { return Ok(Turn::Later) };

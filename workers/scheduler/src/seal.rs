@@ -15,8 +15,11 @@ const TURN: Duration = Duration::from_millis(300);
 pub(crate) struct Seal(pub(crate) Sealer);
 
 impl Part for Seal {
-    const NAME: &'static str = "sealing";
     const EVERY: Duration = Duration::from_millis(500);
+
+    fn name(&self) -> &'static str {
+        "sealing"
+    }
 
     async fn turn(&mut self, scheduler: &Scheduler) -> Result<Turn, DbError> {
         let Some(epoch) = scheduler.lead.epoch() else { return Ok(Turn::Later) };
