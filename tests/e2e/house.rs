@@ -1,6 +1,6 @@
 //! The house: which crate stands on which, as docs/develop/architecture.md says.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use lethe_runtime::fleet::FLEET;
@@ -161,6 +161,99 @@ fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
             found.push(path);
         }
     }
+}
+
+/// Adds the paths of a tree as in `use super::{a, b::{c, d}}`, from where `text` begins; returns the rest.
+fn read_paths<'a>(mut text: &'a str, mut path: Vec<String>, paths: &mut Vec<Vec<String>>) -> &'a str {
+    loop {
+        text = text.trim_start();
+        if let Some(mut inside) = text.strip_prefix('{') {
+            while !inside.trim_start().starts_with('}') {
+                inside = read_paths(inside, path.clone(), paths).trim_start().trim_start_matches(',');
+            }
+            return &inside.trim_start()[1..];
+        }
+        let end = text.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(text.len());
+        path.push(text[..end].to_owned());
+        text = &text[end..];
+        match text.strip_prefix("::") {
+            Some(rest) if rest.starts_with(|c: char| c.is_alphabetic() || c == '{' || c == '_') => text = rest,
+            _ => break,
+        }
+    }
+    paths.push(path);
+    text.trim_start_matches(|c: char| !",};".contains(c))
+}
+
+/// The files of a crate that a file takes something from. Those that only gather others (`lib.rs`, `mod.rs`) do not count.
+fn takes_from(module: &[String], text: &str, modules: &BTreeSet<Vec<String>>) -> BTreeSet<Vec<String>> {
+    let code = text.split("#[cfg(test)]").next().unwrap();
+    let code: String =
+        code.lines().filter(|line| !line.trim_start().starts_with("//")).map(|l| format!("{l}\n")).collect();
+    let mut paths = Vec::new();
+    for start in ["crate::", "super::"] {
+        for (at, _) in code.match_indices(start) {
+            if !code[..at].ends_with(|c: char| c.is_alphanumeric() || "_:$".contains(c)) {
+                read_paths(&code[at..], Vec::new(), &mut paths);
+            }
+        }
+    }
+    let absolute = paths.into_iter().filter_map(|path| {
+        let mut from = if path[0] == "crate" { Vec::new() } else { module.to_vec() };
+        for segment in &path {
+            match segment.as_str() {
+                "crate" | "self" => {}
+                "super" => drop(from.pop()),
+                name => from.push(name.to_owned()),
+            }
+        }
+        (0..=from.len()).rev().map(|length| from[..length].to_vec()).find(|prefix| modules.contains(prefix))
+    });
+    absolute.filter(|taken| taken != module).collect()
+}
+
+#[test]
+fn no_files_take_from_each_other_in_a_circle() {
+    let mut crates =
+        ["cli", "tests/demo", "tests/chaos", "tests/bench", "tests/testing"].map(|name| root().join(name)).to_vec();
+    for folder in ["shared", "workers"] {
+        crates.extend(folders(folder).iter().map(|name| root().join(folder).join(name)));
+    }
+    let (mut arrows, mut circles) = (0, Vec::new());
+    for folder in crates {
+        let mut files = Vec::new();
+        rust_files(&folder.join("src"), &mut files);
+        let texts: BTreeMap<Vec<String>, String> = files
+            .iter()
+            .filter(|file| !["lib.rs", "main.rs", "mod.rs"].iter().any(|name| file.ends_with(name)))
+            .map(|file| {
+                let path = file.strip_prefix(folder.join("src")).unwrap().with_extension("");
+                let module = path.iter().map(|part| part.to_str().unwrap().to_owned()).collect();
+                (module, std::fs::read_to_string(file).unwrap())
+            })
+            .collect();
+        let modules = texts.keys().cloned().collect();
+        let takes: BTreeMap<_, _> =
+            texts.iter().map(|(module, text)| (module, takes_from(module, text, &modules))).collect();
+        arrows += takes.values().map(BTreeSet::len).sum::<usize>();
+        for module in &modules {
+            let (mut reached, mut open) = (BTreeSet::new(), vec![module]);
+            while let Some(next) = open.pop() {
+                open.extend(takes[next].iter().filter(|taken| reached.insert((*taken).clone())));
+            }
+            if reached.contains(module) {
+                let with = takes[module].iter().filter(|taken| reached.contains(*taken)).map(|taken| taken.join("::"));
+                circles.push(format!(
+                    "{}: {} takes from {:?}",
+                    folder.display(),
+                    module.join("::"),
+                    with.collect::<Vec<_>>()
+                ));
+            }
+        }
+    }
+    assert!(circles.is_empty(), "{circles:#?}");
+    assert!(arrows > 300, "only {arrows} were found");
 }
 
 fn is_markdown(path: &Path) -> bool {

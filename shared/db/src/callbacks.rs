@@ -10,8 +10,7 @@ use uuid::Uuid;
 
 use super::pool::{Column, Session};
 use super::reporting::Reporting;
-use super::results::read_stored;
-use super::{Db, DbError, Tx, statements};
+use super::{Db, DbError, Tx, statements, stored_result};
 use lethe_domain::backoff::BackoffPolicy;
 use lethe_domain::crypto::Keys;
 use lethe_domain::delivery_attempt::DeliveryAttempt;
@@ -235,7 +234,7 @@ fn read_claimed(row: &Row, keys: &Keys, token: Uuid) -> Result<ClaimedCallback, 
         group_id: reporting.group_id,
         // The other URLs are of no use here.
         url: reporting.status_callback_urls.swap_remove(url_no),
-        result: read_stored(row).filter(|_| status == RequestStatus::Completed),
+        result: stored_result::read(row).filter(|_| status == RequestStatus::Completed),
         replay: row.get("replay"),
         token,
     })

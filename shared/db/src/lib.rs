@@ -3,6 +3,7 @@
 mod error;
 mod pool;
 mod server_error;
+mod stored_result;
 mod tls;
 
 pub mod audit;

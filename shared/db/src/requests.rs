@@ -10,8 +10,7 @@ use super::calendar::CalendarCache;
 use super::leader::{self, Term};
 use super::leases::LEASE;
 use super::pool::{Column, Session};
-use super::results::read_stored;
-use super::{Db, DbError, Tx, callbacks, statements};
+use super::{Db, DbError, Tx, callbacks, statements, stored_result};
 use lethe_domain::opendsr::ApiVersion;
 use lethe_domain::request::{
     Approval, BatchId, ControllerId, EndpointId, Lane, RequestKey, RequestStatus, RequestType, SliceId,
@@ -287,7 +286,7 @@ pub(super) fn read_request(row: &Row) -> Result<RequestRow, DbError> {
         is_purged: row.get("is_purged"),
         sealed_reporting: row.get("sealed_reporting"),
         sealed_request: row.get("sealed_request"),
-        result: read_stored(row),
+        result: stored_result::read(row),
         received_at: row.get("received_at"),
         approval: row.column("approval")?,
         batch_id: row.get("batch_id"),

@@ -2,7 +2,6 @@
 
 use jiff::Timestamp;
 use jiff::civil::Date;
-use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
@@ -11,7 +10,6 @@ use super::pool::{Column, Session};
 use super::slices::{self, Claimed, Finished};
 use super::{Db, DbError, statements};
 use lethe_domain::request::{ControllerId, RequestKey, RequestType, SubjectRequestId};
-use lethe_domain::result_link::StoredResult;
 
 statements! {
     INSERT = "
@@ -45,12 +43,6 @@ statements! {
     RECORD_DOWNLOAD = "SELECT lethe.record_download($1, $2, $3, $4)";
     /// With the clock that it was read from.
     TODAY = "SELECT (lethe.now() AT TIME ZONE 'UTC')::date AS today, lethe.wall_clock()";
-}
-
-/// The columns `result_id`, `token_salt` and `lines`, if there is a result.
-pub(super) fn read_stored(row: &Row) -> Option<StoredResult> {
-    let result_id: Option<Uuid> = row.get("result_id");
-    result_id.map(|result_id| StoredResult { result_id, token_salt: row.get("token_salt"), lines: row.get("lines") })
 }
 
 /// An object that could not be deleted is tried again after this at most.

@@ -11,6 +11,7 @@
 )]
 
 pub mod checker;
+pub mod defects;
 pub mod driver;
 pub mod fleet;
 pub mod latecomers;

@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use lethe_chaos::run::{DEFECTS, Options, run};
+use lethe_chaos::defects::DEFECTS;
+use lethe_chaos::run::{Options, run};
 
 /// Requests with a known outcome go through the real binaries while a seeded driver does harm; a checker judges.
 #[derive(Parser)]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::checker::{Deliveries, Violation};
-use crate::run::DEFECTS;
+use crate::defects::DEFECTS;
 use crate::world::Disk;
 
 /// What came of a run.

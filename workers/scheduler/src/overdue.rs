@@ -21,6 +21,8 @@ const DEEP: u32 = 100;
 const AT_ONCE: i64 = 500;
 /// An endpoint is not woken twice within this.
 const ENDPOINT_PAUSE_SECONDS: f64 = 2.0;
+/// What the metrics call what is woken for endpoints; slices have the names of their stages.
+const CALLBACK: &str = "callback";
 
 /// Wakes for the slices of a stage.
 pub(crate) struct Slices(pub(crate) Stage);
@@ -31,10 +33,7 @@ impl Part for Slices {
     const EVERY: Duration = Duration::from_secs(1);
 
     fn name(&self) -> &'static str {
-        match self.0 {
-            Stage::Erasure => "wake_erasures",
-            Stage::Compilation => "wake_compilations",
-        }
+        self.0.as_str()
     }
 
     async fn turn(&mut self, scheduler: &Scheduler) -> Result<Turn, DbError> {
@@ -53,14 +52,14 @@ impl Part for Callbacks {
     const EVERY: Duration = Duration::from_millis(500);
 
     fn name(&self) -> &'static str {
-        "wake_endpoints"
+        CALLBACK
     }
 
     async fn turn(&mut self, scheduler: &Scheduler) -> Result<Turn, DbError> {
         let service = &scheduler.service;
         if may_wake(scheduler) && has_room(scheduler, CALLBACK_DELIVERY.name).await {
             let ids = endpoints::to_wake(&service.db.session().await?, ENDPOINT_PAUSE_SECONDS, AT_ONCE).await?;
-            count("callback", ids.len());
+            count(CALLBACK, ids.len());
             wake::endpoints(&service.publisher, ids).await;
         }
         Ok(Turn::Later)

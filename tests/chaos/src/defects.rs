@@ -1,0 +1,13 @@
+//! Defects of Lethe that a run can plant, to see that they are caught.
+
+/// The defects that can be planted, each with its own sign in the violations: others may follow from it.
+pub const DEFECTS: [(&str, &str); 8] = [
+    ("ack_before_commit", "was confirmed and is not there"),
+    ("publish_lost", "stuck"),
+    ("no_lease_check", "is left in the result store"),
+    ("no_split", "was dead-lettered, and nothing is wrong with it"),
+    ("callbacks_out_of_order", "was accepted"),
+    ("deaf_consumers", "stuck"),
+    ("writers_ignored", "was there before the erasure began"),
+    ("lost_commits_believed", "that is not"),
+];
