@@ -1,13 +1,17 @@
 //! One run: a world, a fleet, traffic and harm; then calm, the hurdles mended, and the checker.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use jiff::{SignedDuration, Timestamp};
+use serde::Deserialize;
 use tokio::sync::mpsc;
 
-use crate::checker::{self, Evidence, Violation};
+use crate::checker::{self, Evidence, Trail, Violation};
+use crate::defects::OUT_OF_THE_TRAIL;
 use crate::driver::{self, Driver, Harm, Repertoire, Span};
 use crate::fleet::Fleet;
 use crate::latecomers::Latecomers;
@@ -103,6 +107,9 @@ pub async fn run(options: &Options) -> Report {
     let plan = Arc::new(plan);
     let world = Arc::new(World::new(options.servers.clone()).await);
     world.furnish(&plan).await;
+    if options.defect.as_deref() == Some(OUT_OF_THE_TRAIL) {
+        world.leave_out_of_the_trail().await;
+    }
     let sampler = checker::sample(plan.clone(), world.clone(), says_completed);
     let fleet = Fleet::start(world.clone(), options.each, options.defect.as_deref()).await;
     let driver = Driver::new(world.clone(), fleet.clone(), options.each);
@@ -127,6 +134,7 @@ pub async fn run(options: &Options) -> Report {
         violations.extend(calm.settle(false).await);
     }
     post.close();
+    let trail = Trail::read(&world).await;
     let metrics = fleet.metrics().await;
     let stubborn = fleet.stop().await;
     violations.extend(stubborn.into_iter().map(|what| Violation::of(0, what)));
@@ -143,7 +151,9 @@ pub async fn run(options: &Options) -> Report {
         late_twins: late.twins(),
         losses: driver.losses(),
         doubtful_rows: late.doubtful_rows(),
-        rows: std::collections::BTreeMap::default(),
+        trail,
+        listed: BTreeMap::default(),
+        rows: BTreeMap::default(),
         strangers: 0,
     };
     evidence.doubt_what_was_lost();
@@ -174,6 +184,19 @@ pub async fn run(options: &Options) -> Report {
         std::mem::forget(world);
     }
     report
+}
+
+/// Something of a request, as a list of the command line has it.
+#[derive(Deserialize)]
+struct OfRequest {
+    subject_request_id: String,
+}
+
+/// A batch as `lethe batch list` has it.
+#[derive(Deserialize)]
+struct Batch {
+    state: String,
+    runs_at: Timestamp,
 }
 
 /// After the harm.
@@ -211,29 +234,39 @@ impl Calm<'_> {
     }
 
     async fn left(&self, hurdles: bool) -> Vec<String> {
-        let except = |hurdle| {
+        let except = |hurdle| -> BTreeSet<&str> {
             let cases = self.plan.cases.iter().filter(|case| hurdles && case.hurdle == Some(hurdle));
-            let ids: Vec<String> = cases.map(|case| format!("'{}'", case.id)).collect();
-            if ids.is_empty() { "''".to_owned() } else { ids.join(",") }
+            cases.map(|case| case.id.as_str()).collect()
         };
         let (failing, dead) = (except(Hurdle::FailingStore), except(Hurdle::DeadEndpoint));
-        let requests = format!(
-            "SELECT count(*) FROM lethe.requests WHERE status IN ('pending', 'in_progress')
-                AND subject_request_id::text NOT IN ({failing})"
-        );
-        let callbacks = format!(
-            "SELECT count(*) FROM lethe.callbacks c JOIN lethe.requests r USING (request_key)
-              WHERE c.state <> 'delivered' AND r.subject_request_id::text NOT IN ({failing}, {dead})"
-        );
-        let batches = if hurdles {
-            "SELECT 0::bigint".to_owned()
-        } else {
-            "SELECT count(*) FROM lethe.batches WHERE state <> 'completed' AND runs_at < lethe.now() - interval '5s'"
-                .to_owned()
+        let requests = async |status| -> usize {
+            let listed: Vec<OfRequest> = self.world.list(&["request", "list", "--status", status]).await;
+            listed.iter().filter(|one| !failing.contains(&one.subject_request_id.as_str())).count()
         };
+        let callbacks = async |state| -> usize {
+            let listed: Vec<OfRequest> = self.world.list(&["callback", "list", "--state", state]).await;
+            let is_excused = |id: &str| failing.contains(&id) || dead.contains(&id);
+            listed.iter().filter(|one| !is_excused(&one.subject_request_id)).count()
+        };
+        let batches = async {
+            let now = self.world.clock().await.unwrap_or(Timestamp::MIN);
+            let is_open = |batch: &&Batch| {
+                batch.state != "completed" && batch.runs_at < now.saturating_sub(SignedDuration::from_secs(5)).unwrap()
+            };
+            let listed: Vec<Batch> = self.world.list(&["batch", "list"]).await;
+            if hurdles { 0 } else { listed.iter().filter(is_open).count() }
+        };
+        let (pending, begun, waiting, ready, exhausted, batches) = futures_util::join!(
+            requests("pending"),
+            requests("in_progress"),
+            callbacks("waiting"),
+            callbacks("ready"),
+            callbacks("exhausted"),
+            batches
+        );
         let mut left = Vec::new();
-        for (what, sql) in [("requests", requests), ("callbacks", callbacks), ("batches", batches)] {
-            let count = self.world.count(&sql).await;
+        let counts = [("requests", pending + begun), ("callbacks", waiting + ready + exhausted), ("batches", batches)];
+        for (what, count) in counts {
             if count > 0 {
                 left.push(format!("{count} {what} have not ended"));
             }

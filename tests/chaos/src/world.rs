@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use lethe_testing::proxy::{Proxy, Way};
 use reqwest::Method;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::process::Command;
 use tokio_postgres::Row;
@@ -102,9 +103,37 @@ impl World {
         self.tests.run(&sql).await;
     }
 
+    /// Plants a defect: the trail leaves every tenth completion out.
+    pub async fn leave_out_of_the_trail(&self) {
+        let sql = "
+            CREATE FUNCTION chaos.forget() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+            CREATE TRIGGER forgetful BEFORE INSERT ON lethe.audit_entries FOR EACH ROW
+              WHEN (NEW.event = 'request.completed' AND NEW.request_key % 10 = 0) EXECUTE FUNCTION chaos.forget()";
+        self.tests.run(sql).await;
+    }
+
     /// The failing store works again.
     pub async fn mend_store(&self) {
         self.patiently("ALTER TABLE subject_data.profiles DISABLE TRIGGER failing_store", &[]).await;
+    }
+
+    /// What the operator's command line prints; asks until it can.
+    pub async fn lethe(&self, arguments: &[&str]) -> String {
+        let started = Instant::now();
+        loop {
+            let ran = lethe_testing::cli::lethe(&self.tests, arguments).await;
+            if ran.code == Some(0) {
+                return ran.out;
+            }
+            assert!(started.elapsed() < PATIENCE, "lethe {arguments:?}: {}{}", ran.out, ran.err);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// A list of the operator's command line, whole.
+    pub async fn list<T: DeserializeOwned>(&self, what: &[&str]) -> Vec<T> {
+        let out = self.lethe(&[what, &["--limit", "100000", "--output", "json"]].concat()).await;
+        serde_json::from_str(&out).unwrap()
     }
 
     /// Asks until the database answers.

@@ -1,5 +1,7 @@
-//! The checker: reads the end state from outside and lists every violation. It judges by the plan, plain SQL, files, and
-//! what the controllers' side saw; of Lethe's own code it uses only the decryption of result files.
+//! The checker: reads the end state from outside and lists every violation. It judges by the plan, plain SQL on the subject
+//! data, files, what the controllers' side saw, and what an operator and an auditor are shown: the command line's lists and
+//! the exported trail. Of Lethe's own code it uses only the decryption of result files; of its own tables only what the
+//! checks of [`integrity`] and [`privacy`] are about.
 
 mod callbacks;
 mod durability;
@@ -9,6 +11,7 @@ mod messages;
 mod outcome;
 mod privacy;
 mod results;
+mod trail;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,6 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::driver::Span;
@@ -29,6 +33,7 @@ use crate::world::World;
 pub use callbacks::Deliveries;
 pub use isolation::hurdles_hold;
 pub use outcome::{Sampler, sample};
+pub use trail::{Id, Trail};
 
 /// What was said just before its cause was lost arrives no later than this.
 const ON_ITS_WAY: Duration = Duration::from_secs(2);
@@ -36,7 +41,7 @@ const ON_ITS_WAY: Duration = Duration::from_secs(2);
 /// Something that a guarantee rules out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
-    /// The guarantee, 1 to 6 (contract 12).
+    /// The guarantee, 1 to 6 (contract 12); 7 for the trail (ADR 0011).
     pub guarantee: u8,
     /// What was seen.
     pub what: String,
@@ -49,7 +54,7 @@ impl Violation {
     }
 }
 
-/// A row of `lethe.requests`.
+/// How a request ended.
 #[derive(Clone, Debug)]
 pub struct Row {
     /// The status.
@@ -82,35 +87,54 @@ pub struct Evidence {
     pub losses: Vec<Span>,
     /// Rows that came late and of which it is not known whether they came.
     pub doubtful_rows: i64,
-    /// The requests in the database, by case.
+    /// What the trail tells.
+    pub trail: Trail,
+    /// The statuses of all requests, as an operator sees them.
+    pub listed: BTreeMap<Id, String>,
+    /// The requests that there are, by case.
     pub rows: BTreeMap<usize, Row>,
-    /// Requests in the database that nobody sent.
+    /// Requests that nobody sent.
     pub strangers: usize,
+}
+
+/// A request as `lethe request list` has it.
+#[derive(Deserialize)]
+struct Listed {
+    controller_id: String,
+    subject_request_id: String,
+    status: String,
+    received_at: Timestamp,
+    batch_id: Option<i64>,
+}
+
+/// A batch as `lethe batch list` has it.
+#[derive(Deserialize)]
+struct Batch {
+    batch_id: i64,
+    runs_at: Timestamp,
 }
 
 impl Evidence {
     /// Reads the requests.
     pub async fn read_rows(&mut self) {
-        let sql =
-            "SELECT r.controller_id, r.subject_request_id::text, r.status, r.received_at, b.runs_at, r.in_progress_at
-                     FROM lethe.requests r LEFT JOIN lethe.batches b USING (batch_id)";
-        let by_id: BTreeMap<(&str, &str), usize> = self
+        let by_id: BTreeMap<Id, usize> = self
             .plan
             .cases
             .iter()
             .enumerate()
-            .map(|(number, case)| ((CONTROLLERS[case.controller], case.id.as_str()), number))
+            .map(|(number, case)| ((CONTROLLERS[case.controller].to_owned(), case.id.clone()), number))
             .collect();
-        for row in self.world.patiently(sql, &[]).await {
-            match by_id.get(&(row.get(0), row.get(1))) {
+        let batches: Vec<Batch> = self.world.list(&["batch", "list"]).await;
+        let runs_at: BTreeMap<i64, Timestamp> = batches.iter().map(|batch| (batch.batch_id, batch.runs_at)).collect();
+        for listed in self.world.list::<Listed>(&["request", "list"]).await {
+            let Listed { controller_id, subject_request_id, status, received_at, batch_id } = listed;
+            let id = (controller_id, subject_request_id);
+            self.listed.insert(id.clone(), status.clone());
+            match by_id.get(&id) {
                 Some(case) => {
-                    let read = Row {
-                        status: row.get(2),
-                        received_at: row.get(3),
-                        runs_at: row.get(4),
-                        in_progress_at: row.get(5),
-                    };
-                    self.rows.insert(*case, read);
+                    let in_progress_at = self.trail.requests.get(&id).and_then(|told| told.in_progress_at);
+                    let runs_at = batch_id.and_then(|batch| runs_at.get(&batch).copied());
+                    self.rows.insert(*case, Row { status, received_at, runs_at, in_progress_at });
                 }
                 None => self.strangers += 1,
             }
@@ -203,5 +227,6 @@ pub async fn check(evidence: &Evidence, metrics: &[String]) -> (Vec<Violation>, 
     let (found, deliveries) = callbacks::check(evidence);
     violations.extend(found);
     violations.extend(privacy::check(evidence, metrics).await);
+    violations.extend(trail::check(evidence));
     (violations, deliveries)
 }

@@ -151,19 +151,16 @@ async fn held(world: &World) -> Held {
     held
 }
 
-/// The last start of an execution that covers each person, by index.
-async fn starts(evidence: &Evidence) -> BTreeMap<usize, Vec<Timestamp>> {
-    let sql = "SELECT r.controller_id, r.subject_request_id::text, e.as_of FROM lethe.erasure_receipts e
-                 JOIN lethe.requests r USING (request_key) WHERE r.status = 'completed'";
-    let as_of: BTreeMap<(String, String), Timestamp> =
-        evidence.world.patiently(sql, &[]).await.iter().map(|row| ((row.get(0), row.get(1)), row.get(2))).collect();
+/// The starts of the executions that cover each person, by index.
+fn starts(evidence: &Evidence) -> BTreeMap<usize, Vec<Timestamp>> {
     let mut starts: BTreeMap<usize, Vec<Timestamp>> = BTreeMap::new();
     for (number, case) in evidence.plan.cases.iter().enumerate() {
         if case.kind.erases() && evidence.is_status(number, "completed") {
-            let at = as_of.get(&(CONTROLLERS[case.controller].to_owned(), case.id.clone()));
+            let told = evidence.trail.of(CONTROLLERS[case.controller], &case.id);
+            let as_of = told.and_then(|told| told.erasures.iter().map(|(as_of, _)| *as_of).max());
             for person in &case.matches {
                 // Without a receipt: the beginning of time, so that whatever is left is seen.
-                starts.entry(*person).or_default().push(at.copied().unwrap_or(Timestamp::MIN));
+                starts.entry(*person).or_default().push(as_of.unwrap_or(Timestamp::MIN));
             }
         }
     }
@@ -172,7 +169,7 @@ async fn starts(evidence: &Evidence) -> BTreeMap<usize, Vec<Timestamp>> {
 
 async fn subject_data(evidence: &Evidence) -> Vec<Violation> {
     let mut violations = Vec::new();
-    let (held, starts) = (held(&evidence.world).await, starts(evidence).await);
+    let (held, starts) = (held(&evidence.world).await, starts(evidence));
     let mut gone = 0;
     for (number, person) in evidence.plan.people.iter().enumerate() {
         let key = (CONTROLLERS[person.controller].to_owned(), person.mpid);
@@ -192,8 +189,8 @@ async fn subject_data(evidence: &Evidence) -> Vec<Violation> {
     violations.extend(found);
     let (twins_gone, found) = late_twins(evidence, &held);
     violations.extend(found);
-    let receipts = "SELECT coalesce(sum(rows_deleted), 0)::bigint FROM lethe.erasure_receipts";
-    let counted = evidence.world.count(receipts).await;
+    let receipts = evidence.trail.requests.values().flat_map(|told| &told.erasures);
+    let counted: i64 = receipts.map(|(_, rows)| rows).sum();
     let gone = gone + late_gone + twins_gone;
     if counted < gone || counted > gone + evidence.doubtful_rows {
         violations.push(Violation::of(2, format!("the receipts count {counted} rows, {gone} are gone")));
