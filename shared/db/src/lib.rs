@@ -37,7 +37,7 @@ pub mod sealed;
 pub mod slices;
 
 pub use error::DbError;
-pub use pool::{Db, Tx, retrying};
+pub use pool::{Db, Session, Tx, retrying};
 pub use server_error::ServerError;
 
 /// Declares the statements of a module, each by a name, and lists them for the test that prepares them all. The name stands

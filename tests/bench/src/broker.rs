@@ -28,14 +28,6 @@ pub(crate) struct Link {
     _connection: Connection,
 }
 
-/// Where messages go, and whether they ask for an answer.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Route<'a> {
-    pub(crate) exchange: &'a str,
-    pub(crate) routing_key: &'a str,
-    pub(crate) reply_to: Option<&'a str>,
-}
-
 impl Link {
     pub(crate) async fn connect(bench: &Bench) -> Self {
         let connection = Connection::connect(&bench.world.amqp_url, ConnectionProperties::default()).await.unwrap();
@@ -44,36 +36,52 @@ impl Link {
         Self { channel, user: bench.world.management.user(), _connection: connection }
     }
 
-    /// Publishes all as a controller does: persistent, with confirms, of which some may be outstanding.
-    pub(crate) async fn publish(&self, controller: &str, route: Route<'_>, messages: &[Made]) {
-        let mut headers = FieldTable::default();
-        headers.insert("controller-id".into(), AMQPValue::LongString(controller.into()));
-        let mut properties = BasicProperties::default()
-            .with_delivery_mode(2)
-            .with_content_type("application/json".into())
-            .with_user_id(self.user.as_str().into())
-            .with_headers(headers);
-        if let Some(reply_to) = route.reply_to {
-            properties = properties.with_reply_to(reply_to.into()).with_correlation_id("bench".into());
-        }
-        self.publish_all(route, messages.iter().map(|made| made.body.as_slice()), &properties).await;
+    /// Publishes requests as their controllers do, in turn: persistent, with confirms, of which some may be outstanding.
+    pub(crate) async fn publish(&self, controllers: &[String], exchange: &str, to: Option<&str>, messages: &[Made]) {
+        let senders: Vec<(String, BasicProperties)> = controllers
+            .iter()
+            .map(|controller| {
+                let mut headers = FieldTable::default();
+                headers.insert("controller-id".into(), AMQPValue::LongString(controller.as_str().into()));
+                let mut properties = persistent()
+                    .with_content_type("application/json".into())
+                    .with_user_id(self.user.as_str().into())
+                    .with_headers(headers);
+                if let Some(reply_to) = to {
+                    properties = properties.with_reply_to(reply_to.into()).with_correlation_id("bench".into());
+                }
+                (format!("{controller}.request"), properties)
+            })
+            .collect();
+        let messages = messages.iter().zip(senders.iter().cycle());
+        self.publish_all(
+            exchange,
+            messages.map(|(made, (key, properties))| (key.as_str(), made.body.as_slice(), properties)),
+        )
+        .await;
     }
 
-    /// Publishes bodies persistently and waits until all are confirmed.
-    pub(crate) async fn publish_all<'a>(
+    /// Publishes wake-ups into a queue.
+    pub(crate) async fn wake(&self, queue: &str, name: &str, ids: &[i64]) {
+        let bodies: Vec<Vec<u8>> = ids.iter().map(|id| format!(r#"{{"{name}":{id}}}"#).into_bytes()).collect();
+        let properties = persistent();
+        self.publish_all("", bodies.iter().map(|body| (queue, body.as_slice(), &properties))).await;
+    }
+
+    /// Publishes (routing key, body, properties) and waits until all are confirmed.
+    async fn publish_all<'a>(
         &self,
-        route: Route<'_>,
-        bodies: impl Iterator<Item = &'a [u8]>,
-        properties: &BasicProperties,
+        exchange: &str,
+        messages: impl Iterator<Item = (&'a str, &'a [u8], &'a BasicProperties)>,
     ) {
         let mut confirms = std::collections::VecDeque::with_capacity(WINDOW);
-        for body in bodies {
+        for (key, body, properties) in messages {
             if confirms.len() == WINDOW {
                 let oldest = confirms.pop_front().unwrap();
                 assert!(!confirmed(oldest).await.is_nack(), "the broker refused a message");
             }
             let options = BasicPublishOptions::default();
-            let (exchange, key) = (route.exchange.into(), route.routing_key.into());
+            let (exchange, key) = (exchange.into(), key.into());
             confirms
                 .push_back(self.channel.basic_publish(exchange, key, options, body, properties.clone()).await.unwrap());
         }
@@ -82,9 +90,12 @@ impl Link {
         }
     }
 
-    /// A quorum queue with the arguments of Lethe's own that matter for its cost; emptied.
+    /// A quorum queue for wake-ups with the arguments of Lethe's own; emptied.
     pub(crate) async fn raw_queue(&self, name: &str) {
-        let mut arguments = FieldTable::default();
+        self.declare(name, FieldTable::default()).await;
+    }
+
+    async fn declare(&self, name: &str, mut arguments: FieldTable) {
         arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
         arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
         arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(1_000_000));
@@ -99,7 +110,11 @@ impl Link {
         let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
         let none = FieldTable::default;
         self.channel.exchange_declare(RAW_REQUESTS.into(), ExchangeKind::Topic, options, none()).await.unwrap();
-        self.raw_queue(RAW_REQUESTS).await;
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-message-ttl".into(), AMQPValue::LongLongInt(14 * 86_400_000));
+        arguments.insert("x-dead-letter-exchange".into(), AMQPValue::LongString("".into()));
+        arguments.insert("x-dead-letter-routing-key".into(), AMQPValue::LongString("raw.dead".into()));
+        self.declare(RAW_REQUESTS, arguments).await;
         let bind = self.channel.queue_bind(
             RAW_REQUESTS.into(),
             RAW_REQUESTS.into(),
@@ -137,6 +152,10 @@ impl Link {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
+}
+
+pub(crate) fn persistent() -> BasicProperties {
+    BasicProperties::default().with_delivery_mode(2)
 }
 
 async fn confirmed(confirm: impl Future<Output = lapin::Result<Confirmation>>) -> Confirmation {

@@ -44,12 +44,21 @@ pub(crate) enum Command {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum RowName {
     Intake,
+    /// Intake for many controllers, so that hardly two requests of a group are of the same
+    Controllers,
+    /// Erasure of people who lie scattered, and in order
     Erasure,
     Compile,
     Callbacks,
+    /// Callbacks to one endpoint only
+    OneEndpoint,
     Answers,
     Release,
     EndToEnd,
+    /// `lethe import` of profiles and of event batches
+    Import,
+    /// Status, group status and submit over HTTP
+    Http,
     Latency,
     Idle,
 }
@@ -124,12 +133,22 @@ sizes! {
     compiled_mb: 512, 64;
     /// Deliveries of the row callbacks [default: 50000, quick 6000]
     callbacks: 50_000, 6_000;
+    /// Deliveries of the row one endpoint [default: 20000, quick 3000]
+    callbacks_of_one: 20_000, 3_000;
+    /// Controllers of the row controllers [default: 1000, quick 100]
+    controllers: 1_000, 100;
     /// Endpoints of the row callbacks [default: 50]
     endpoints: 50, 50;
     /// Requests of the row release [default: 200000, quick 20000]
     released_requests: 200_000, 20_000;
     /// Requests of the row end to end [default: 20000, quick 3000]
     chained_requests: 20_000, 3_000;
+    /// Profiles of the row import [default: 50000, quick 5000]
+    imported_profiles: 50_000, 5_000;
+    /// Event batches of the row import [default: 500000, quick 50000]
+    imported_batches: 500_000, 50_000;
+    /// Calls of each kind of the row http [default: 20000, quick 2000]
+    calls: 20_000, 2_000;
     /// Requests of the row latency, one after the other [default: 500, quick 100]
     single_requests: 500, 100;
     /// Seconds over which an idle fleet is watched [default: 30, quick 10]

@@ -21,6 +21,11 @@ pub(crate) fn erasures(count: u64, profiles: u64, urls: &[String]) -> Vec<Made> 
     made(&people, urls)
 }
 
+/// Requests for the `count` people whose numbers follow `profiles`: where there are so many profiles, for nobody.
+pub(crate) fn erasures_from(profiles: u64, count: u64, urls: &[String]) -> Vec<Made> {
+    made(&(1..=count).map(|number| profiles + number).collect::<Vec<_>>(), urls)
+}
+
 /// Requests for these profiles; each reports to one of `urls`, in turn.
 pub(crate) fn of_people(mpids: &[i64], urls: &[String]) -> Vec<Made> {
     let people: Vec<u64> = mpids.iter().map(|mpid| mpid.unsigned_abs()).collect();

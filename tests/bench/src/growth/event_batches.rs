@@ -13,7 +13,7 @@ pub(crate) async fn curve(bench: &Bench, report: &mut Report) {
         let field = Field::new(bench, &id, 2 * bench.sizes.runs, profiles, batches, 500).await;
         let (mut lethe, mut raw) = (Vec::new(), Vec::new());
         for run in 0..bench.sizes.runs {
-            lethe.push(erasure::lethe(bench, &field, 2 * run, 1).await);
+            lethe.push(erasure::lethe(bench, &field, 2 * run, 1).await.0);
             raw.push(erasure::raw(bench, &field, 2 * run + 1).await);
         }
         let microseconds = |rate: f64| 1e6 / rate * field.rows() / profiles as f64;

@@ -16,17 +16,17 @@ pub(crate) async fn curve(bench: &Bench, report: &mut Report) {
     for identities in powers_of_ten(100_000, bench.sizes.most_identities) {
         let shares = identities / IDENTITIES.len() as u64 / ERASED;
         let field = Field::new(bench, &format!("grown-{identities}"), shares, ERASED, 1, 500).await;
-        let controller = field.controller.as_str();
+        let controllers = [field.controller.to_string()];
         let (mut taken, mut raw_taken, mut erased, mut raw_erased) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         // Spread over all profiles that are there, and as many requests at every point.
         let made = || requests::erasures(bench.sizes.intake_requests.min(30_000), shares * ERASED, &[URL.to_owned()]);
         for _ in 0..bench.sizes.runs {
-            taken.push(intake::lethe(bench, controller, &made(), false, 1).await);
-            raw_taken.push(intake::raw(bench, controller, &made(), false).await);
+            taken.push(intake::lethe(bench, &controllers, &made(), false, 1).await);
+            raw_taken.push(intake::raw(bench, &controllers, &made(), false).await);
         }
         // Shares are few at the smallest point: so are the runs.
         for run in 0..bench.sizes.runs.min(shares / 2) {
-            erased.push(erasure::lethe(bench, &field, 2 * run, 1).await);
+            erased.push(erasure::lethe(bench, &field, 2 * run, 1).await.0);
             raw_erased.push(erasure::raw(bench, &field, 2 * run + 1).await);
         }
         let rows_of_a_request = field.rows() / ERASED as f64;

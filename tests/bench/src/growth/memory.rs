@@ -28,8 +28,7 @@ pub(crate) async fn curve(bench: &Bench, report: &mut Report) {
         let profiles = sizes.erased_rows / divisor / (1 + IDENTITIES.len() as u64 + sizes.event_batches);
         let id = format!("memory-{divisor}");
         let field = Field::new(bench, &id, 1, profiles, sizes.event_batches, 500).await;
-        let run = erasure::lethe(bench, &field, 0, 1).await;
-        let memory = run.lethe.and_then(|usage| usage.memory);
+        let (_, memory) = erasure::lethe(bench, &field, 0, 1).await;
         report.point("memory-executor", &[("requests", profiles as f64), ("mib", mebibytes(memory))]);
         field.remove(bench).await;
         let due = sizes.callbacks / divisor;

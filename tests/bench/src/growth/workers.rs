@@ -25,7 +25,7 @@ pub(crate) async fn curve(bench: &Bench, report: &mut Report) {
         for _ in 0..sizes.runs {
             let made = requests::erasures(sizes.intake_requests, sizes.profiles, &[URL.to_owned()]);
             taken.push(intake::from_queue(bench, PEOPLE, &made, workers).await.0);
-            erased.push(erasure::lethe(bench, &field, share, workers).await);
+            erased.push(erasure::lethe(bench, &field, share, workers).await.0);
             delivered.push(callbacks::lethe(bench, &receivers, sizes.callbacks, workers).await);
             share += 1;
         }

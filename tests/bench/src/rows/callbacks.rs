@@ -2,8 +2,8 @@
 //!
 //! The raw program claims callbacks in groups, signs on all cores, posts with the same client library over connections
 //! that are kept, with as many deliveries in flight as Lethe may have (the limit of each endpoint times the endpoints),
-//! and records outcomes in groups (state and attempt). The bodies are as long and as many. It opens no sealed request,
-//! keeps no order, and knows neither breakers nor backoff. Plain http on both sides: keep-alive leaves nothing of TLS but
+//! and records outcomes in groups. The bodies are as long and as many. It opens no sealed request, keeps no order and no list
+//! of attempts, and knows neither breakers nor backoff. Plain http on both sides: keep-alive leaves nothing of TLS but
 //! symmetric encryption.
 
 use std::sync::Arc;
@@ -19,26 +19,37 @@ use uuid::Uuid;
 use super::intake::people;
 use super::raw;
 use crate::bench::Bench;
-use crate::broker::{self, Link, Route};
+use crate::broker::{self, Link};
 use crate::meter::Run;
 use crate::receiver::Receivers;
 use crate::report::Row;
 use crate::requests;
 
 /// By default in flight to one endpoint.
-const PER_ENDPOINT: u64 = 8;
+const PER_ENDPOINT: usize = 8;
 /// Callbacks that are claimed, and outcomes that are recorded, in one statement.
 const GROUP: i64 = 256;
 const CONTROLLER: &str = "called-back";
 
 pub(crate) async fn row(bench: &Bench) -> Row {
     let mut row = Row::new("callbacks", "deliveries/s", 0.85);
-    let receivers = Receivers::start(bench.sizes.endpoints).await;
-    for _ in 0..bench.sizes.runs {
-        row.lethe.push(lethe(bench, &receivers, bench.sizes.callbacks, 1).await);
-        row.raw.push(raw(bench, &receivers, bench.sizes.callbacks).await);
-    }
+    contest(bench, &mut row, bench.sizes.endpoints, bench.sizes.callbacks).await;
     row
+}
+
+/// All to one endpoint, which answers at once: its limit is the one of both sides.
+pub(crate) async fn row_of_one_endpoint(bench: &Bench) -> Row {
+    let mut row = Row::new("callbacks, one endpoint", "deliveries/s", 0.85);
+    contest(bench, &mut row, 1, bench.sizes.callbacks_of_one).await;
+    row
+}
+
+async fn contest(bench: &Bench, row: &mut Row, endpoints: u64, callbacks: u64) {
+    let receivers = Receivers::start(endpoints).await;
+    for _ in 0..bench.sizes.runs {
+        row.lethe.push(lethe(bench, &receivers, callbacks, 1).await);
+        row.raw.push(raw(bench, &receivers, callbacks).await);
+    }
 }
 
 async fn prepare(bench: &Bench, receivers: &Receivers, count: u64) {
@@ -55,17 +66,14 @@ pub(crate) async fn lethe(bench: &Bench, receivers: &Receivers, count: u64, cour
     prepare(bench, receivers, count).await;
     let link = Link::connect(bench).await;
     let endpoints: Vec<i64> = bench.world.all("SELECT endpoint_id FROM lethe.endpoints", &[]).await;
-    let wake_ups: Vec<Vec<u8>> = endpoints.iter().map(|id| format!(r#"{{"endpoint_id":{id}}}"#).into_bytes()).collect();
     // There is one controller only: its share is all of it, as the raw program's is.
     let share = [("LETHE_CALLBACK_DELIVERIES_PER_CONTROLLER", "1024")];
     let workers = bench.workers(&vec!["callback-courier"; couriers], &share).await;
     let delivered = receivers.expect(count);
     let meter = bench.meter(&workers);
-    let route = Route { exchange: "", routing_key: CALLBACK_DELIVERY.name, reply_to: None };
-    let persistent = lapin::BasicProperties::default().with_delivery_mode(2);
     // Once for each courier: a wake-up reaches one of them.
     for _ in 0..couriers {
-        link.publish_all(route, wake_ups.iter().map(Vec::as_slice), &persistent).await;
+        link.wake(CALLBACK_DELIVERY.name, "endpoint_id", &endpoints).await;
     }
     delivered.await;
     broker::reaches(bench, "SELECT count(*) FROM lethe.callbacks WHERE state = 'ready'", 0).await;
@@ -77,10 +85,18 @@ pub(crate) async fn lethe(bench: &Bench, receivers: &Receivers, count: u64, cour
     run
 }
 
-/// The raw side, on copies of the same rows.
+/// The raw side, on as many callbacks of its own.
 async fn raw(bench: &Bench, receivers: &Receivers, count: u64) -> Run {
-    prepare(bench, receivers, count).await;
-    bench.world.run("INSERT INTO raw.callbacks SELECT * FROM lethe.callbacks; ANALYZE raw.callbacks").await;
+    bench.clean().await;
+    bench
+        .world
+        .run(&format!(
+            "INSERT INTO raw.callbacks (request_key, url_no, sequence, endpoint_id, state)
+             SELECT n, 0, 0, 1 + n % {}, 'ready' FROM generate_series(1, {count}) n;
+             ANALYZE raw.callbacks",
+            receivers.urls.len()
+        ))
+        .await;
     bench.settle().await;
     let delivered = receivers.expect(count);
     let run = deliver_raw(bench, receivers, count).await;
@@ -89,21 +105,22 @@ async fn raw(bench: &Bench, receivers: &Receivers, count: u64) -> Run {
 }
 
 const CLAIM: &str = "
-    UPDATE raw.callbacks c SET lease_token = $1, lease_expires_at = now() + interval '60 s', attempts = attempts + 1
-      FROM (SELECT callback_id FROM raw.callbacks
-             WHERE endpoint_id = ANY ($3) AND state = 'ready' AND next_attempt_at <= now() AND lease_token IS NULL
+    UPDATE raw.callbacks c SET lease_token = $1
+      FROM (SELECT ctid FROM raw.callbacks
+             WHERE endpoint_id = ANY ($3) AND state = 'ready' AND lease_token IS NULL
              LIMIT $2 FOR UPDATE SKIP LOCKED) due
-     WHERE c.callback_id = due.callback_id
-    RETURNING c.callback_id, c.request_key, c.endpoint_id, c.request_status";
+     WHERE c.ctid = due.ctid
+    RETURNING c.request_key, c.endpoint_id, c.sequence";
 const FINISH: &str = "
-    UPDATE raw.callbacks SET state = 'delivered', lease_token = NULL, lease_expires_at = NULL, finished_at = now()
-     WHERE callback_id = ANY ($1)";
-const LOG: &str = "
-    INSERT INTO raw.callback_attempts (callback_id, attempt, started_at, duration, status_code)
-    SELECT id, 1, now(), interval '1 ms', 202 FROM unnest($1::uuid[]) AS id";
+    UPDATE raw.callbacks c SET state = 'delivered', lease_token = NULL
+      FROM unnest($1::bigint[], $2::smallint[]) AS q (request_key, sequence)
+     WHERE c.request_key = q.request_key AND c.url_no = 0 AND c.sequence = q.sequence";
+
+/// The request, and the number of its status.
+type Key = (i64, i16);
 
 struct Claimed {
-    id: Uuid,
+    key: Key,
     url: String,
     body: Vec<u8>,
     signature: String,
@@ -112,10 +129,10 @@ struct Claimed {
 /// The raw program itself: `count` callbacks out of `raw.callbacks`.
 pub(crate) async fn deliver_raw(bench: &Bench, receivers: &Receivers, count: u64) -> Run {
     let client = reqwest::Client::builder().no_proxy().http1_only().pool_max_idle_per_host(16).build().unwrap();
-    let limit = Arc::new(Semaphore::new(usize::try_from(PER_ENDPOINT * bench.sizes.endpoints).unwrap()));
+    let limit = Arc::new(Semaphore::new(PER_ENDPOINT * receivers.urls.len()));
     let signer = raw::signer(bench);
     let meter = bench.raw_meter();
-    let (sender, outcomes) = mpsc::channel::<Uuid>(1_024);
+    let (sender, outcomes) = mpsc::channel::<Key>(1_024);
     let recording = tokio::spawn(record_raw(bench.raw_db.clone(), outcomes));
     let (claims, mut claimed) = mpsc::channel::<Vec<Claimed>>(2);
     let claiming = tokio::spawn(claim_raw(bench.raw_db.clone(), signer, receivers.urls.clone(), count, claims));
@@ -129,12 +146,12 @@ pub(crate) async fn deliver_raw(bench: &Bench, receivers: &Receivers, count: u64
                     .header("Content-Type", "application/json")
                     .header("X-OpenDSR-Processor-Domain", "localhost")
                     .header("X-OpenDSR-Signature", &callback.signature)
-                    .header("X-Lethe-Callback-Id", callback.id.to_string())
+                    .header("X-Lethe-Callback-Id", id(callback.key).to_string())
                     .timeout(Duration::from_secs(30))
                     .body(callback.body);
                 assert!(request.send().await.unwrap().status().is_success());
                 drop(permit);
-                sender.send(callback.id).await.unwrap();
+                sender.send(callback.key).await.unwrap();
             });
         }
     }
@@ -155,48 +172,42 @@ async fn claim_raw(db: Db, signer: Arc<Signer>, urls: Vec<String>, count: u64, c
         let rows = session.raw().query(&statement, &[&Uuid::new_v4(), &GROUP, &endpoints]).await.unwrap();
         assert!(!rows.is_empty(), "{left} callbacks are missing");
         left -= rows.len() as u64;
-        let unsigned: Vec<(Uuid, String, Vec<u8>)> = rows
+        let unsigned: Vec<(Key, String, Vec<u8>)> = rows
             .iter()
             .map(|row| {
-                let (key, endpoint): (i64, i64) = (row.get(1), row.get(2));
+                let (key, endpoint): (Key, i64) = ((row.get(0), row.get(2)), row.get(1));
                 let url = &urls[usize::try_from(endpoint).unwrap() % urls.len()];
                 let body = format!(
                     r#"{{"controller_id":"{CONTROLLER}","expected_completion_time":"2026-12-09T12:30:00Z","status_callback_url":"{url}","subject_request_id":"{}","group_id":null,"request_status":"{}","api_version":"3.0","results_url":null,"results_count":null,"extensions":null}}"#,
-                    Uuid::from_u128(u128::from(key.unsigned_abs())),
-                    row.get::<_, &str>(3),
+                    id(key),
+                    ["pending", "in_progress", "completed"][usize::try_from(key.1).unwrap()],
                 );
-                (row.get(0), url.clone(), body.into_bytes())
+                (key, url.clone(), body.into_bytes())
             })
             .collect();
         let signatures = raw::sign_all(&signer, unsigned.iter().map(|(_, _, body)| body.clone()).collect()).await;
         let group = unsigned
             .into_iter()
             .zip(signatures)
-            .map(|((id, url, body), (_, signature))| Claimed { id, url, body, signature })
+            .map(|((key, url, body), (_, signature))| Claimed { key, url, body, signature })
             .collect();
         claims.send(group).await.unwrap_or_else(|_| panic!("nobody delivers"));
     }
 }
 
+fn id((request, sequence): Key) -> Uuid {
+    Uuid::from_u64_pair(request.unsigned_abs(), u64::from(sequence.unsigned_abs()))
+}
+
 /// Records outcomes, whatever has come in meanwhile.
-async fn record_raw(db: Db, mut outcomes: mpsc::Receiver<Uuid>) -> u64 {
+async fn record_raw(db: Db, mut outcomes: mpsc::Receiver<Key>) -> u64 {
     let session = db.session().await.unwrap();
-    let client = session.raw();
-    let (finish, log) = (session.prepared(FINISH).await.unwrap(), session.prepared(LOG).await.unwrap());
-    let mut ids = Vec::new();
+    let finish = session.prepared(FINISH).await.unwrap();
+    let mut keys = Vec::new();
     let mut recorded = 0;
-    while outcomes.recv_many(&mut ids, usize::try_from(GROUP).unwrap()).await > 0 {
-        let (begun, finished, logged, committed) = futures_util::join!(
-            client.batch_execute("BEGIN"),
-            async { client.execute(&finish, &[&ids]).await },
-            async { client.execute(&log, &[&ids]).await },
-            client.batch_execute("COMMIT"),
-        );
-        begun.unwrap();
-        finished.and(logged).unwrap();
-        committed.unwrap();
-        recorded += ids.len() as u64;
-        ids.clear();
+    while outcomes.recv_many(&mut keys, usize::try_from(GROUP).unwrap()).await > 0 {
+        let (requests, sequences): (Vec<i64>, Vec<i16>) = keys.drain(..).unzip();
+        recorded += session.raw().execute(&finish, &[&requests, &sequences]).await.unwrap();
     }
     recorded
 }

@@ -18,7 +18,7 @@ use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
 use crate::bench::{Bench, DAILY};
-use crate::broker::{self, Link, Route};
+use crate::broker::{self, Link};
 use crate::meter::Run;
 use crate::people::{People, fill};
 use crate::report::Row;
@@ -86,11 +86,8 @@ pub(crate) async fn lethe(bench: &Bench, controller: &str) -> (Run, Option<u64>)
     let link = Link::connect(bench).await;
     let slice = bench.count("SELECT slice_id FROM lethe.slices").await;
     let workers = bench.workers(&["access-compiler"], &[]).await;
-    let wake_up = format!(r#"{{"slice_id":{slice}}}"#).into_bytes();
     let meter = bench.meter(&workers);
-    let route = Route { exchange: "", routing_key: ACCESS_COMPILATION.name, reply_to: None };
-    let persistent = lapin::BasicProperties::default().with_delivery_mode(2);
-    link.publish_all(route, [wake_up.as_slice()].into_iter(), &persistent).await;
+    link.wake(ACCESS_COMPILATION.name, "slice_id", &[slice]).await;
     broker::reaches(bench, "SELECT count(*) FROM lethe.requests WHERE status = 'completed'", 1).await;
     let run = meter.stop(size);
     let memory = crate::servers::peak_memory(workers[0].id());

@@ -13,7 +13,7 @@ use lethe_testing::worker::{SECONDS, queue_workers};
 use super::erasure::Field;
 use super::{callbacks, erasure, intake, release};
 use crate::bench::Bench;
-use crate::broker::{self, Link, Route};
+use crate::broker::{self, Link};
 use crate::meter::Run;
 use crate::receiver::Receivers;
 use crate::report::Row;
@@ -42,14 +42,10 @@ async fn lethe(bench: &Bench, receivers: &Receivers, field: &Field, share: u64) 
     let count = made.len() as u64;
     let link = Link::connect(bench).await;
     let workers = bench.workers(&queue_workers(), SECONDS).await;
-    while bench.count("SELECT count(*) FROM lethe.leaders WHERE holder IS NOT NULL").await == 0 {
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
+    bench.is_led().await;
     let delivered = receivers.expect(3 * count);
-    let key = format!("{CONTROLLER}.request");
-    let route = Route { exchange: "dsr.requests", routing_key: &key, reply_to: None };
     let meter = bench.meter(&workers);
-    link.publish(CONTROLLER, route, &made).await;
+    link.publish(&[CONTROLLER.to_owned()], "dsr.requests", None, &made).await;
     delivered.await;
     broker::reaches(bench, "SELECT count(*) FROM lethe.callbacks WHERE state <> 'delivered'", 0).await;
     let run = meter.stop(count as f64);
@@ -67,9 +63,9 @@ async fn raw(bench: &Bench, receivers: &Receivers, field: &Field, share: u64) ->
     let count = made.len() as u64;
     let meter = bench.raw_meter();
     let started = Instant::now();
-    intake::record_raw(bench, CONTROLLER, &made, false).await;
+    intake::record_raw(bench, &[CONTROLLER.to_owned()], &made, false).await;
     callbacks::deliver_raw(bench, receivers, count).await;
-    release::release_raw(bench, count).await;
+    release::release_raw(bench, count, &[]).await;
     callbacks::deliver_raw(bench, receivers, count).await;
     erasure::delete_raw(&bench.raw_db, CONTROLLER, &mpids).await;
     complete(bench).await;
@@ -85,12 +81,9 @@ async fn complete(bench: &Bench) {
     let client = session.raw();
     let update = "
         WITH done AS (
-            UPDATE raw.requests SET status = 'completed', completed_at = now()
-             WHERE request_key = ANY ($1) RETURNING request_key)
-        INSERT INTO raw.callbacks (callback_id, request_key, url_no, sequence, endpoint_id, request_status,
-                                   expected_completion_time, state, next_attempt_at, created_at)
-        SELECT gen_random_uuid(), request_key, 0, 2, 1 + request_key % 50, 'completed', now(), 'ready', now(), now()
-          FROM done";
+            UPDATE raw.requests SET status = 'completed' WHERE request_key = ANY ($1) RETURNING request_key)
+        INSERT INTO raw.callbacks (request_key, url_no, sequence, endpoint_id, state)
+        SELECT request_key, 0, 2, 1 + request_key % 50, 'ready' FROM done";
     let update = session.prepared(update).await.unwrap();
     let rows = client.query("SELECT request_key FROM raw.requests ORDER BY request_key", &[]).await.unwrap();
     let keys: Vec<i64> = rows.iter().map(|row| row.get(0)).collect();

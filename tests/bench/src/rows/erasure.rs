@@ -1,9 +1,11 @@
-//! Erasure: slices that are ready, until all of them are completed. Rows of all three tables count.
+//! Erasure: slices that are ready, until all of them are completed and what they have entered in the trail is sealed. Rows of
+//! all three tables count.
 //!
 //! The raw program runs `DELETE … = ANY` of 1,000 mpids on the same three tables, one transaction for each thousand, on
 //! as many connections as Lethe has slices in hand. It knows no lease, writes no receipts, asks nobody again and reports
-//! nothing. The profiles of a run are spread evenly over tables that hold those of all runs; event batches lie as they
-//! arrive, so that those of a profile are scattered.
+//! nothing. Tables hold the profiles of all runs; event batches lie as they arrive, so that those of a profile are scattered.
+//! Two layouts: people who have nothing to do with each other, as in life; and people in the order of their mpids, whose
+//! rows lie next to each other, which is the best that both sides can meet.
 
 use lethe_broker::topology::ERASURE_EXECUTION;
 use lethe_db::Db;
@@ -11,10 +13,11 @@ use lethe_domain::request::ControllerId;
 use lethe_testing::Worker;
 
 use crate::bench::{Bench, DAILY};
-use crate::broker::{self, Link, Route};
+use crate::broker::{self, Link};
 use crate::meter::Run;
 use crate::people::{IDENTITIES, People, fill};
 use crate::report::Row;
+use crate::{requests, servers};
 
 /// Requests of a slice, as the release cuts them.
 const SLICE: u64 = 250;
@@ -23,11 +26,21 @@ const AT_ONCE: usize = 1_000;
 /// Slices in hand by default, hence connections of the raw program.
 const CONNECTIONS: usize = 2;
 
-/// A controller whose profiles are erased share by share: those whose mpid leaves the remainder `share` by `shares`.
+/// In which order a run meets its people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// Each far from the one before.
+    Scattered,
+    /// By mpid.
+    Ordered,
+}
+
+/// A controller whose profiles are erased share by share.
 pub(crate) struct Field {
     pub(crate) controller: ControllerId,
     people: People,
     shares: u64,
+    layout: Layout,
 }
 
 impl Field {
@@ -44,7 +57,12 @@ impl Field {
         let people = People { profiles: shares * profiles, event_batches, bytes };
         fill(bench, &controller, people).await;
         bench.calendar(DAILY).await;
-        Self { controller, people, shares }
+        Self { controller, people, shares, layout: Layout::Scattered }
+    }
+
+    /// The same, in another order.
+    pub(crate) fn in_order(self, layout: Layout) -> Self {
+        Self { layout, ..self }
     }
 
     /// Removes what is left, so that nothing vacuums it while others are measured.
@@ -56,9 +74,14 @@ impl Field {
         bench.world.run(&format!("TRUNCATE {tables}")).await;
     }
 
-    /// The profiles of a share.
+    /// The profiles of a share, in the order in which they are met.
     pub(crate) fn mpids(&self, share: u64) -> Vec<i64> {
-        (1..=self.people.profiles).filter(|n| n % self.shares == share).map(|n| i64::try_from(n).unwrap()).collect()
+        let count = self.people.profiles / self.shares;
+        let mpid = |index| match self.layout {
+            Layout::Scattered => requests::person(share * count + index, self.people.profiles),
+            Layout::Ordered => 1 + share + index * self.shares,
+        };
+        (0..count).map(|index| i64::try_from(mpid(index)).unwrap()).collect()
     }
 
     /// Rows of a share, all three tables.
@@ -69,99 +92,102 @@ impl Field {
 
     /// Rows of a share that are there.
     pub(crate) async fn left(&self, bench: &Bench, share: u64) -> i64 {
-        let count = |table| {
-            format!(
-                "(SELECT count(*) FROM subject_data.{table} WHERE controller_id = '{}' AND mpid % {} = {share})",
-                self.controller, self.shares
-            )
-        };
-        let sql =
-            format!("SELECT {} + {} + {}", count("profiles"), count("profile_identities"), count("event_batches"));
-        bench.count(&sql).await
+        let sql = "SELECT (SELECT count(*) FROM subject_data.profiles WHERE controller_id = $1 AND mpid = ANY ($2))
+                        + (SELECT count(*) FROM subject_data.profile_identities WHERE controller_id = $1 AND mpid = ANY ($2))
+                        + (SELECT count(*) FROM subject_data.event_batches WHERE controller_id = $1 AND mpid = ANY ($2))";
+        bench.world.one(sql, &[&self.controller, &self.mpids(share)]).await
     }
 }
 
-pub(crate) async fn row(bench: &Bench) -> Row {
-    let mut row = Row::new("erasure", "rows/s", 0.8);
+pub(crate) async fn row(bench: &Bench, layout: Layout) -> Row {
+    let (name, id) = match layout {
+        Layout::Scattered => ("erasure, scattered", "erased"),
+        Layout::Ordered => ("erasure, ordered", "erased-in-order"),
+    };
+    let mut row = Row::new(name, "rows/s", 0.8);
     let batches = bench.sizes.event_batches;
     let profiles = bench.sizes.erased_rows / (1 + IDENTITIES.len() as u64 + batches);
-    let field = Field::new(bench, "erased", 2 * bench.sizes.runs, profiles, batches, 500).await;
+    let field = Field::new(bench, id, 2 * bench.sizes.runs, profiles, batches, 500).await.in_order(layout);
     for run in 0..bench.sizes.runs {
-        row.lethe.push(lethe(bench, &field, 2 * run, 1).await);
+        row.lethe.push(lethe(bench, &field, 2 * run, 1).await.0);
         row.raw.push(raw(bench, &field, 2 * run + 1).await);
     }
     field.remove(bench).await;
     row
 }
 
-/// One request for each profile, released into slices; returns how many slices there are.
-async fn prepare(bench: &Bench, field: &Field, share: u64) -> u64 {
-    let Field { controller, people, shares } = field;
+/// One request for each profile, released into slices; their ids.
+async fn prepare(bench: &Bench, field: &Field, share: u64) -> Vec<i64> {
+    let batch: i64 = bench
+        .world
+        .one(
+            "INSERT INTO lethe.batches (lane, tick_at, runs_at, calendar_version, state)
+             SELECT 'erasure', now(), now(), max(version), 'released' FROM lethe.calendars RETURNING batch_id",
+            &[],
+        )
+        .await;
+    let made = "
+        WITH people AS (
+            SELECT mpid, (no - 1) / $4 AS slice FROM unnest($3::bigint[]) WITH ORDINALITY AS q (mpid, no)),
+        slices AS (
+            INSERT INTO lethe.slices (batch_id, controller_id, stage, request_count, mpid_count, first_request, last_request)
+            SELECT $1, $2, 'erasure', count(*), count(*), 0, 0 FROM people GROUP BY slice RETURNING slice_id),
+        numbered AS (SELECT slice_id, row_number() OVER (ORDER BY slice_id) - 1 AS slice FROM slices),
+        requests AS (
+            INSERT INTO lethe.requests (controller_id, subject_request_id, api_version, regulation, request_type, status,
+                                        lane, batch_id, slice_id, content_digest, group_digest, submitted_time,
+                                        received_at, expected_completion_time)
+            SELECT $2, gen_random_uuid(), '3.0', 'gdpr', 'erasure', 'pending', 'erasure', $1, slice_id,
+                   sha256('x'), int8send(mpid), now(), now(), now()
+              FROM people JOIN numbered USING (slice) RETURNING request_key, group_digest)
+        INSERT INTO lethe.request_mpids (request_key, mpid, source)
+        SELECT request_key, ('x' || encode(group_digest, 'hex'))::bit(64)::bigint, 'receipt' FROM requests";
+    let session = bench.world.db.session().await.unwrap();
+    let (mpids, slice) = (field.mpids(share), i64::try_from(SLICE).unwrap());
+    session.execute(made, &[&batch, &field.controller, &mpids, &slice]).await.unwrap();
     bench
         .world
-        .run(&format!(
-            "WITH batch AS (
-                 INSERT INTO lethe.batches (lane, tick_at, runs_at, calendar_version, state)
-                 SELECT 'erasure', now(), now(), max(version), 'released' FROM lethe.calendars RETURNING batch_id),
-             slices AS (
-                 INSERT INTO lethe.slices (batch_id, controller_id, stage, request_count, mpid_count,
-                                           first_request, last_request)
-                 SELECT batch_id, '{controller}', 'erasure', {SLICE}, {SLICE}, 0, 0
-                   FROM batch, generate_series(0, ({profiles} / {shares} - 1) / {SLICE}) RETURNING slice_id),
-             numbered AS (SELECT slice_id, row_number() OVER (ORDER BY slice_id) - 1 AS no FROM slices),
-             people AS (
-                 SELECT n AS mpid, (row_number() OVER (ORDER BY n) - 1) / {SLICE} AS no
-                   FROM generate_series(1, {profiles}) n WHERE n % {shares} = {share}),
-             requests AS (
-                 INSERT INTO lethe.requests (controller_id, subject_request_id, api_version, regulation, request_type, status,
-                                             lane, batch_id, slice_id, content_digest, group_digest, submitted_time,
-                                             received_at, expected_completion_time)
-                 SELECT '{controller}', gen_random_uuid(), '3.0', 'gdpr', 'erasure', 'pending', 'erasure', batch_id, slice_id,
-                        sha256('x'), int8send(mpid), now(), now(), now()
-                   FROM batch, people JOIN numbered USING (no) ORDER BY mpid RETURNING request_key, group_digest)
-             INSERT INTO lethe.request_mpids (request_key, mpid, source)
-             SELECT request_key, ('x' || encode(group_digest, 'hex'))::bit(64)::bigint, 'receipt' FROM requests;
-             UPDATE lethe.requests SET status = 'in_progress', in_progress_at = now();
+        .run(
+            "UPDATE lethe.requests SET status = 'in_progress', in_progress_at = now();
              UPDATE lethe.slices s SET first_request = q.first, last_request = q.last
                FROM (SELECT slice_id, min(request_key) AS first, max(request_key) AS last
                        FROM lethe.requests GROUP BY slice_id) q
               WHERE s.slice_id = q.slice_id;
              ANALYZE lethe.requests, lethe.request_mpids, lethe.slices",
-            profiles = people.profiles,
-        ))
+        )
         .await;
-    u64::try_from(bench.count("SELECT count(*) FROM lethe.slices").await).unwrap()
+    bench.world.all("SELECT slice_id FROM lethe.slices ORDER BY slice_id", &[]).await
 }
 
-/// Lethe's side, with so many executors.
-pub(crate) async fn lethe(bench: &Bench, field: &Field, share: u64, executors: usize) -> Run {
+/// Lethe's side, with so many executors, and the scheduler, which seals the trail; and the most memory that the first of
+/// them had.
+pub(crate) async fn lethe(bench: &Bench, field: &Field, share: u64, executors: usize) -> (Run, Option<u64>) {
     bench.clean().await;
     let slices = prepare(bench, field, share).await;
+    let workers = bench.workers(&[&vec!["erasure-executor"; executors][..], &["scheduler"]].concat(), DAILY).await;
+    bench.is_led().await;
+    bench.is_sealed().await;
     bench.settle().await;
     let link = Link::connect(bench).await;
-    let ids: Vec<i64> = bench.world.all("SELECT slice_id FROM lethe.slices ORDER BY slice_id", &[]).await;
-    let wake_ups: Vec<Vec<u8>> = ids.iter().map(|id| format!(r#"{{"slice_id":{id}}}"#).into_bytes()).collect();
-    let workers = bench.workers(&vec!["erasure-executor"; executors], &[]).await;
     let meter = bench.meter(&workers);
-    let run = {
-        let route = Route { exchange: "", routing_key: ERASURE_EXECUTION.name, reply_to: None };
-        let persistent = lapin::BasicProperties::default().with_delivery_mode(2);
-        link.publish_all(route, wake_ups.iter().map(Vec::as_slice), &persistent).await;
-        broker::reaches(bench, "SELECT count(*) FROM lethe.slices WHERE state = 'completed'", slices).await;
-        meter.stop(field.rows())
-    };
+    link.wake(ERASURE_EXECUTION.name, "slice_id", &slices).await;
+    broker::reaches(bench, "SELECT count(*) FROM lethe.slices WHERE state = 'completed'", slices.len() as u64).await;
+    bench.is_sealed().await;
+    let run = meter.stop(field.rows());
+    let memory = servers::peak_memory(workers[0].id());
     assert_eq!(field.left(bench, share).await, 0, "everything of this share is erased");
     assert_eq!(bench.count("SELECT count(*) FROM lethe.requests WHERE status <> 'completed'").await, 0);
     for worker in workers {
         Worker::stop(worker).await;
     }
-    run
+    (run, memory)
 }
 
 /// The raw side.
 pub(crate) async fn raw(bench: &Bench, field: &Field, share: u64) -> Run {
     bench.clean().await;
     let mpids = field.mpids(share);
+    bench.settle().await;
     let meter = bench.raw_meter();
     delete_raw(&bench.raw_db, field.controller.as_str(), &mpids).await;
     let run = meter.stop(field.rows());

@@ -3,10 +3,14 @@
 //!
 //! The raw program consumes the same messages from a queue of the same kind with the same prefetch and as many consumers.
 //! It takes as many into one transaction as Lethe may (`--raw-group`), reads id and identities out of the JSON, looks
-//! all identities up at once, writes the same rows of the same size (request, profile, first callback) by UNNEST,
-//! publishes one wake-up for a group, and acknowledges once. It checks no sender, validates nothing, seals nothing,
-//! knows no calendar and recognises no repetition. Both write through `synchronous_commit` and quorum queues.
+//! all identities of a controller up at once, writes the least that has to be kept (request, profile, a state for the first
+//! callback) by UNNEST, publishes one wake-up for a group, and acknowledges once. It checks no sender, validates nothing,
+//! seals nothing, knows no calendar and recognises no repetition. Both write through `synchronous_commit` and quorum queues.
+//!
+//! A scheduler runs beside the matcher, and a run of Lethe ends when what it has entered in the trail is sealed.
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::StreamExt;
@@ -14,12 +18,13 @@ use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicPublishOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel};
-use lethe_db::Db;
+use lethe_db::{Db, Session};
 use lethe_testing::Worker;
+use tokio_postgres::types::ToSql;
 
 use super::raw::{self, RawRequest};
 use crate::bench::{Bench, DAILY};
-use crate::broker::{self, Link, RAW_REQUESTS, RAW_WAKE_UPS, Route};
+use crate::broker::{self, Link, RAW_REQUESTS, RAW_WAKE_UPS};
 use crate::meter::Run;
 use crate::people::{People, fill};
 use crate::report::Row;
@@ -28,6 +33,8 @@ use crate::servers;
 
 /// The controller of the people whom requests are about.
 pub(crate) const PEOPLE: &str = "people";
+/// Profiles of each of many controllers.
+const FEW: u64 = 100;
 /// What both sides run at once, by the matcher's default.
 const CONSUMERS: usize = 2;
 const RECORDED: &str = "SELECT count(*) FROM lethe.requests";
@@ -36,22 +43,36 @@ const URL: &str = "http://127.0.0.1:9/callbacks";
 
 pub(crate) async fn row(bench: &Bench) -> Row {
     let mut row = Row::new("intake", "requests/s", 0.6);
-    contest(bench, &mut row, bench.sizes.intake_requests, false).await;
+    people(bench, PEOPLE, bench.sizes.profiles).await;
+    let controllers = [PEOPLE.to_owned()];
+    contest(bench, &mut row, &controllers, bench.sizes.profiles, bench.sizes.intake_requests, false).await;
     row
 }
 
 pub(crate) async fn row_with_answers(bench: &Bench) -> Row {
     let mut row = Row::new("answers", "requests/s", 0.6);
-    contest(bench, &mut row, bench.sizes.answered_requests, true).await;
+    people(bench, PEOPLE, bench.sizes.profiles).await;
+    let controllers = [PEOPLE.to_owned()];
+    contest(bench, &mut row, &controllers, bench.sizes.profiles, bench.sizes.answered_requests, true).await;
     row
 }
 
-async fn contest(bench: &Bench, row: &mut Row, count: u64, answers: bool) {
-    people(bench, PEOPLE, bench.sizes.profiles).await;
+/// Requests of many controllers in turn: hardly two of a group are of the same.
+pub(crate) async fn row_of_many_controllers(bench: &Bench) -> Row {
+    let mut row = Row::new(format!("intake, {} controllers", bench.sizes.controllers), "requests/s", 0.6);
+    let controllers: Vec<String> = (0..bench.sizes.controllers).map(|number| format!("one-of-many-{number}")).collect();
+    for controller in &controllers {
+        people(bench, controller, FEW).await;
+    }
+    contest(bench, &mut row, &controllers, FEW, bench.sizes.answered_requests, false).await;
+    row
+}
+
+async fn contest(bench: &Bench, row: &mut Row, controllers: &[String], profiles: u64, count: u64, answers: bool) {
     for _ in 0..bench.sizes.runs {
-        let made = || requests::erasures(count, bench.sizes.profiles, &[URL.to_owned()]);
-        row.lethe.push(lethe(bench, PEOPLE, &made(), answers, 1).await);
-        row.raw.push(raw(bench, PEOPLE, &made(), answers).await);
+        let made = || requests::erasures(count, profiles, &[URL.to_owned()]);
+        row.lethe.push(lethe(bench, controllers, &made(), answers, 1).await);
+        row.raw.push(raw(bench, controllers, &made(), answers).await);
     }
 }
 
@@ -65,24 +86,23 @@ pub(crate) async fn people(bench: &Bench, id: &str, profiles: u64) {
 }
 
 /// Lethe's side, with so many matchers.
-pub(crate) async fn lethe(bench: &Bench, controller: &str, made: &[Made], answers: bool, matchers: usize) -> Run {
+pub(crate) async fn lethe(bench: &Bench, controllers: &[String], made: &[Made], answers: bool, matchers: usize) -> Run {
     bench.clean().await;
     let link = Link::connect(bench).await;
     let (replies, mut arriving) = link.replies().await;
-    let workers = bench.workers(&vec!["identity-matcher"; matchers], &[]).await;
+    let workers = bench.workers(&[&["scheduler"], &vec!["identity-matcher"; matchers][..]].concat(), DAILY).await;
+    bench.is_led().await;
+    bench.is_sealed().await;
     let count = made.len() as u64;
-    let key = format!("{controller}.request");
-    let route = Route { exchange: "dsr.requests", routing_key: &key, reply_to: answers.then_some(replies.as_str()) };
     let meter = bench.meter(&workers);
-    let run = {
-        link.publish(controller, route, made).await;
-        link.emptied("dsr.identity-matching").await;
-        if answers {
-            broker::arrived(&mut arriving, count).await;
-        }
-        broker::reaches(bench, RECORDED, count).await;
-        meter.stop(count as f64)
-    };
+    link.publish(controllers, "dsr.requests", answers.then_some(replies.as_str()), made).await;
+    link.emptied("dsr.identity-matching").await;
+    if answers {
+        broker::arrived(&mut arriving, count).await;
+    }
+    broker::reaches(bench, RECORDED, count).await;
+    bench.is_sealed().await;
+    let run = meter.stop(count as f64);
     assert_eq!(bench.count("SELECT count(*) FROM lethe.request_mpids").await, i64::try_from(count).unwrap());
     for worker in workers {
         Worker::stop(worker).await;
@@ -97,8 +117,7 @@ pub(crate) async fn lethe(bench: &Bench, controller: &str, made: &[Made], answer
 pub(crate) async fn from_queue(bench: &Bench, controller: &str, made: &[Made], matchers: usize) -> (Run, Option<u64>) {
     bench.clean().await;
     let link = Link::connect(bench).await;
-    let key = format!("{controller}.request");
-    link.publish(controller, Route { exchange: "dsr.requests", routing_key: &key, reply_to: None }, made).await;
+    link.publish(&[controller.to_owned()], "dsr.requests", None, made).await;
     let workers = bench.workers(&vec!["identity-matcher"; matchers], &[]).await;
     let meter = bench.meter(&workers);
     // What they took while they were awaited is not measured.
@@ -114,15 +133,15 @@ pub(crate) async fn from_queue(bench: &Bench, controller: &str, made: &[Made], m
 }
 
 /// The raw side.
-pub(crate) async fn raw(bench: &Bench, controller: &str, made: &[Made], answers: bool) -> Run {
+pub(crate) async fn raw(bench: &Bench, controllers: &[String], made: &[Made], answers: bool) -> Run {
     bench.clean().await;
-    let run = record_raw(bench, controller, made, answers).await;
+    let run = record_raw(bench, controllers, made, answers).await;
     assert_eq!(bench.count("SELECT count(*) FROM raw.request_mpids").await, i64::try_from(made.len()).unwrap());
     run
 }
 
 /// The raw program itself, from the first message to the last acknowledgement.
-pub(crate) async fn record_raw(bench: &Bench, controller: &str, made: &[Made], answers: bool) -> Run {
+pub(crate) async fn record_raw(bench: &Bench, controllers: &[String], made: &[Made], answers: bool) -> Run {
     let link = Link::connect(bench).await;
     link.raw_requests().await;
     link.raw_queue(RAW_WAKE_UPS).await;
@@ -133,6 +152,7 @@ pub(crate) async fn record_raw(bench: &Bench, controller: &str, made: &[Made], a
         let publishing = Link::connect(bench).await;
         consumers.push((consuming, publishing));
     }
+    let look_up = Arc::new(LookUp::new(bench, controllers).await);
     let meter = bench.raw_meter();
     let started = Instant::now();
     let (sender, mut acknowledged) = tokio::sync::mpsc::unbounded_channel();
@@ -143,7 +163,7 @@ pub(crate) async fn record_raw(bench: &Bench, controller: &str, made: &[Made], a
         let deliveries = consuming.consume(RAW_REQUESTS, u16::try_from(2 * group).unwrap()).await;
         let program = Program {
             db: bench.raw_db.clone(),
-            controller: controller.to_owned(),
+            look_up: look_up.clone(),
             publishing: publishing.channel.clone(),
             signer: signer.clone(),
             group,
@@ -154,9 +174,7 @@ pub(crate) async fn record_raw(bench: &Bench, controller: &str, made: &[Made], a
             drop((consuming, publishing));
         }));
     }
-    let key = format!("{controller}.request");
-    let route = Route { exchange: RAW_REQUESTS, routing_key: &key, reply_to: answers.then_some(replies.as_str()) };
-    link.publish(controller, route, made).await;
+    link.publish(controllers, RAW_REQUESTS, answers.then_some(replies.as_str()), made).await;
     let mut left = made.len();
     let mut failed = futures_util::future::select_all(tasks);
     while left > 0 {
@@ -177,7 +195,7 @@ pub(crate) async fn record_raw(bench: &Bench, controller: &str, made: &[Made], a
 
 struct Program {
     db: Db,
-    controller: String,
+    look_up: Arc<LookUp>,
     publishing: Channel,
     signer: std::sync::Arc<lethe_signing::signature::Signer>,
     group: usize,
@@ -204,10 +222,11 @@ impl Program {
             .iter_mut()
             .map(|delivery| {
                 let reply_to = delivery.properties.reply_to().as_ref().map(|name| name.as_str().to_owned());
-                RawRequest::read(std::mem::take(&mut delivery.data), reply_to)
+                let (controller, _) = delivery.routing_key.as_str().split_once('.').unwrap();
+                RawRequest::read(std::mem::take(&mut delivery.data), controller, reply_to)
             })
             .collect();
-        record(&self.db, &self.controller, &requests).await;
+        record(&self.db, &self.look_up, &requests).await;
         self.publish(&requests).await;
         group.last().unwrap().acker.ack(BasicAckOptions { multiple: true }).await.unwrap();
         self.sender.send(group.len()).unwrap();
@@ -240,57 +259,79 @@ impl Program {
     }
 }
 
-const LOOK_UP: &str = "
-    SELECT q.ord, i.mpid
-      FROM unnest($2::int[], $3::text[], $4::bytea[]) AS q (ord, identity_type, sha256)
-      JOIN subject_data.profile_identities i
-        ON i.controller_id = $1 AND i.identity_type = q.identity_type AND i.sha256 = q.sha256";
 const INSERT_REQUESTS: &str = "
-    INSERT INTO raw.requests (controller_id, subject_request_id, api_version, regulation, request_type, status, lane,
-                              batch_id, content_digest, sealed_request, submitted_time, received_at, expected_completion_time)
-    SELECT $1, id, '3.0', 'gdpr', 'erasure', 'pending', 'erasure', 1, digest, body, now(), now(), now()
-      FROM unnest($2::uuid[], $3::bytea[], $4::bytea[]) AS q (id, digest, body)
+    INSERT INTO raw.requests (controller_id, subject_request_id, status, received_at, expected_completion_time, body)
+    SELECT controller, id, 'pending', now(), now(), body
+      FROM unnest($1::text[], $2::uuid[], $3::bytea[]) AS q (controller, id, body)
     RETURNING request_key";
 const INSERT_MPIDS: &str = "
-    INSERT INTO raw.request_mpids (request_key, mpid, source)
-    SELECT key, mpid, 'receipt' FROM unnest($1::bigint[], $2::bigint[]) AS q (key, mpid)";
+    INSERT INTO raw.request_mpids (request_key, mpid)
+    SELECT key, mpid FROM unnest($1::bigint[], $2::bigint[]) AS q (key, mpid)";
 const INSERT_CALLBACKS: &str = "
-    INSERT INTO raw.callbacks (callback_id, request_key, url_no, sequence, endpoint_id, request_status,
-                               expected_completion_time, state, next_attempt_at, created_at)
-    SELECT gen_random_uuid(), key, 0, 0, 1 + key % 50, 'pending', now(), 'ready', now(), now()
-      FROM unnest($1::bigint[]) AS key";
+    INSERT INTO raw.callbacks (request_key, url_no, sequence, endpoint_id, state)
+    SELECT key, 0, 0, 1 + key % 50, 'ready' FROM unnest($1::bigint[]) AS key";
+
+/// Looks profiles up, each controller's in its own partition, all controllers' at once.
+pub(crate) struct LookUp(HashMap<String, String>);
+
+impl LookUp {
+    pub(crate) async fn new(bench: &Bench, controllers: &[String]) -> Self {
+        let session = bench.world.db.session().await.unwrap();
+        let sql = "SELECT controller_id, partition_no FROM lethe.controllers WHERE controller_id = ANY ($1)";
+        let rows = session.query(sql, &[&controllers]).await.unwrap();
+        let statement = |number: i32| {
+            format!(
+                "SELECT q.ord, i.mpid
+                   FROM unnest($1::int[], $2::text[], $3::bytea[]) AS q (ord, identity_type, sha256)
+                   JOIN subject_data.profile_identities_p{number} i
+                     ON i.identity_type = q.identity_type AND i.sha256 = q.sha256"
+            )
+        };
+        Self(rows.iter().map(|row| (row.get("controller_id"), statement(row.get("partition_no")))).collect())
+    }
+
+    /// Requests by their place in the group, each with a profile; every pair once.
+    pub(crate) async fn find(&self, session: &Session, group: &[&RawRequest]) -> Vec<(usize, i64)> {
+        let mut of_controllers = HashMap::<&str, (Vec<i32>, Vec<&str>, Vec<&[u8]>)>::new();
+        for (ord, request) in group.iter().enumerate() {
+            let (ords, types, digests) = of_controllers.entry(&request.controller).or_default();
+            for (kind, digest) in &request.digests {
+                ords.push(i32::try_from(ord).unwrap());
+                types.push(kind);
+                digests.push(digest);
+            }
+        }
+        let queries = of_controllers.iter().map(|(controller, (ords, types, digests))| async move {
+            let statement = session.prepared(&self.0[*controller]).await.unwrap();
+            session.raw().query(&statement, &[ords as &(dyn ToSql + Sync), types, digests]).await.unwrap()
+        });
+        let rows = futures_util::future::join_all(queries).await;
+        let mut pairs: Vec<(usize, i64)> =
+            rows.iter().flatten().map(|row| (usize::try_from(row.get::<_, i32>(0)).unwrap(), row.get(1))).collect();
+        pairs.sort_unstable();
+        pairs.dedup();
+        pairs
+    }
+}
 
 /// One transaction. What needs no answer of what went before is sent without waiting for it.
-async fn record(db: &Db, controller: &str, group: &[RawRequest]) {
+pub(crate) async fn record(db: &Db, look_up: &LookUp, group: &[RawRequest]) {
     let session = db.session().await.unwrap();
     let client = session.raw();
-    let look_up = session.prepared(LOOK_UP).await.unwrap();
     let insert_requests = session.prepared(INSERT_REQUESTS).await.unwrap();
     let insert_mpids = session.prepared(INSERT_MPIDS).await.unwrap();
     let insert_callbacks = session.prepared(INSERT_CALLBACKS).await.unwrap();
-    let (mut ords, mut types, mut digests) = (Vec::new(), Vec::new(), Vec::new());
-    for (ord, request) in group.iter().enumerate() {
-        for (kind, digest) in &request.digests {
-            ords.push(i32::try_from(ord).unwrap());
-            types.push(*kind);
-            digests.push(digest.as_slice());
-        }
-    }
+    let controllers: Vec<&str> = group.iter().map(|request| request.controller.as_str()).collect();
     let ids: Vec<uuid::Uuid> = group.iter().map(|request| request.id).collect();
-    let contents: Vec<Vec<u8>> = group.iter().map(|request| lethe_domain::crypto::sha256(&request.body)).collect();
     let bodies: Vec<&[u8]> = group.iter().map(|request| request.body.as_slice()).collect();
-    let (begun, found, inserted) = futures_util::join!(
-        client.batch_execute("BEGIN"),
-        async { client.query(&look_up, &[&controller, &ords, &types, &digests]).await },
-        async { client.query(&insert_requests, &[&controller, &ids, &contents, &bodies]).await },
-    );
+    let members: Vec<&RawRequest> = group.iter().collect();
+    let (begun, found, inserted) =
+        futures_util::join!(client.batch_execute("BEGIN"), look_up.find(&session, &members), async {
+            client.query(&insert_requests, &[&controllers, &ids, &bodies]).await
+        },);
     begun.unwrap();
     let keys: Vec<i64> = inserted.unwrap().iter().map(|row| row.get(0)).collect();
-    let mut pairs: Vec<(i64, i64)> =
-        found.unwrap().iter().map(|row| (keys[usize::try_from(row.get::<_, i32>(0)).unwrap()], row.get(1))).collect();
-    pairs.sort_unstable();
-    pairs.dedup();
-    let (of, mpids): (Vec<i64>, Vec<i64>) = pairs.into_iter().unzip();
+    let (of, mpids): (Vec<i64>, Vec<i64>) = found.into_iter().map(|(place, mpid)| (keys[place], mpid)).unzip();
     let (first, second, committed) = futures_util::join!(
         async { client.execute(&insert_mpids, &[&of, &mpids]).await },
         async { client.execute(&insert_callbacks, &[&keys]).await },

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::intake::{PEOPLE, people};
 use crate::bench::{Bench, DAILY};
-use crate::broker::{Link, Route};
+use crate::broker::Link;
 use crate::meter::percentile;
 use crate::receiver::Receivers;
 use crate::report::Report;
@@ -21,15 +21,14 @@ pub(crate) async fn facts(bench: &Bench, report: &mut Report) {
     let receivers = Receivers::start(1).await;
     let link = Link::connect(bench).await;
     let workers = bench.workers(&lethe_testing::worker::queue_workers(), DAILY).await;
-    let key = format!("{PEOPLE}.request");
-    let route = Route { exchange: "dsr.requests", routing_key: &key, reply_to: None };
+    let controllers = [PEOPLE.to_owned()];
     let mut milliseconds = Vec::new();
     let made = requests::erasures(WARM_UP + bench.sizes.single_requests, bench.sizes.profiles, &receivers.urls);
     for (index, one) in made.chunks(1).enumerate() {
         tokio::time::sleep(PAUSE).await;
         let arrived = receivers.expect(1);
         let started = Instant::now();
-        link.publish(PEOPLE, route, one).await;
+        link.publish(&controllers, "dsr.requests", None, one).await;
         arrived.await;
         if index as u64 >= WARM_UP {
             milliseconds.push(started.elapsed().as_secs_f64() * 1e3);

@@ -4,7 +4,9 @@ pub(crate) mod callbacks;
 pub(crate) mod compile;
 mod end_to_end;
 pub(crate) mod erasure;
+mod http;
 mod idle;
+mod import;
 pub(crate) mod intake;
 mod latency;
 pub(crate) mod raw;
@@ -15,6 +17,7 @@ use clap::ValueEnum;
 use crate::bench::Bench;
 use crate::options::RowName;
 use crate::report::Report;
+use erasure::Layout;
 
 /// Measures the rows of these names; all of them where there is none.
 pub(crate) async fn run(bench: &mut Bench, names: &[RowName], report: &mut Report) {
@@ -24,11 +27,19 @@ pub(crate) async fn run(bench: &mut Bench, names: &[RowName], report: &mut Repor
         match name {
             RowName::Intake => report.row(intake::row(bench).await),
             RowName::Answers => report.row(intake::row_with_answers(bench).await),
-            RowName::Erasure => report.row(erasure::row(bench).await),
+            RowName::Controllers => report.row(intake::row_of_many_controllers(bench).await),
+            RowName::Erasure => {
+                for layout in [Layout::Scattered, Layout::Ordered] {
+                    report.row(erasure::row(bench, layout).await);
+                }
+            }
             RowName::Compile => report.row(compile::row(bench).await),
             RowName::Callbacks => report.row(callbacks::row(bench).await),
-            RowName::Release => report.row(release::row(bench).await),
+            RowName::OneEndpoint => report.row(callbacks::row_of_one_endpoint(bench).await),
+            RowName::Release => release::rows(bench).await.into_iter().for_each(|row| report.row(row)),
             RowName::EndToEnd => report.row(end_to_end::row(bench).await),
+            RowName::Import => import::rows(bench).await.into_iter().for_each(|row| report.row(row)),
+            RowName::Http => http::facts(bench, report).await,
             RowName::Latency => latency::facts(bench, report).await,
             RowName::Idle => idle::facts(bench, report).await,
         }

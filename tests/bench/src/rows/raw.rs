@@ -14,6 +14,7 @@ use crate::people::IDENTITIES;
 /// A request as the raw intake sees it.
 pub(crate) struct RawRequest {
     pub(crate) id: Uuid,
+    pub(crate) controller: String,
     pub(crate) body: Vec<u8>,
     /// SHA-256 of its identities, in the order of [`IDENTITIES`].
     pub(crate) digests: Vec<(&'static str, Vec<u8>)>,
@@ -33,7 +34,7 @@ struct Identity {
 
 impl RawRequest {
     /// Reads the id and the identities, and nothing else.
-    pub(crate) fn read(body: Vec<u8>, reply_to: Option<String>) -> Self {
+    pub(crate) fn read(body: Vec<u8>, controller: &str, reply_to: Option<String>) -> Self {
         let read: Body = serde_json::from_slice(&body).unwrap();
         let digests = IDENTITIES
             .iter()
@@ -41,7 +42,7 @@ impl RawRequest {
                 Some((*kind, lethe_domain::crypto::sha256(read.subject_identities.get(*kind)?.value.as_bytes())))
             })
             .collect();
-        Self { id: read.subject_request_id, body, digests, reply_to }
+        Self { id: read.subject_request_id, controller: controller.to_owned(), body, digests, reply_to }
     }
 }
 
