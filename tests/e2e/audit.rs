@@ -255,6 +255,60 @@ async fn a_rewritten_chain_is_not_ours_and_is_not_continued() {
     assert_eq!(of_zeta.code, Some(0), "{}{}", of_zeta.out, of_zeta.err);
 }
 
+/// Takes the last places of a chain away with their entries, and leaves what was signed at the end of the first group.
+async fn cut_back(world: &World, chain: &str) {
+    world
+        .run(&format!(
+            "BEGIN;
+             ALTER TABLE lethe.audit_entries DISABLE TRIGGER USER; ALTER TABLE lethe.audit_seals DISABLE TRIGGER USER;
+             WITH kept AS (
+                 SELECT * FROM lethe.audit_seals WHERE chain = '{chain}' AND signature IS NOT NULL ORDER BY position LIMIT 1),
+             gone AS (
+                 DELETE FROM lethe.audit_seals s USING kept
+                  WHERE s.chain = kept.chain AND s.position > kept.position RETURNING s.entry_id),
+             entries AS (DELETE FROM lethe.audit_entries e USING gone WHERE e.entry_id = gone.entry_id)
+             UPDATE lethe.audit_heads h
+                SET position = kept.position, digest = kept.digest, signature = kept.signature, signed_at = kept.signed_at
+               FROM kept WHERE h.chain = kept.chain;
+             ALTER TABLE lethe.audit_entries ENABLE TRIGGER USER; ALTER TABLE lethe.audit_seals ENABLE TRIGGER USER;
+             COMMIT"
+        ))
+        .await;
+}
+
+#[tokio::test]
+async fn a_chain_that_a_failover_has_cut_back_goes_on_and_says_so() {
+    let world = World::new().await;
+    world.controller("acme").await;
+    let scheduler = Worker::start(&world, "scheduler", &[]).await;
+    for _ in 0..3 {
+        add(&world, Some("acme"), 4).await;
+        all_is_sealed(&world).await;
+    }
+    let end = async || world.one::<i64>("SELECT position FROM lethe.audit_heads WHERE chain = 'acme'", &[]).await;
+    let before = end().await;
+    // In the server that had more, somebody has taken it away.
+    cut_back(&world, "acme").await;
+    let after = end().await;
+    assert!(after < before, "{after} of {before}");
+    add(&world, Some("acme"), 1).await;
+    eventually("it is noticed", seconds(10), async || scheduler.log().contains("none of ours")).await;
+    assert_eq!(end().await, after, "it is not continued");
+    // Another server may never have had it.
+    let sessions = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+                     WHERE datname = current_database() AND application_name LIKE 'scheduler%'";
+    assert!(world.one::<i64>(sessions, &[]).await > 0);
+    eventually("it is continued", seconds(90), async || end().await > after).await;
+    all_is_sealed(&world).await;
+    let told = "SELECT details::jsonb - 'digest' - 'database_user' FROM lethe.audit_entries
+                 WHERE controller_id = 'acme' AND event = 'trail.cut_back'";
+    let told: serde_json::Value = world.one(told, &[]).await;
+    assert_eq!(told, serde_json::json!({"from": before, "to": after}));
+    let verified = lethe(&world, &["audit", "verify"]).await;
+    assert_eq!(verified.code, Some(0), "{}{}", verified.out, verified.err);
+    scheduler.stop().await;
+}
+
 #[tokio::test]
 async fn the_tail_that_is_not_sealed_is_told_and_guarded() {
     let world = a_sealed_world().await;

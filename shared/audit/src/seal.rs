@@ -10,11 +10,13 @@ use std::time::{Duration, Instant};
 
 use super::Signatory;
 use lethe_db::audit::{self, NewSeal};
-use lethe_db::{Db, DbError, leader};
+use lethe_db::{Db, DbError, Tx, leader};
 use lethe_domain::audit_chain::{Digest, Entry, GENESIS, Head};
+use lethe_domain::crypto;
 use lethe_domain::signature_algorithm::SignatureAlgorithm;
 use lethe_signing::signature::sign_all;
 use lethe_signing::signing_keys::SigningError;
+use serde_json::json;
 
 /// Entries of a transaction at most.
 const GROUP: i64 = 2_000;
@@ -32,14 +34,35 @@ pub enum SealError {
     Signing(#[from] SigningError),
 }
 
+/// The end of a chain, and when it was seen: another server may lack what this one had (ADR 0027).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Known {
+    position: i64,
+    digest: Digest,
+    seen_at: Instant,
+}
+
+/// What the end of a chain in the database is to us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// The one that we know, or a later one that we signed.
+    Ours,
+    /// One that we signed, before the one that we know from a session of before: the server that we are connected to now has
+    /// lost what came after it, or was restored.
+    CutBack(Known),
+    /// Not one that we signed, or an earlier one in a server that had more.
+    Foreign,
+}
+
 /// Seals, and remembers how far.
 #[derive(Debug)]
 pub struct Sealer {
     signatory: Arc<Signatory>,
-    /// The end of each chain as we have seen it: position and digest.
-    known: BTreeMap<String, (i64, Digest)>,
-    /// Chains whose end is none that we signed. To continue one would be to vouch for whatever was done to it.
-    broken: BTreeSet<String>,
+    /// The end of each chain as we have seen it.
+    known: BTreeMap<String, Known>,
+    /// Chains whose end is none that we signed, and when we saw it. To continue one would be to vouch for whatever was done to
+    /// it.
+    broken: BTreeMap<String, Instant>,
     looked: Instant,
 }
 
@@ -47,7 +70,7 @@ impl Sealer {
     /// Signs as `signatory`, and continues what its certificates have signed.
     #[must_use]
     pub fn new(signatory: Arc<Signatory>) -> Self {
-        Self { signatory, known: BTreeMap::new(), broken: BTreeSet::new(), looked: Instant::now() }
+        Self { signatory, known: BTreeMap::new(), broken: BTreeMap::new(), looked: Instant::now() }
     }
 
     /// Chains that cannot be continued.
@@ -76,7 +99,9 @@ impl Sealer {
     async fn attempt(&mut self, db: &Db, epoch: i64) -> Result<Option<usize>, SealError> {
         let tx = db.begin("seal_audit_entries").await?;
         leader::assert(&tx, epoch).await?;
-        let left_out: Vec<&str> = self.broken.iter().map(String::as_str).collect();
+        let connected_at = tx.connected_at();
+        self.broken.retain(|_, seen_at| connected_at <= *seen_at);
+        let left_out: Vec<&str> = self.broken.keys().map(String::as_str).collect();
         let entries = audit::take(&tx, &left_out, GROUP).await?;
         if entries.is_empty() {
             tx.rollback().await;
@@ -85,14 +110,21 @@ impl Sealer {
         let chains: BTreeSet<&str> = entries.iter().map(Entry::chain).collect();
         let chains: Vec<&str> = chains.into_iter().collect();
         let (signed_at, ends) = audit::lock_heads(&tx, &chains).await?;
-        if let Some(broken) = chains.iter().find(|chain| !self.may_continue(chain, ends.get(**chain))) {
+        let found = |chain: &str| self.judge(chain, ends.get(chain), connected_at);
+        if let Some(broken) = chains.iter().find(|chain| found(chain) == End::Foreign) {
             tracing::error!(
                 chain = broken,
                 "the end of an audit chain is none of ours; it is not continued: run `lethe audit verify`"
             );
-            self.broken.insert((*broken).to_owned());
+            self.broken.insert((*broken).to_owned(), Instant::now());
             tx.rollback().await;
             return Ok(None);
+        }
+        for chain in &chains {
+            if let End::CutBack(known) = found(chain) {
+                let to = ends.get(*chain).map_or(0, |(head, _)| head.position);
+                cut_back(&tx, chain, known, to).await?;
+            }
         }
         let mut heads: BTreeMap<&str, Head> = chains
             .iter()
@@ -121,19 +153,45 @@ impl Sealer {
         audit::write_seals(&tx, &seals, &heads).await?;
         let sealed = seals.len();
         tx.commit().await?;
-        self.known.extend(heads.into_iter().map(|(head, _)| (head.chain, (head.position, head.digest))));
+        let seen_at = Instant::now();
+        self.known.extend(heads.into_iter().map(|(head, _)| {
+            let Head { chain, position, digest, .. } = head;
+            (chain, Known { position, digest, seen_at })
+        }));
         Ok(Some(sealed))
     }
 
-    /// Whether the end of a chain as the database shows it is one that we signed, and not an earlier one than we have
-    /// seen already.
-    fn may_continue(&self, chain: &str, end: Option<&(Head, String)>) -> bool {
-        match (self.known.get(chain), end) {
-            (None, None) => true,
-            (Some(_), None) => false,
-            (Some((position, digest)), Some((head, _))) if head.position == *position => head.digest == *digest,
-            (Some((position, _)), Some((head, _))) if head.position < *position => false,
-            (_, Some((head, signature))) => self.signatory.trust.verifies(&head.message(), signature),
+    /// What the end of a chain is that the database shows in a session of that age.
+    fn judge(&self, chain: &str, end: Option<&(Head, String)>, connected_at: Instant) -> End {
+        let known = self.known.get(chain);
+        if let (Some(known), Some((head, _))) = (known, end)
+            && (head.position, head.digest) == (known.position, known.digest)
+        {
+            return End::Ours;
+        }
+        // Nothing is where a chain begins.
+        let is_signed = end.is_none_or(|(head, signature)| self.signatory.trust.verifies(&head.message(), signature));
+        let position = end.map_or(0, |(head, _)| head.position);
+        match known {
+            _ if !is_signed => End::Foreign,
+            Some(known) if position <= known.position && connected_at > known.seen_at => End::CutBack(*known),
+            Some(known) if position <= known.position => End::Foreign,
+            _ => End::Ours,
         }
     }
+}
+
+/// Enters in a chain that its end was lost, and says so.
+async fn cut_back(tx: &Tx, chain: &str, known: Known, to: i64) -> Result<(), DbError> {
+    tracing::error!(
+        chain,
+        from = known.position,
+        to,
+        "PostgreSQL has lost the end of an audit chain that it had before; it is continued, and says so: was there a failover \
+         that lost commits, or a restore? If not, verify against the last export"
+    );
+    metrics::counter!("lethe_audit_cut_back_total").increment(1);
+    let controller = chain.parse().ok();
+    let details = json!({"from": known.position, "digest": crypto::hex(&known.digest), "to": to});
+    audit::record(tx, controller.as_ref(), None, "trail.cut_back", &details).await
 }

@@ -220,7 +220,7 @@ pub struct Session {
 impl Session {
     /// When it was connected. What was learnt before may come from another server, which had what this one has lost.
     #[must_use]
-    pub(crate) fn connected_at(&self) -> Instant {
+    pub fn connected_at(&self) -> Instant {
         Object::metrics(&self.object).created
     }
 

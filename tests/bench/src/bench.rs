@@ -10,7 +10,6 @@ use lethe_domain::request::{Calendar, ControllerId};
 use lethe_testing::{Worker, World};
 use reqwest::Method;
 
-use crate::broker;
 use crate::meter::Meter;
 use crate::options::Sizes;
 use crate::servers::Servers;
@@ -92,14 +91,22 @@ impl Bench {
         self.settle().await;
     }
 
+    /// Waits until a look into the database gives `wanted`.
+    pub(crate) async fn reaches(&self, sql: &str, wanted: u64) {
+        let wanted = i64::try_from(wanted).unwrap();
+        while self.count(sql).await != wanted {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     /// Waits until a scheduler leads.
     pub(crate) async fn is_led(&self) {
-        broker::reaches(self, "SELECT count(*) FROM lethe.leaders WHERE holder IS NOT NULL", 1).await;
+        self.reaches("SELECT count(*) FROM lethe.leaders WHERE holder IS NOT NULL", 1).await;
     }
 
     /// Waits until the trail is sealed as far as it goes.
     pub(crate) async fn is_sealed(&self) {
-        broker::reaches(self, "SELECT count(*) FROM (SELECT FROM lethe.audit_unsealed LIMIT 1) one", 0).await;
+        self.reaches("SELECT count(*) FROM (SELECT FROM lethe.audit_unsealed LIMIT 1) one", 0).await;
     }
 
     /// Lets PostgreSQL write out what it owes.

@@ -168,11 +168,3 @@ pub(crate) async fn arrived(consumer: &mut Consumer, count: u64) {
         consumer.next().await.unwrap().unwrap();
     }
 }
-
-/// Waits until a look into the database gives `wanted`.
-pub(crate) async fn reaches(bench: &Bench, sql: &str, wanted: u64) {
-    let wanted = i64::try_from(wanted).unwrap();
-    while bench.count(sql).await != wanted {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}

@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::intake::people;
 use super::raw;
 use crate::bench::Bench;
-use crate::broker::{self, Link};
+use crate::broker::Link;
 use crate::meter::Run;
 use crate::receiver::Receivers;
 use crate::report::Row;
@@ -76,7 +76,7 @@ pub(crate) async fn lethe(bench: &Bench, receivers: &Receivers, count: u64, cour
         link.wake(CALLBACK_DELIVERY.name, "endpoint_id", &endpoints).await;
     }
     delivered.await;
-    broker::reaches(bench, "SELECT count(*) FROM lethe.callbacks WHERE state = 'ready'", 0).await;
+    bench.reaches("SELECT count(*) FROM lethe.callbacks WHERE state = 'ready'", 0).await;
     let run = meter.stop(count as f64);
     assert_eq!(bench.count("SELECT count(*) FROM lethe.callback_attempts").await, i64::try_from(count).unwrap());
     for worker in workers {

@@ -18,7 +18,7 @@ use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
 use crate::bench::{Bench, DAILY};
-use crate::broker::{self, Link};
+use crate::broker::Link;
 use crate::meter::Run;
 use crate::people::{People, fill};
 use crate::report::Row;
@@ -88,7 +88,7 @@ pub(crate) async fn lethe(bench: &Bench, controller: &str) -> (Run, Option<u64>)
     let workers = bench.workers(&["access-compiler"], &[]).await;
     let meter = bench.meter(&workers);
     link.wake(ACCESS_COMPILATION.name, "slice_id", &[slice]).await;
-    broker::reaches(bench, "SELECT count(*) FROM lethe.requests WHERE status = 'completed'", 1).await;
+    bench.reaches("SELECT count(*) FROM lethe.requests WHERE status = 'completed'", 1).await;
     let run = meter.stop(size);
     let memory = crate::servers::peak_memory(workers[0].id());
     for worker in workers {

@@ -13,7 +13,7 @@ use lethe_testing::worker::{SECONDS, queue_workers};
 use super::erasure::Field;
 use super::{callbacks, erasure, intake, release};
 use crate::bench::Bench;
-use crate::broker::{self, Link};
+use crate::broker::Link;
 use crate::meter::Run;
 use crate::receiver::Receivers;
 use crate::report::Row;
@@ -47,7 +47,7 @@ async fn lethe(bench: &Bench, receivers: &Receivers, field: &Field, share: u64) 
     let meter = bench.meter(&workers);
     link.publish(&[CONTROLLER.to_owned()], "dsr.requests", None, &made).await;
     delivered.await;
-    broker::reaches(bench, "SELECT count(*) FROM lethe.callbacks WHERE state <> 'delivered'", 0).await;
+    bench.reaches("SELECT count(*) FROM lethe.callbacks WHERE state <> 'delivered'", 0).await;
     let run = meter.stop(count as f64);
     assert_eq!(field.left(bench, share).await, 0, "everything of this share is erased");
     for worker in workers {

@@ -13,7 +13,7 @@ use lethe_domain::request::ControllerId;
 use lethe_testing::Worker;
 
 use crate::bench::{Bench, DAILY};
-use crate::broker::{self, Link};
+use crate::broker::Link;
 use crate::meter::Run;
 use crate::people::{IDENTITIES, People, fill};
 use crate::report::Row;
@@ -171,7 +171,7 @@ pub(crate) async fn lethe(bench: &Bench, field: &Field, share: u64, executors: u
     let link = Link::connect(bench).await;
     let meter = bench.meter(&workers);
     link.wake(ERASURE_EXECUTION.name, "slice_id", &slices).await;
-    broker::reaches(bench, "SELECT count(*) FROM lethe.slices WHERE state = 'completed'", slices.len() as u64).await;
+    bench.reaches("SELECT count(*) FROM lethe.slices WHERE state = 'completed'", slices.len() as u64).await;
     bench.is_sealed().await;
     let run = meter.stop(field.rows());
     let memory = servers::peak_memory(workers[0].id());

@@ -100,7 +100,7 @@ pub(crate) async fn lethe(bench: &Bench, controllers: &[String], made: &[Made], 
     if answers {
         broker::arrived(&mut arriving, count).await;
     }
-    broker::reaches(bench, RECORDED, count).await;
+    bench.reaches(RECORDED, count).await;
     bench.is_sealed().await;
     let run = meter.stop(count as f64);
     assert_eq!(bench.count("SELECT count(*) FROM lethe.request_mpids").await, i64::try_from(count).unwrap());
@@ -123,7 +123,7 @@ pub(crate) async fn from_queue(bench: &Bench, controller: &str, made: &[Made], m
     // What they took while they were awaited is not measured.
     let before = bench.count(RECORDED).await;
     link.emptied("dsr.identity-matching").await;
-    broker::reaches(bench, RECORDED, made.len() as u64).await;
+    bench.reaches(RECORDED, made.len() as u64).await;
     let run = meter.stop(made.len() as f64 - before as f64);
     let memory = servers::peak_memory(workers[0].id());
     for worker in workers {

@@ -12,7 +12,7 @@ use lethe_testing::Worker;
 use super::intake::{self, LookUp, PEOPLE, people};
 use super::raw::RawRequest;
 use crate::bench::{Bench, DAILY};
-use crate::broker::{self, Link, RAW_WAKE_UPS};
+use crate::broker::{Link, RAW_WAKE_UPS};
 use crate::meter::Run;
 use crate::report::Row;
 use crate::requests::{self, Made};
@@ -57,8 +57,7 @@ pub(crate) async fn lethe(bench: &Bench, count: u64) -> (Run, Option<u64>) {
     bench.settle().await;
     let meter = bench.meter(&workers);
     bench.set_clock(tick.checked_add(SignedDuration::from_secs(1)).unwrap()).await;
-    broker::reaches(bench, "SELECT count(*) FROM (SELECT FROM lethe.requests WHERE status = 'pending' LIMIT 1) one", 0)
-        .await;
+    bench.reaches("SELECT count(*) FROM (SELECT FROM lethe.requests WHERE status = 'pending' LIMIT 1) one", 0).await;
     let run = meter.stop(count as f64);
     let memory = crate::servers::peak_memory(workers[0].id());
     assert_eq!(bench.count("SELECT count(*) FROM lethe.request_mpids").await, 0, "they match nobody");
