@@ -19,7 +19,7 @@ FLEET := --bin lethe $(WORKERS:%=--bin %)
 LOCKED := $(if $(filter true,$(CI)),--locked)
 WITH_ENV := source "$(LOCAL)/env"
 
-.PHONY: help build servers up down test check schema chaos lint demo bench bench-growth scale clean-local
+.PHONY: help build servers up down test check schema chaos lint demo bench bench-gain bench-growth scale clean-local
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -100,6 +100,15 @@ demo: ## The whole life of some thousand requests, from nothing
 bench: ## Measure against the raw cost of the same work; QUICK=1, ROWS="intake release", FLAGS=…
 	deploy/local/with-servers bash -euc 'cargo build --release --workspace $(LOCKED); \
 		exec "$(BIN)/lethe-bench" rows $(if $(QUICK),--quick) $(FLAGS) $(ROWS)'
+
+bench-gain: ## The gain over an earlier commit, by turns with it: BEFORE=REV; QUICK=1, ROWS=…, FLAGS=…
+	@test -n "$(BEFORE)" || { echo "error: say over which commit: make bench-gain BEFORE=REV" >&2; exit 2; }
+	git worktree prune
+	test -d target/before || git worktree add --detach target/before "$(BEFORE)"
+	git -C target/before checkout --detach "$(BEFORE)"
+	cargo build --release --workspace $(LOCKED) --manifest-path target/before/Cargo.toml --target-dir target/before/target
+	deploy/local/with-servers bash -euc 'cargo build --release --workspace $(LOCKED); \
+		exec "$(BIN)/lethe-bench" gain --before target/before/target/release $(if $(QUICK),--quick) $(FLAGS) $(ROWS)'
 
 bench-growth: ## Measure how cost grows, and draw docs/develop/performance/*.png; QUICK=1, CURVES="workers"
 	deploy/local/with-servers bash -euc 'cargo build --release --workspace $(LOCKED); \

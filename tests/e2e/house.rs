@@ -188,8 +188,8 @@ fn read_paths<'a>(mut text: &'a str, mut path: Vec<String>, paths: &mut Vec<Vec<
 /// The files of a crate that a file takes something from. Those that only gather others (`lib.rs`, `mod.rs`) do not count.
 fn takes_from(module: &[String], text: &str, modules: &BTreeSet<Vec<String>>) -> BTreeSet<Vec<String>> {
     let code = text.split("#[cfg(test)]").next().unwrap();
-    let code: String =
-        code.lines().filter(|line| !line.trim_start().starts_with("//")).map(|l| format!("{l}\n")).collect();
+    let code: Vec<&str> = code.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+    let code = code.join("\n");
     let mut paths = Vec::new();
     for start in ["crate::", "super::"] {
         for (at, _) in code.match_indices(start) {

@@ -16,11 +16,11 @@ use crate::output::Output;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Recompute the trail; names what was changed, removed or moved, and ends with 1 where anything was
+    /// Recompute the trail; names anything changed, removed or moved, and exits with 1 if there is any
     Verify(Verify),
     /// Write the sealed trail as JSON Lines to standard output
     Export {
-        /// Only this controller's
+        /// Only this controller
         #[arg(long, value_name = "ID")]
         controller: Option<ControllerId>,
     },
@@ -28,13 +28,13 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct Verify {
-    /// Only this controller's
+    /// Only this controller
     #[arg(long, value_name = "ID", conflicts_with = "file")]
     controller: Option<ControllerId>,
-    /// An export instead of the database
+    /// Verify an export instead of the database
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
-    /// The signing certificate; those from before a change of keys as well
+    /// The signing certificate, and those from before any change of keys
     #[arg(long, env = "LETHE_SIGNING_CERT_FILE", value_delimiter = ',', required = true, value_name = "FILES")]
     certificate: Vec<PathBuf>,
 }

@@ -19,11 +19,11 @@ use crate::output::{Output, or_dash};
 pub(crate) enum Command {
     /// List the latest batches: when each closes and runs, and how its requests stand
     List {
-        /// At most so many
+        /// At most this many
         #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(i64).range(1..=100_000))]
         limit: i64,
     },
-    /// Show a batch: before it runs, on whom it would run now; afterwards, what was done and what differed
+    /// Show a batch: before it runs, whom it would cover now; afterwards, what was done and what differed
     Show(Show),
 }
 

@@ -12,31 +12,31 @@ use crate::output::{Output, or_dash};
 pub(crate) enum Command {
     /// List the latest callbacks, with the outcome of the last attempt
     List {
-        /// Only this controller's
+        /// Only this controller
         #[arg(long, value_name = "ID")]
         controller: Option<ControllerId>,
-        /// Only those that are waiting, ready, delivered or exhausted
+        /// Only those in this state: waiting, ready, delivered or exhausted
         #[arg(long, value_parser = among(CallbackState::ALL))]
         state: Option<CallbackState>,
-        /// Only those of this request
+        /// Only those for this request
         #[arg(long, value_name = "SUBJECT_REQUEST_ID")]
         request: Option<SubjectRequestId>,
-        /// At most so many
+        /// At most this many
         #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(1..=100_000))]
         limit: i64,
     },
-    /// Send callbacks that are exhausted (or delivered) once more, with the same id, outside the order
+    /// Send exhausted (or delivered) callbacks again, with the same id, out of order
     Replay {
-        /// Only these; `lethe callback list` shows them
+        /// Only these, as `lethe callback list` shows them
         #[arg(value_name = "CALLBACK_ID", required_unless_present = "controller")]
         callbacks: Vec<uuid::Uuid>,
-        /// Only this controller's
+        /// Only this controller
         #[arg(long, value_name = "ID")]
         controller: Option<ControllerId>,
-        /// Those that are exhausted or delivered
+        /// Callbacks in this state: exhausted or delivered
         #[arg(long, default_value = "exhausted", value_parser = among(&[CallbackState::Exhausted, CallbackState::Delivered]))]
         state: CallbackState,
-        /// At most so many
+        /// At most this many
         #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(i64).range(1..=1_000_000))]
         limit: i64,
     },

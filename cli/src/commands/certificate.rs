@@ -11,11 +11,11 @@ use crate::output::Output;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Check that a certificate is signed and unchanged, and show what it says; ends with 1 where it is not
+    /// Check that a certificate is signed and unchanged, and show what it says; exits with 1 if it is not
     Verify {
         /// What `lethe request certificate` printed; - for standard input
         file: PathBuf,
-        /// The processor's signing certificates, PEM; without, compare the fingerprint yourself
+        /// The processor's signing certificates, PEM; without them, compare the fingerprint yourself
         #[arg(long, env = "LETHE_SIGNING_CERT_FILE", value_delimiter = ',', value_name = "FILES")]
         certificate: Vec<PathBuf>,
     },

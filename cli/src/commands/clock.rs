@@ -10,9 +10,9 @@ use crate::output::{Output, or_dash};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Show PostgreSQL's clock, this machine's, and the last one that a scheduler believed
+    /// Show PostgreSQL's clock, this machine's, and the last one a scheduler trusted
     Show,
-    /// Take PostgreSQL's clock as it is now: what waits because the clock jumped ahead goes on, and cannot be undone
+    /// Accept PostgreSQL's clock as it is now: work held back because the clock jumped ahead resumes, and cannot be undone
     Agree,
 }
 

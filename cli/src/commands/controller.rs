@@ -19,10 +19,10 @@ pub(crate) enum Command {
         /// The AMQP user that must publish its messages
         #[arg(long, value_name = "USER", conflicts_with = "any_amqp_user")]
         amqp_user: Option<String>,
-        /// Let any AMQP user publish for it
+        /// Let any AMQP user publish on its behalf
         #[arg(long)]
         any_amqp_user: bool,
-        /// How callbacks and answers for it are signed: rsa-pkcs1v15, rsa-pss or ecdsa-p256
+        /// How its callbacks and answers are signed: rsa-pkcs1v15, rsa-pss or ecdsa-p256
         #[arg(long, default_value = "rsa-pkcs1v15", value_name = "ALGORITHM")]
         signature: SignatureAlgorithm,
         /// Leave profile.jsonl out of its portability files
@@ -31,7 +31,7 @@ pub(crate) enum Command {
     },
     /// List all controllers
     List,
-    /// Give a controller a new API secret; the old one ends within 30 seconds
+    /// Give a controller a new API secret; the old one stops working within 30 seconds
     RotateSecret {
         /// Which one
         id: ControllerId,

@@ -21,7 +21,7 @@ use crate::output::{Output, or_dash};
 pub(crate) enum Command {
     /// Count dead letters by queue, cause and controller
     List {
-        /// Every letter instead of counts
+        /// List every letter instead of counts
         #[arg(long = "letters")]
         each: bool,
         #[command(flatten)]
@@ -29,16 +29,16 @@ pub(crate) enum Command {
         #[command(flatten)]
         keys: KeyOptions,
     },
-    /// Show a letter: all but its content
+    /// Show everything about a letter except its content
     Show {
         /// As `lethe dead-letter list --letters` shows it
         letter: String,
         #[command(flatten)]
         keys: KeyOptions,
     },
-    /// Have letters handled once more; what is refused again stays
+    /// Handle letters again; those that are refused again stay
     Replay(Box<Replay>),
-    /// Throw letters away
+    /// Discard letters
     Discard {
         #[command(flatten)]
         chosen: Chosen,

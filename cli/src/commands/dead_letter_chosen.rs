@@ -24,10 +24,10 @@ pub(crate) struct Chosen {
     /// Only those with this cause
     #[arg(long)]
     cause: Option<String>,
-    /// Only this controller's; what the broker itself has dead-lettered (`expired`, `unreadable`) shows nobody's
+    /// Only this controller; what the broker itself dead-lettered (`expired`, `unreadable`) belongs to nobody
     #[arg(long, value_name = "ID")]
     controller: Option<ControllerId>,
-    /// Look at so many of each queue at most
+    /// Look at no more than this many in each queue
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     limit: u32,
 }

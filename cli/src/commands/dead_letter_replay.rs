@@ -22,7 +22,7 @@ use crate::output::Output;
 pub(crate) struct Replay {
     #[command(flatten)]
     chosen: Chosen,
-    /// Letters of a second at most
+    /// Maximum number of letters a second
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     rate: u32,
     #[command(flatten)]

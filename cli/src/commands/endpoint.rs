@@ -13,25 +13,25 @@ use crate::output::{Output, or_dash};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// List the endpoints of callbacks, with the state of each and what waits for it
+    /// List callback endpoints, with the state of each and what is waiting for it
     List {
-        /// Only this controller's
+        /// Only this controller
         #[arg(long, value_name = "ID")]
         controller: Option<ControllerId>,
-        /// Only those that fail
+        /// Only those that are failing
         #[arg(long)]
         failing: bool,
-        /// At most so many
+        /// At most this many
         #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(1..=100_000))]
         limit: i64,
     },
-    /// Exhaust the callbacks that wait for an endpoint; `lethe callback replay` sends them once more
+    /// Exhaust the callbacks waiting for an endpoint; `lethe callback replay` sends them again
     #[command(name = "give-up")]
     GiveUp {
-        /// The endpoint; `lethe endpoint list` shows it
+        /// The endpoint, as `lethe endpoint list` shows it
         #[arg(value_name = "ENDPOINT_ID")]
         endpoint: EndpointId,
-        /// Only callbacks that were created longer ago
+        /// Only callbacks older than this
         #[arg(long, default_value = "0s", value_name = "DURATION")]
         older_than: HumanDuration,
     },

@@ -16,7 +16,7 @@ pub(crate) enum Command {
     Profiles {
         #[command(flatten)]
         source: Source,
-        /// Identity values that name nobody, beside empty, null, all zeros and their like; they are not indexed
+        /// Identity values that name nobody, besides empty, null, all zeros and the like; they are not indexed
         #[arg(long, env = "LETHE_DENIED_IDENTITIES", value_delimiter = ',', value_name = "VALUES")]
         denied_identities: Vec<String>,
     },
@@ -24,7 +24,7 @@ pub(crate) enum Command {
     EventBatches {
         #[command(flatten)]
         source: Source,
-        /// Go on where an earlier run of this file ended, whatever ended it
+        /// Continue where an earlier run of this file ended, for whatever reason
         #[arg(long, conflicts_with = "from_line")]
         resume: bool,
     },

@@ -26,7 +26,7 @@ const BYTES: usize = 8 << 20;
 
 #[derive(Debug, Args)]
 pub(crate) struct Source {
-    /// A file of JSON Lines, packed with gzip or not
+    /// A file of JSON Lines, gzipped or not
     pub(super) file: PathBuf,
     /// Whose data it is
     #[arg(long, value_name = "ID")]
@@ -34,13 +34,13 @@ pub(crate) struct Source {
     /// Begin at this line
     #[arg(long, value_name = "LINE", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     pub(super) from_line: u64,
-    /// Leave lines out that cannot be taken, and list them in the report
+    /// Skip lines that cannot be imported, and list them in the report
     #[arg(long)]
     pub(super) skip_invalid: bool,
-    /// Where lines that are left out are listed by number, field and rule [default: FILE.refused.jsonl]
+    /// Where skipped lines are listed, by number, field and rule [default: FILE.refused.jsonl]
     #[arg(long, value_name = "FILE", requires = "skip_invalid")]
     pub(super) report: Option<PathBuf>,
-    /// Lines of one transaction at most
+    /// Maximum number of lines in a transaction
     #[arg(long, value_name = "LINES", default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(super) group: u32,
 }

@@ -27,7 +27,7 @@ use crate::output::Output;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Bring the schema of the database to this release, and declare the topology of the broker
+    /// Migrate the database to this release's schema, and declare the broker's topology
     Migrate,
     /// Add, list and re-key controllers
     #[command(subcommand)]
@@ -38,13 +38,13 @@ pub(crate) enum Command {
     /// Submit, follow, cancel, approve and retry requests
     #[command(subcommand)]
     Request(request::Command),
-    /// Show what will run when and on whom, and what was done
+    /// Show what will run, when and for whom, and what was done
     #[command(subcommand)]
     Batch(batch::Command),
-    /// Show callbacks, and send them once more
+    /// Show callbacks, and send them again
     #[command(subcommand)]
     Callback(callback::Command),
-    /// Show where callbacks go, and give an endpoint up
+    /// Show where callbacks go, and give up on an endpoint
     #[command(subcommand)]
     Endpoint(endpoint::Command),
     /// Show, replay and discard dead letters
@@ -56,12 +56,12 @@ pub(crate) enum Command {
     /// Verify certificates of erasures
     #[command(subcommand)]
     Certificate(certificate::Command),
-    /// Show what the schedulers believe of PostgreSQL's clock, and agree to it
+    /// Show how far the schedulers trust PostgreSQL's clock, and accept it
     #[command(subcommand)]
     Clock(clock::Command),
     /// Check servers, schema, topology, clocks, keys and certificate, and say what to do about each finding
     Doctor(Box<doctor::Doctor>),
-    /// Watch the fleet: requests by status, callbacks, the oldest work of each stage
+    /// Watch the fleet: requests by status, callbacks, the oldest work in each stage
     Top(top::Top),
 }
 

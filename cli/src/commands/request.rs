@@ -22,7 +22,7 @@ use crate::output::{Output, line, or_dash};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Hand a request in, as a controller would
+    /// Submit a request, as a controller would
     Submit {
         /// A file with the OpenDSR request; - for standard input
         file: PathBuf,
@@ -38,22 +38,22 @@ pub(crate) enum Command {
     Cancel(Target),
     /// List the latest requests
     List {
-        /// Only this controller's
+        /// Only this controller
         #[arg(long, value_name = "ID")]
         controller: Option<ControllerId>,
-        /// Only those that are pending, `in_progress`, completed or cancelled
+        /// Only those with this status: pending, `in_progress`, completed or cancelled
         #[arg(long)]
         status: Option<RequestStatus>,
         /// Only those that match too many profiles and wait for `lethe request approve`
         #[arg(long)]
         awaiting_approval: bool,
-        /// At most so many
+        /// At most this many
         #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(1..=100_000))]
         limit: i64,
     },
-    /// Let a request run although it matches more profiles than the cap allows
+    /// Let a request run even though it matches more profiles than the cap allows
     Approve(Target),
-    /// Let the work of a request that failed begin again at once
+    /// Retry the failed work of a request at once
     Retry(Target),
     /// Print the signed certificate of a completed erasure
     Certificate {

@@ -11,7 +11,7 @@ use crate::output::{line, table};
 
 #[derive(Debug, Args)]
 pub(crate) struct Top {
-    /// Print once and end
+    /// Print once and exit
     #[arg(long)]
     once: bool,
 }

@@ -12,6 +12,7 @@
 
 mod bench;
 mod broker;
+mod gain;
 mod growth;
 mod meter;
 mod options;
@@ -32,6 +33,10 @@ use crate::report::Report;
 #[tokio::main]
 async fn main() {
     let options = Options::parse();
+    if let Command::Gain { before, names } = &options.command {
+        gain::run(before, names, &options.arguments(), options.sizes().runs, &options.output);
+        return;
+    }
     let mut report = Report::new(&options);
     let mut bench = Bench::new(options.sizes()).await;
     report.conditions(&bench).await;
@@ -39,6 +44,7 @@ async fn main() {
         Command::Rows { names } => rows::run(&mut bench, names, &mut report).await,
         Command::Scale { names } => scale::run(&mut bench, names, &mut report).await,
         Command::Growth { names } => growth::run(&mut bench, names, &mut report).await,
+        Command::Gain { .. } => {}
     }
     println!("{report}");
     println!("written to {}", report.write(&options.output).display());

@@ -28,6 +28,14 @@ pub(crate) enum Command {
         /// Which rows; all of them where none is named
         names: Vec<RowName>,
     },
+    /// The gain over earlier binaries, by turns with them
+    Gain {
+        /// Folder of the earlier release binaries, with their `lethe-bench`
+        #[arg(long, value_name = "FOLDER")]
+        before: PathBuf,
+        /// Which rows; all of them where none is named
+        names: Vec<RowName>,
+    },
     /// What a scheduler and an operator wait for beside years of data
     Scale {
         /// Which rows; all of them where none is named
@@ -59,6 +67,8 @@ pub(crate) enum RowName {
     Import,
     /// Status, group status and submit over HTTP
     Http,
+    /// WAL, rows and bytes of one request
+    Writes,
     Latency,
     Idle,
 }
@@ -108,6 +118,14 @@ macro_rules! sizes {
         }
 
         impl Options {
+            /// What was said of sizes, as arguments for another benchmark; not the runs.
+            pub(crate) fn arguments(&self) -> Vec<String> {
+                let said = [$((concat!("--", stringify!($name)), self.flags.$name)),+];
+                let said = said.into_iter().filter(|(name, _)| *name != "--runs");
+                let sizes = said.filter_map(|(name, size)| Some([name.replace('_', "-"), size?.to_string()])).flatten();
+                self.quick.then(|| "--quick".to_owned()).into_iter().chain(sizes).collect()
+            }
+
             /// The sizes by flags, otherwise those of the full or the quick form.
             pub(crate) fn sizes(&self) -> Sizes {
                 Sizes { $($name: self.flags.$name.unwrap_or(if self.quick { $quick } else { $full }),)+ }

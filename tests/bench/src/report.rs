@@ -81,7 +81,7 @@ pub(crate) struct Report {
 impl Report {
     pub(crate) fn new(options: &Options) -> Self {
         let name = match options.command {
-            crate::options::Command::Rows { .. } => "rows",
+            crate::options::Command::Rows { .. } | crate::options::Command::Gain { .. } => "rows",
             crate::options::Command::Growth { .. } => "growth",
             crate::options::Command::Scale { .. } => "scale",
         };

@@ -11,6 +11,7 @@ pub(crate) mod intake;
 mod latency;
 pub(crate) mod raw;
 pub(crate) mod release;
+mod writes;
 
 use clap::ValueEnum;
 
@@ -40,6 +41,7 @@ pub(crate) async fn run(bench: &mut Bench, names: &[RowName], report: &mut Repor
             RowName::EndToEnd => report.row(end_to_end::row(bench).await),
             RowName::Import => import::rows(bench).await.into_iter().for_each(|row| report.row(row)),
             RowName::Http => http::facts(bench, report).await,
+            RowName::Writes => writes::facts(bench, report).await,
             RowName::Latency => latency::facts(bench, report).await,
             RowName::Idle => idle::facts(bench, report).await,
         }

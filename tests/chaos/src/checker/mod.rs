@@ -1,7 +1,7 @@
 //! The checker: reads the end state from outside and lists every violation. It judges by the plan, plain SQL on the subject
 //! data, files, what the controllers' side saw, and what an operator and an auditor are shown: the command line's lists and
 //! the exported trail. Of Lethe's own code it uses only the decryption of result files; of its own tables only what the
-//! checks of [`integrity`] and [`privacy`] are about.
+//! checks of `integrity` and `privacy` are about.
 
 mod callbacks;
 mod durability;
