@@ -159,6 +159,25 @@ async fn whoever_has_the_fewest_leases_is_served_and_equals_take_turns() {
     assert_eq!(claim(&world, &Turn::default()).await.unwrap().slice_id, oldest);
 }
 
+/// A renewal may come between the instant of a claim and its look at the leases.
+#[tokio::test]
+async fn a_lease_that_is_renewed_while_another_is_claimed_is_not_taken_over() {
+    let world = world_with(&[("acme", 2)]).await;
+    let turn = Turn::default();
+    let first = claim(&world, &turn).await.unwrap();
+    let renew = async |seconds: f64| {
+        let sql =
+            "UPDATE lethe.slices SET lease_expires_at = lethe.now() + make_interval(secs => $1) WHERE slice_id = $2";
+        world.db.session().await.unwrap().execute(sql, &[&seconds, &first.slice_id]).await.unwrap();
+    };
+    renew(75.0).await;
+    assert_ne!(claim(&world, &turn).await.unwrap().slice_id, first.slice_id);
+    assert!(claim(&world, &turn).await.is_none());
+    // That one was given by a clock that was ahead.
+    renew(150.0).await;
+    assert_eq!(claim(&world, &turn).await.unwrap().slice_id, first.slice_id);
+}
+
 #[tokio::test]
 async fn with_one_permit_equals_are_served_in_turn_however_much_one_has() {
     let world = world_with(&[("a", 9), ("b", 2), ("c", 1)]).await;

@@ -134,3 +134,33 @@ async fn a_writer_whose_first_row_has_no_partition_yet_is_waited_for() {
     assert_eq!(rows(&world).await, (0, 0, 0));
     foreign.commit().await.unwrap();
 }
+
+#[tokio::test]
+async fn an_erasure_is_no_writer_for_another_one() {
+    let world = world_of_acme().await;
+    let deleting = "DELETE FROM subject_data.profiles WHERE controller_id = 'acme' AND mpid = 2";
+    let writers = async || world.one::<Vec<String>>("SELECT lethe.writers('acme')", &[]).await.len();
+    let somebody = writer(&world, deleting).await;
+    assert_eq!(writers().await, 1, "whoever deletes may have inserted before");
+    somebody.rollback().await;
+    let of_ours =
+        writer(&world, &format!("SELECT pg_advisory_xact_lock_shared(lethe.eraser_lock()); {deleting}")).await;
+    assert_eq!(writers().await, 0);
+    of_ours.rollback().await;
+    // The executor's own, which waits for a row that somebody has locked.
+    let locked = writer(&world, "SELECT FROM subject_data.event_batches WHERE controller_id = 'acme' FOR UPDATE").await;
+    let _workers = Worker::several(&world, &ERASURE, SECONDS).await;
+    let request = Request::erasure("ada@example.com");
+    Publisher::connect(&world).await.request("acme", &request).await;
+    eventually("it waits with rows deleted, and is no writer", seconds(20), async || {
+        let sql = "SELECT EXISTS (SELECT FROM pg_stat_activity a
+                                   WHERE a.datname = current_database() AND a.wait_event_type = 'Lock'
+                                     AND a.query LIKE '%::DELETE_EVENT_BATCHES %')
+                      AND lethe.writers('acme') = '{}'";
+        world.one(sql, &[]).await
+    })
+    .await;
+    locked.commit().await.unwrap();
+    world.reaches(&request.id, "completed").await;
+    assert_eq!(rows(&world).await, (0, 0, 0));
+}

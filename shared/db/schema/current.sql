@@ -898,8 +898,10 @@ CREATE OR REPLACE FUNCTION lethe.claim_slice(wanted_stage text, lease_seconds do
 AS $function$
 DECLARE
     instant   timestamptz := lethe.now();
-    -- A lease that ends later was given by a clock that was ahead, and counts as run out.
     latest    timestamptz := instant + make_interval(secs => lease_seconds);
+    -- A lease that ends later was given by a clock that was ahead, and counts as run out. What was renewed since the instant ends
+    -- after latest: it lies no further off than a statement may take, which is a lease.
+    absurd    timestamptz := latest + make_interval(secs => lease_seconds);
     passed    text[] := at_limit;
     place     text;
     wrapped   boolean;
@@ -929,7 +931,7 @@ BEGIN
             CONTINUE WHEN here = ANY (passed);
             SELECT count(*) INTO in_force FROM lethe.slices s
              WHERE s.stage = wanted_stage AND s.controller_id = here AND s.state = 'ready' AND s.lease_token IS NOT NULL
-               AND s.lease_expires_at > instant AND s.lease_expires_at <= latest;
+               AND s.lease_expires_at > instant AND s.lease_expires_at <= absurd;
             CONTINUE WHEN in_force >= fewest;
             SELECT p.paused_at <= instant AND p.paused_until > instant INTO is_paused FROM lethe.pauses p
              WHERE p.stage = wanted_stage AND p.controller_id = here;
@@ -939,7 +941,7 @@ BEGIN
                 SELECT FROM lethe.slices s
                  WHERE s.stage = wanted_stage AND s.controller_id = here AND s.state = 'ready'
                    AND s.next_attempt_at <= instant
-                   AND (s.lease_expires_at IS NULL OR s.lease_expires_at <= instant OR s.lease_expires_at > latest));
+                   AND (s.lease_expires_at IS NULL OR s.lease_expires_at <= instant OR s.lease_expires_at > absurd));
             best := here;
             fewest := in_force;
             probes := is_paused IS NOT NULL;
@@ -959,7 +961,7 @@ BEGIN
          WHERE c.slice_id = (
             SELECT s.slice_id FROM lethe.slices s
              WHERE s.stage = wanted_stage AND s.controller_id = best AND s.state = 'ready' AND s.next_attempt_at <= instant
-               AND (s.lease_expires_at IS NULL OR s.lease_expires_at <= instant OR s.lease_expires_at > latest)
+               AND (s.lease_expires_at IS NULL OR s.lease_expires_at <= instant OR s.lease_expires_at > absurd)
              ORDER BY s.next_attempt_at, s.slice_id LIMIT 1 FOR UPDATE SKIP LOCKED)
         RETURNING c.slice_id, c.controller_id, c.lease_token, c.attempts, c.started_at, c.writers, probes;
         IF FOUND THEN
@@ -1053,6 +1055,12 @@ BEGIN
                        parent, child, new_controller);
     END LOOP;
 END $function$;
+
+CREATE OR REPLACE FUNCTION lethe.eraser_lock()
+ RETURNS bigint
+ LANGUAGE sql
+ IMMUTABLE PARALLEL SAFE
+RETURN '5499812872'::bigint;
 
 CREATE OR REPLACE FUNCTION lethe.find_api_key(wanted text)
  RETURNS TABLE(controller_id text, api_secret_hash text, signature_algorithm text)
@@ -1289,6 +1297,9 @@ AS $function$
         SELECT locktype, relation, transactionid, virtualtransaction, pid, granted FROM pg_locks
          WHERE pid IS DISTINCT FROM pg_backend_pid()
            AND (locktype = 'transactionid' AND pid IS NULL
+                OR locktype = 'advisory' AND objsubid = 1 AND granted
+                   AND classid::bigint << 32 | objid::bigint = lethe.eraser_lock()
+                   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
                 OR locktype = 'relation' AND mode = 'RowExclusiveLock'
                    AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))),
     held AS MATERIALIZED (
@@ -1297,7 +1308,10 @@ AS $function$
                         'prepared/' || (SELECT min(x.transactionid::text) FROM locks x
                                          WHERE x.locktype = 'transactionid'
                                            AND x.virtualtransaction = l.virtualtransaction)) AS writer
-          FROM locks l WHERE locktype = 'relation'),
+          FROM locks l
+         WHERE locktype = 'relation'
+           AND NOT EXISTS (SELECT FROM locks e
+                            WHERE e.locktype = 'advisory' AND e.virtualtransaction = l.virtualtransaction)),
     tables AS MATERIALIZED (
         SELECT to_regclass('subject_data.' || name)::oid AS parent,
                to_regclass(format('subject_data.%s_p%s', name, c.partition_no))::oid AS partition

@@ -255,8 +255,9 @@ pub async fn went_well(db: &Db, claimed: &Claimed) -> Result<(), DbError> {
 /// # Errors
 /// [`DbError`].
 pub async fn to_wake(session: &Session, stage: Stage, pause_seconds: f64, limit: i64) -> Result<Vec<SliceId>, DbError> {
+    // One that was renewed meanwhile ends a little later than one from now.
     let params: [&(dyn tokio_postgres::types::ToSql + Sync); 4] =
-        [&stage, &pause_seconds, &limit, &LEASE.as_secs_f64()];
+        [&stage, &pause_seconds, &limit, &(2 * LEASE).as_secs_f64()];
     session.values(TO_WAKE, &params).await
 }
 

@@ -58,9 +58,9 @@ statements! {
           FROM (SELECT no, mpid, max(id) AS last FROM chosen GROUP BY no, mpid) c
           LEFT JOIN (SELECT mpid, count(*) AS rows FROM gone GROUP BY mpid) g USING (mpid) ORDER BY c.no";
     /// For the transaction of a step. Waiting for a lock holds up what could be done meanwhile. Together the statements
-    /// of a step end before the lease; a limit that was set lower stays.
-    LIMIT_STEP = "
-        SELECT set_config('lock_timeout', '2s', true),
+    /// of a step end before the lease; a limit that was set lower stays. And it is not taken for a writer by others.
+    BEGIN_STEP = "
+        SELECT pg_advisory_xact_lock_shared(lethe.eraser_lock()), set_config('lock_timeout', '2s', true),
                CASE WHEN current_setting('statement_timeout')::interval NOT BETWEEN '1us' AND '10s'
                     THEN set_config('statement_timeout', '10s', true) END";
     COUNT = "
@@ -231,7 +231,7 @@ async fn delete(
     left: Left<'_>,
     size: StepSize,
 ) -> Result<Vec<Row>, StoreError> {
-    tx.query_one(LIMIT_STEP, &[]).await?;
+    tx.query_one(BEGIN_STEP, &[]).await?;
     slices::hold(tx, erasure.claimed).await?;
     let mut deleted: BTreeMap<RequestKey, i64> = BTreeMap::new();
     let mut count = |row: &Row| {

@@ -10,8 +10,10 @@ RETURNS TABLE (slice_id bigint, controller_id text, lease_token uuid, attempts i
 LANGUAGE plpgsql SET enable_seqscan = off AS $$
 DECLARE
     instant   timestamptz := lethe.now();
-    -- A lease that ends later was given by a clock that was ahead, and counts as run out.
     latest    timestamptz := instant + make_interval(secs => lease_seconds);
+    -- A lease that ends later was given by a clock that was ahead, and counts as run out. What was renewed since the instant ends
+    -- after latest: it lies no further off than a statement may take, which is a lease.
+    absurd    timestamptz := latest + make_interval(secs => lease_seconds);
     passed    text[] := at_limit;
     place     text;
     wrapped   boolean;
@@ -41,7 +43,7 @@ BEGIN
             CONTINUE WHEN here = ANY (passed);
             SELECT count(*) INTO in_force FROM lethe.slices s
              WHERE s.stage = wanted_stage AND s.controller_id = here AND s.state = 'ready' AND s.lease_token IS NOT NULL
-               AND s.lease_expires_at > instant AND s.lease_expires_at <= latest;
+               AND s.lease_expires_at > instant AND s.lease_expires_at <= absurd;
             CONTINUE WHEN in_force >= fewest;
             SELECT p.paused_at <= instant AND p.paused_until > instant INTO is_paused FROM lethe.pauses p
              WHERE p.stage = wanted_stage AND p.controller_id = here;
@@ -51,7 +53,7 @@ BEGIN
                 SELECT FROM lethe.slices s
                  WHERE s.stage = wanted_stage AND s.controller_id = here AND s.state = 'ready'
                    AND s.next_attempt_at <= instant
-                   AND (s.lease_expires_at IS NULL OR s.lease_expires_at <= instant OR s.lease_expires_at > latest));
+                   AND (s.lease_expires_at IS NULL OR s.lease_expires_at <= instant OR s.lease_expires_at > absurd));
             best := here;
             fewest := in_force;
             probes := is_paused IS NOT NULL;
@@ -71,7 +73,7 @@ BEGIN
          WHERE c.slice_id = (
             SELECT s.slice_id FROM lethe.slices s
              WHERE s.stage = wanted_stage AND s.controller_id = best AND s.state = 'ready' AND s.next_attempt_at <= instant
-               AND (s.lease_expires_at IS NULL OR s.lease_expires_at <= instant OR s.lease_expires_at > latest)
+               AND (s.lease_expires_at IS NULL OR s.lease_expires_at <= instant OR s.lease_expires_at > absurd)
              ORDER BY s.next_attempt_at, s.slice_id LIMIT 1 FOR UPDATE SKIP LOCKED)
         RETURNING c.slice_id, c.controller_id, c.lease_token, c.attempts, c.started_at, c.writers, probes;
         IF FOUND THEN
@@ -82,16 +84,24 @@ BEGIN
     END LOOP;
 END $$;
 
+-- Held, shared, by each transaction that erases.
+CREATE OR REPLACE FUNCTION lethe.eraser_lock() RETURNS bigint LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN 5499812872::bigint;
+
 -- The transactions, prepared ones too, that write to a controller's tables. The time of receipt of a row is computed before its
 -- partition is known and locked: so whoever holds the parent, and neither holds a partition nor waits for one, counts as well.
 -- Whoever waits for another controller's partition does not: that wait may be long, and is nobody else's.
 -- A session's transaction is called by its number and its process, "3/17/4242", a prepared one by its xid, "prepared/740":
--- so it is called after a restart as well.
+-- so it is called after a restart as well. Erasures of ours only remove rows, and hold a lock that says so: they do not count,
+-- or the slices of a controller would wait for each other.
 CREATE OR REPLACE FUNCTION lethe.writers(of_controller text) RETURNS text[] LANGUAGE sql VOLATILE AS $$
     WITH locks AS MATERIALIZED (
         SELECT locktype, relation, transactionid, virtualtransaction, pid, granted FROM pg_locks
          WHERE pid IS DISTINCT FROM pg_backend_pid()
            AND (locktype = 'transactionid' AND pid IS NULL
+                OR locktype = 'advisory' AND objsubid = 1 AND granted
+                   AND classid::bigint << 32 | objid::bigint = lethe.eraser_lock()
+                   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
                 OR locktype = 'relation' AND mode = 'RowExclusiveLock'
                    AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))),
     held AS MATERIALIZED (
@@ -100,7 +110,10 @@ CREATE OR REPLACE FUNCTION lethe.writers(of_controller text) RETURNS text[] LANG
                         'prepared/' || (SELECT min(x.transactionid::text) FROM locks x
                                          WHERE x.locktype = 'transactionid'
                                            AND x.virtualtransaction = l.virtualtransaction)) AS writer
-          FROM locks l WHERE locktype = 'relation'),
+          FROM locks l
+         WHERE locktype = 'relation'
+           AND NOT EXISTS (SELECT FROM locks e
+                            WHERE e.locktype = 'advisory' AND e.virtualtransaction = l.virtualtransaction)),
     tables AS MATERIALIZED (
         SELECT to_regclass('subject_data.' || name)::oid AS parent,
                to_regclass(format('subject_data.%s_p%s', name, c.partition_no))::oid AS partition
