@@ -200,3 +200,29 @@ async fn a_compiler_that_is_killed_is_followed_by_one_that_compiles_the_whole() 
         1
     );
 }
+
+/// A failover may lose the claim of an attempt that is still under way: its successor has the same number.
+#[tokio::test]
+async fn a_successor_with_the_same_number_keeps_its_file() {
+    let world = World::new().await;
+    let lines = people(&world, "acme").await;
+    let _workers = Worker::several(&world, &["scheduler", "identity-matcher"], SECONDS).await;
+    let first = Worker::start(&world, "access-compiler", &[("LETHE_FAULT", "stop@compile.file_written:1")]).await;
+    let request = Request::access("family@example.com");
+    Publisher::connect(&world).await.request("acme", &request).await;
+    let is_stopped = async || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", first.id())).unwrap();
+        stat.rsplit_once(')').unwrap().1.trim_start().starts_with('T')
+    };
+    eventually("the first one has written its file, and stands still", seconds(20), is_stopped).await;
+    world.run("UPDATE lethe.slices SET attempts = 0, lease_token = NULL, lease_expires_at = NULL").await;
+    let second = Worker::start(&world, "access-compiler", &[]).await;
+    world.reaches(&request.id, "completed").await;
+    first.signal("CONT").await;
+    eventually("the first one has lost", seconds(20), async || first.log().contains("the lease was lost")).await;
+    let text = String::from_utf8(open(&world, &request.id).await).unwrap();
+    assert_eq!(text.lines().count(), 2 + batches_of_both(&lines).len());
+    assert_eq!(files_below(&world.folder.join("results")).len(), 1, "each has deleted what nobody names");
+    second.stop().await;
+    first.stop().await;
+}

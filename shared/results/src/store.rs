@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::{StreamExt, TryStreamExt};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::prefix::PrefixStore;
@@ -112,6 +112,17 @@ pub async fn delete_all<N: Send>(
     futures_util::stream::iter(deletions).buffer_unordered(DELETED_AT_ONCE).collect().await
 }
 
+/// The paths of the objects in a folder, within [`CALL_LIMIT`].
+///
+/// # Errors
+/// [`DeleteError`]: what the store says, or that it says nothing.
+pub async fn list(store: &Store, folder: &str) -> Result<Vec<String>, DeleteError> {
+    let folder = Path::from(folder);
+    let listed = store.list(Some(&folder)).map_ok(|object| object.location.to_string()).try_collect();
+    let listed = tokio::time::timeout(CALL_LIMIT, listed).await;
+    listed.map_err(|_| DeleteError::Silent { limit: CALL_LIMIT })?.map_err(DeleteError::from)
+}
+
 /// Whether a store can keep keys that are destroyed one day.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fitness {
@@ -182,26 +193,20 @@ fn versions(url: &Url, version: Option<&str>) -> Fitness {
     }
 }
 
-/// Deletes what a process left that died while it wrote the object at `path` into the folder of `url`: a file beside it,
-/// under a name that no object can have. Cloud stores need a rule of their own for uploads that were never completed.
+/// Deletes what processes left that died while they wrote objects into a folder of the store at `url`: files beside them,
+/// under names that no object can have. Cloud stores need a rule of their own for uploads that were never completed.
 ///
 /// # Errors
 /// What the file system says.
-pub fn delete_unfinished(url: &Url, path: &str) -> std::io::Result<()> {
-    let Some(object) = (url.scheme() == "file").then(|| url.to_file_path().ok()).flatten().map(|one| one.join(path))
-    else {
-        return Ok(());
-    };
-    let (Some(folder), Some(name)) = (object.parent(), object.file_name().and_then(|name| name.to_str())) else {
-        return Ok(());
-    };
-    let entries = match std::fs::read_dir(folder) {
+pub fn delete_unfinished(url: &Url, folder: &str) -> std::io::Result<()> {
+    let Some(store) = (url.scheme() == "file").then(|| url.to_file_path().ok()).flatten() else { return Ok(()) };
+    let entries = match std::fs::read_dir(store.join(folder)) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         entries => entries?,
     };
     for entry in entries {
         let entry = entry?;
-        if entry.file_name().to_str().and_then(|one| one.strip_prefix(name)?.strip_prefix('#')).is_some() {
+        if entry.file_name().to_string_lossy().contains('#') {
             std::fs::remove_file(entry.path())?;
         }
     }
@@ -262,16 +267,16 @@ mod tests {
     fn what_was_never_finished_goes_and_its_neighbours_stay() {
         let folder = std::env::temp_dir().join(format!("lethe-store-{}", std::process::id()));
         std::fs::create_dir_all(folder.join("7")).unwrap();
-        for name in ["1", "1#1", "1#2", "11#1", "2"] {
+        for name in ["1-a", "1-a#1", "1-a#2", "2-b"] {
             std::fs::write(folder.join("7").join(name), b"x").unwrap();
         }
         let url = Url::from_directory_path(&folder).unwrap();
-        delete_unfinished(&url, "7/1").unwrap();
-        delete_unfinished(&url, "8/1").unwrap();
+        delete_unfinished(&url, "7").unwrap();
+        delete_unfinished(&url, "8").unwrap();
         let mut left: Vec<_> =
             std::fs::read_dir(folder.join("7")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         left.sort();
-        assert_eq!(left, ["1", "11#1", "2"]);
+        assert_eq!(left, ["1-a", "2-b"]);
         std::fs::remove_dir_all(folder).unwrap();
     }
 }

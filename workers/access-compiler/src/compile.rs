@@ -25,8 +25,6 @@ use crate::options::Ready;
 
 /// A key store that cannot be used, or asked, is tried again.
 const PROBE_AGAIN: Duration = Duration::from_secs(5);
-/// Attempts whose objects are deleted before the next one: each attempt deletes what those before it left.
-const EARLIER: i32 = 100;
 
 /// Compiles until the service is told to stop.
 pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), DbError> {
@@ -80,7 +78,9 @@ impl SliceWork for Compiler {
         let members = slices::members(&self.db.session().await?, claimed.slice_id).await?;
         // A compilation is a slice of one request; none is left where an earlier attempt committed and then died.
         let Some(member) = members.first() else { return Ok(Attempt::Done) };
-        self.delete_earlier_attempts(claimed).await;
+        if let Err(failed) = self.delete_earlier_attempts(claimed).await? {
+            return Ok(failed);
+        }
         match self.compile(claimed, member).await {
             Ok(Compiled::Recorded) => Ok(Attempt::Done),
             Ok(Compiled::Failed { class, trouble }) => Ok(Attempt::Failed { class, trouble }),
@@ -94,27 +94,36 @@ enum Compiled {
     Failed { class: String, trouble: Trouble },
 }
 
-/// Each attempt writes an object of its own, so that an old holder that wakes up cannot touch what the new one writes.
-fn object_path(claimed: &Claimed, attempt: i32) -> String {
-    format!("{}/{attempt}", claimed.slice_id)
+/// Each attempt writes an object of its own, so that an old holder that wakes up cannot touch what the new one writes. The
+/// token of the lease is in its name: after a failover the number of an attempt may be given once more.
+fn object_path(claimed: &Claimed) -> String {
+    format!("{}/{}-{}", claimed.slice_id, claimed.attempts, claimed.token())
 }
 
 impl Compiler {
-    /// An attempt that died between writing and recording left an object that nobody knows.
-    async fn delete_earlier_attempts(&self, claimed: &Claimed) {
-        // What was tried a hundred times in vain has left little behind, and its objects went with the attempts in between.
-        let attempts = (claimed.attempts - EARLIER).max(1)..claimed.attempts;
-        let paths: Vec<String> = attempts.map(|attempt| object_path(claimed, attempt)).collect();
-        for path in &paths {
-            if let Err(error) = store::delete_unfinished(&self.ready.results_url, path) {
-                tracing::warn!(%error, "what an earlier attempt did not finish could not be deleted");
-            }
+    /// An attempt that died between writing and recording left an object that nobody knows. Whoever was passed over
+    /// meanwhile deletes nothing; and nothing is written beside what cannot be deleted.
+    async fn delete_earlier_attempts(&self, claimed: &Claimed) -> Result<Result<(), Attempt>, DbError> {
+        slices::hold(&self.db.session().await?, claimed).await?;
+        let folder = claimed.slice_id.to_string();
+        let failed = || Attempt::Failed { class: "result_store".to_owned(), trouble: Trouble::Slice };
+        if let Err(error) = store::delete_unfinished(&self.ready.results_url, &folder) {
+            tracing::warn!(%error, "what an earlier attempt did not finish could not be deleted");
+            return Ok(Err(failed()));
         }
-        for ((), outcome) in store::delete_all(&self.ready.results, paths.into_iter().map(|path| ((), path))).await {
-            if let Err(error) = outcome {
-                tracing::warn!(%error, "what an earlier attempt left could not be deleted");
+        let paths = match store::list(&self.ready.results, &folder).await {
+            Ok(paths) => paths,
+            Err(error) => {
+                tracing::warn!(%error, "what earlier attempts left could not be listed");
+                return Ok(Err(failed()));
             }
+        };
+        let deleted = store::delete_all(&self.ready.results, paths.into_iter().map(|path| ((), path))).await;
+        if let Some(error) = deleted.into_iter().find_map(|((), outcome)| outcome.err()) {
+            tracing::warn!(%error, "what an earlier attempt left could not be deleted");
+            return Ok(Err(failed()));
         }
+        Ok(Ok(()))
     }
 
     async fn compile(&self, claimed: &Claimed, member: &Member) -> Result<Compiled, DbError> {
@@ -141,7 +150,7 @@ impl Compiler {
         let result_id = Uuid::new_v4();
         let key = crypto::random::<{ crypto::KEY_LEN }>()?;
         let wrapped_key = day_key.seal(result_id.as_bytes(), &key)?;
-        let path = object_path(claimed, claimed.attempts);
+        let path = object_path(claimed);
         fault::point("compile.before_file");
         // Whoever was passed over meanwhile writes nothing: if it died then, nobody would delete what it had written.
         slices::hold(&self.db.session().await?, claimed).await?;

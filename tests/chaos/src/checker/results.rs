@@ -37,7 +37,7 @@ pub(super) async fn check(evidence: &Evidence) -> Vec<Violation> {
 fn compare(evidence: &Evidence, number: usize, bytes: &[u8]) -> Option<String> {
     let case = &evidence.plan.cases[number];
     let people: Vec<_> = case.matches.iter().map(|person| &evidence.plan.people[*person]).collect();
-    let text = std::str::from_utf8(bytes).ok()?;
+    let Ok(text) = std::str::from_utf8(bytes) else { return Some("its file is not text".to_owned()) };
     let mut found: Vec<&str> = text.lines().collect();
     if found.len() < people.len() {
         return Some(format!("its file has {} lines", found.len()));
