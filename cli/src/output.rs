@@ -85,8 +85,8 @@ pub(crate) fn table(headings: &[&str], rows: impl IntoIterator<Item = Vec<String
     table.trim_fmt()
 }
 
-/// Without what would move the cursor, colour the screen or turn the direction of the text: some of what is shown was
-/// written by strangers.
+/// Escapes whatever would move the cursor, colour the screen or reverse the direction of the text: some of what is
+/// shown comes from outside.
 pub(crate) fn printable(text: &str) -> String {
     let harmful = |one: char| {
         one.is_control() || matches!(one, '\u{200E}' | '\u{200F}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}')

@@ -16,7 +16,7 @@ use crate::output::Output;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Recompute the trail; names anything changed, removed or moved, and exits with 1 if there is any
+    /// Recompute the trail, report anything that was changed, removed or moved, and exit with 1 on any finding
     Verify(Verify),
     /// Write the sealed trail as JSON Lines to standard output
     Export {

@@ -82,9 +82,9 @@ impl Chosen {
     }
 }
 
-/// What was done to a letter goes on the trail before the letter goes: a letter that stays is named twice at worst.
+/// Records what was done to a letter before the letter is removed: at worst, one that stays is recorded twice.
 pub(crate) async fn record(db: &Db, letter: &DeadLetter, event: &str) -> anyhow::Result<()> {
-    // A chain for whatever a message calls itself would be one too many.
+    // A controller id that a message merely claims must not get a chain of its own.
     let claimed: Vec<&str> = letter.controller_id.iter().map(ControllerId::as_str).collect();
     let known = controllers::by_id(&db.session().await?, &claimed).await?;
     let details = serde_json::json!({

@@ -66,7 +66,7 @@ impl Replay {
 /// Why a letter stays; never a value.
 type Left = String;
 
-/// Handles a letter once more; whose it is, where it is anybody's.
+/// Handles a letter again; returns the controller that it belongs to, if any.
 async fn replay(
     intake: &Intake,
     publisher: &Publisher,
@@ -77,7 +77,8 @@ async fn replay(
         publisher.publish(&[Outgoing::to_queue(queue.name, letter.body.clone())]).await?;
         return Ok(Ok(None));
     }
-    // Of what a queue of ours has dead-lettered only the routing key tells whose it is, and a verified user whether it is so.
+    // If the broker took a letter out of one of our queues, only the routing key says whose it is, and only a verified
+    // user proves it.
     let speaks_for = || letter.routing_key.split('.').next().and_then(|first| first.parse().ok());
     let claimed = letter.controller_id.clone().or_else(speaks_for);
     let Some(controller_id) = &claimed else { return Ok(Err("it names no controller".to_owned())) };

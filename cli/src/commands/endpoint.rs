@@ -25,7 +25,7 @@ pub(crate) enum Command {
         #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(1..=100_000))]
         limit: i64,
     },
-    /// Exhaust the callbacks waiting for an endpoint; `lethe callback replay` sends them again
+    /// Give up on an endpoint: its waiting callbacks become exhausted; `lethe callback replay` sends them again
     #[command(name = "give-up")]
     GiveUp {
         /// The endpoint, as `lethe endpoint list` shows it

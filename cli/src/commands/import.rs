@@ -24,7 +24,7 @@ pub(crate) enum Command {
     EventBatches {
         #[command(flatten)]
         source: Source,
-        /// Continue where an earlier run of this file ended, for whatever reason
+        /// Continue where an earlier run on this file stopped, for whatever reason
         #[arg(long, conflicts_with = "from_line")]
         resume: bool,
     },
@@ -117,13 +117,13 @@ async fn event_batches(db: &Db, source: &Source, resume: bool, output: Output) -
 /// What earlier runs of the same file mean for this one.
 enum Earlier {
     Ignored,
-    /// The one that came furthest is gone on with.
+    /// This run continues the one that got furthest.
     GoneOnWith(Vec<Progress>),
-    /// Where to begin was told: what they knew is not the whole of what is stored any more.
+    /// The first line was given explicitly: their records no longer account for everything that is stored.
     Superseded(Vec<Progress>),
 }
 
-/// Opens the file behind what is stored of it.
+/// Opens the file and skips the part that is stored already.
 async fn open(source: &Source, earlier: Earlier) -> anyhow::Result<(Progress, Content)> {
     let path = source.file.clone();
     let open = move || -> Result<Option<(Progress, Content)>, SourceError> {

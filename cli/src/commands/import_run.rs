@@ -54,7 +54,7 @@ pub(crate) struct Summary {
     pub(super) last_line: u64,
     /// Lines that cannot be taken.
     pub(super) lines_refused: u64,
-    /// The line after which an earlier run was gone on with.
+    /// The last line that an earlier run had stored; this run continued after it.
     pub(super) resumed_after_line: u64,
     pub(super) identities_left_out: u64,
     pub(super) addresses_left_out: u64,
@@ -202,7 +202,7 @@ impl<'a> Run<'a> {
         format!("{}; go on with {}", self.stored(), self.way_from(next))
     }
 
-    /// After a commit that failed nobody here knows whether it took place: only the record in the database does.
+    /// After a failed commit, only the record in the database tells whether it took place.
     fn go_on_after_failure(&self) -> String {
         if self.resumes { format!("{} at least; go on with --resume", self.stored()) } else { self.go_on() }
     }

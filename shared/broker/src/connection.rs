@@ -59,8 +59,8 @@ impl BrokerError {
         self.kind() == Some(AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND))
     }
 
-    /// The broker failed by itself. RabbitMQ answers so to whoever consumes from a quorum queue of which it has kept the
-    /// name and nothing else: its files are damaged, or it was killed in the moment after it had made the queue.
+    /// An internal error of the broker. RabbitMQ answers this to a consumer of a quorum queue of which it has kept only
+    /// the name: its files are damaged, or it was killed just after it had created the queue.
     #[must_use]
     pub(crate) fn is_internal(&self) -> bool {
         self.kind() == Some(AMQPErrorKind::Hard(AMQPHardError::INTERNALERROR))

@@ -25,8 +25,8 @@ use lethe_process::reconnect::Reconnect;
 /// How long a call on a channel may take; two of them, one after the other, fit into the drain of a worker.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A consumer that hears nothing for this long asks whether it still is one. One that is passed over twice while messages are
-/// there is not.
+/// A consumer that receives nothing for this long checks whether it is still registered. If messages are ready and it
+/// is passed over twice, it is not.
 const LISTEN_AGAIN: Duration = Duration::from_secs(8);
 
 /// How long a message waits of which a handler has said nothing.
@@ -81,8 +81,8 @@ pub enum Outcome {
     Done,
     /// Nothing happened; deliver it again after a while.
     RetryAfter(Duration),
-    /// This very message failed, and its neighbours did not: try it again, a bounded number of times. Whoever counts
-    /// (`lethe_runtime::poison::Counted`) makes one of the others of it.
+    /// This very message failed, and its neighbours did not: try it again, a bounded number of times. The counter
+    /// (`lethe_runtime::poison::Counted`) turns it into one of the other outcomes.
     Poison {
         /// A short class.
         code: String,

@@ -1,5 +1,5 @@
-//! Looking at dead letters, without taking it: messages are got and not acknowledged, and all that was not taken
-//! goes back when the channel closes.
+//! Looking at dead letters without removing them: messages are fetched but not acknowledged, and all that were not
+//! removed go back when the channel closes.
 
 use std::collections::BTreeMap;
 

@@ -4,7 +4,7 @@ use lapin::types::AMQPValue;
 
 /// The header that says when a message was dead-lettered.
 pub const SET_ASIDE_AT: &str = "set-aside-at";
-/// The header with the property `user_id` of the message that a copy of ours is of.
+/// In a copy that we keep: the header with the property `user_id` of the original message.
 pub const VERIFIED_USER: &str = "verified-user";
 
 /// A header's value, where it is a text or an integer: clients choose the type by their own rules.

@@ -42,7 +42,7 @@ pub(super) fn is_unreadable(delivery: &Delivery) -> bool {
 /// Goes along with a connection, from the broker's first byte on.
 #[derive(Debug)]
 pub(super) struct Screen {
-    /// The frame that is being gathered: of those that are looked at all, of the others the prefix.
+    /// The frame that is being gathered: all of it if it is inspected, otherwise its prefix only.
     held: Vec<u8>,
     /// What is left of a frame that is not looked at.
     passing: usize,

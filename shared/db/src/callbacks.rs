@@ -252,8 +252,8 @@ pub struct RetryPolicy {
     pub breaker_threshold: i32,
     /// The waits between the probes of an open breaker.
     pub probe: BackoffPolicy,
-    /// More than this between two attempts, and nobody has tried the endpoint meanwhile: it does not count as time
-    /// without an answer.
+    /// If more than this passes between two attempts, nobody has tried the endpoint meanwhile: the excess does not
+    /// count as time without an answer.
     pub longest_pause: Duration,
 }
 

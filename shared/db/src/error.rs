@@ -180,8 +180,8 @@ impl DbError {
         self.code().is_some_and(|code| *code == SqlState::QUERY_CANCELED || code.code().starts_with("53"))
     }
 
-    /// Whether one item of several can be what fails; the others are then to be tried without it. An error that the server
-    /// did not tell is of the connection, unless it is about what a row holds.
+    /// Whether a single item among several may be the cause; the others are then tried without it. An error that did
+    /// not come from the server is one of the connection, unless it is about the content of a row.
     #[must_use]
     pub fn may_be_one_item(&self) -> bool {
         let is_of_data = self.code().is_some() || matches!(self, Self::Unexpected { .. });

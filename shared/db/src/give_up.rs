@@ -90,9 +90,9 @@ pub async fn cutoff(db: &Db, by: GivenUpBy) -> Result<Timestamp, DbError> {
     db.session().await?.value(CUTOFF, &[&by.age().as_secs_f64()]).await
 }
 
-/// Exhausts the oldest callbacks of an endpoint from before the [`cutoff`], [`STEP`] at most, in one transaction, and records that the endpoint is
-/// given up. Their successors are ready then, and the next step takes those that are old enough. Whoever ends between
-/// two steps leaves whole ones behind: the next attempt that fails begins again.
+/// Exhausts the oldest callbacks of an endpoint from before the [`cutoff`], [`STEP`] at most, in one transaction, and
+/// records that the endpoint is given up. Their successors are then ready, and the next step takes those that are old
+/// enough. A process that dies between two steps leaves complete ones behind: the next failed attempt starts again.
 ///
 /// `None` where the endpoint is unknown, or has answered since.
 ///

@@ -39,7 +39,7 @@ statements! {
          WHERE name = 'scheduler' RETURNING agreed_clock";
 }
 
-/// So far a clock may be ahead of the time that has passed before nothing is done any more that cannot be undone.
+/// How far a clock may be ahead of the time that has passed before everything that cannot be undone has to wait.
 pub const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_mins(1);
 
 /// What a scheduler sees when it asks for the lead.

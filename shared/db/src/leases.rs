@@ -189,8 +189,8 @@ pub enum Trouble {
 }
 
 impl Trouble {
-    /// Whose an error of the database is. A lock, a time-out, a lost connection and a server that is full are met by whatever
-    /// else is done with the same data; an unreadable block, for instance, is not.
+    /// Who is affected by an error of the database. A lock, a time-out, a lost connection or a full server affects all
+    /// other work on the same data; an unreadable block, for instance, does not.
     #[must_use]
     pub fn of(error: &DbError) -> Self {
         match (error.disposition(), error.code()) {

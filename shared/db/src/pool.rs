@@ -27,10 +27,10 @@ pub struct Db {
     acting_for: Option<Arc<str>>,
 }
 
-/// How long a statement, a wait for a lock and an idle transaction may take. No statement is helped by other processes or
-/// compiled: each takes milliseconds, many run at once, and what one of them would gain the others would pay. A page is
-/// taken to cost the same wherever it lies, as in memory and on solid-state disks: for some hundreds of keys the index is
-/// asked, and never a table read as a whole that grows.
+/// How long a statement, a wait for a lock and an idle transaction may take. No parallel workers and no
+/// JIT: each statement takes milliseconds, many run at once, and one would gain only what the others lose. A page is
+/// assumed to cost the same wherever it lies, as in memory and on solid-state disks: some hundreds of keys are looked
+/// up in the index, and a growing table is never read as a whole.
 const SESSION: &str = "-c statement_timeout=60s -c lock_timeout=10s -c idle_in_transaction_session_timeout=60s \
                        -c max_parallel_workers_per_gather=0 -c jit=off -c random_page_cost=1.1 -c TimeZone=UTC";
 

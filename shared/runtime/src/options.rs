@@ -35,10 +35,10 @@ pub struct CommonOptions {
     /// What is logged, as in `info` or `lethe=debug,info`
     #[arg(long = "log", env = "LETHE_LOG", default_value = "info", value_name = "FILTER")]
     pub log: String,
-    /// How long a process that is told to stop may finish what it has in hand
+    /// How long a process that is told to stop may take to finish its current work
     #[arg(long = "drain-timeout", env = "LETHE_DRAIN_TIMEOUT", default_value = "30s", value_name = "DURATION")]
     pub drain_timeout: HumanDuration,
-    /// Connections to PostgreSQL at most
+    /// Maximum number of connections to PostgreSQL
     #[arg(long = "database-connections", env = "LETHE_DATABASE_CONNECTIONS", default_value_t = 8, value_name = "NUMBER",
           value_parser = clap::value_parser!(u16).range(1..=1_000))]
     pub database_connections: u16,

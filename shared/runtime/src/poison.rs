@@ -1,10 +1,10 @@
 //! Poison: a message that fails again and again is dead-lettered after a bounded number of attempts, counted in PostgreSQL
 //! (docs/adr/0013-poison.md). Wraps the handler of a queue whose messages hold content.
 //!
-//! Two kinds of failure are told apart. One is said: the handler finds that this very message fails
-//! ([`Outcome::Poison`]). The other is not: the process ends in the middle, and the message comes again. A message that
-//! comes again may be an innocent neighbour, so it is first handled with the others, then alone, and only what was alone
-//! again and again is dead-lettered.
+//! There are two kinds of failure. One is reported: the handler finds that this very message fails
+//! ([`Outcome::Poison`]). The other is not: the process dies midway, and the message is redelivered. A redelivered
+//! message may be an innocent neighbour, so it is first handled with the others, then alone, and only one that was
+//! alone each time is dead-lettered.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -86,7 +86,7 @@ impl<H: GroupHandler> Counted<H> {
         Ok(outcomes)
     }
 
-    /// Counts before it handles: should that end the process, the count is what is left of it.
+    /// Counts before it handles: if handling kills the process, the count is the only trace of the attempt.
     async fn handle_alone(&self, message: &Message) -> Result<Outcome, DbError> {
         let digest = self.digest(message);
         let counted =

@@ -48,7 +48,7 @@ pub struct Service {
     pub health: Health,
     /// How long what is in hand may take once the process is told to stop.
     pub drain_timeout: Duration,
-    /// Where addresses are written to, for whoever let the process take a free port.
+    /// Folder that addresses are written to, for anybody who lets the process pick a free port.
     pub run_dir: Option<PathBuf>,
     /// Cancelled when the process is told to stop: take nothing new, finish what is in hand.
     pub shutdown: CancellationToken,

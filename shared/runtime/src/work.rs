@@ -1,5 +1,5 @@
-//! Working on slices: claim under a lease, acknowledge, do it, finish or try again later. What the work is, is the
-//! worker's own; everything else about it is here.
+//! Working on slices: claim under a lease, acknowledge, do it, finish or try again later. What the work consists of
+//! is up to the worker; everything else about it is here.
 //!
 //! **Invariant** (DESIGN rule 19): one controller uses half of the permits of a process at most.
 
@@ -211,7 +211,7 @@ impl<W: SliceWork> SliceHandler<W> {
         self.tasks.spawn(
             async move {
                 run_attempt(&db, stage, backoff, work.as_ref(), &claimed).await;
-                // The permit first: whoever is told that a share is free shall find one.
+                // The permit first: a task that is told that a share is free must also find a permit.
                 drop(permit);
                 drop(share);
             }

@@ -38,8 +38,8 @@ pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), DbError> {
     Ok(())
 }
 
-/// Waits until the key store was tried out and found fit: in another one two compilers could each make the key of a day, and
-/// whatever the first of them encrypts would be lost. `false`: told to stop meanwhile.
+/// Waits until the key store was tested and found fit. In an unfit one, two compilers could each create the key of a
+/// day, and whatever the first of them encrypted would be lost. Returns `false` if told to stop meanwhile.
 async fn await_fit_key_store(service: &Service, ready: &Ready) -> bool {
     let fit = service.health.component("key_store");
     let mut told = None;
@@ -101,8 +101,8 @@ fn object_path(claimed: &Claimed) -> String {
 }
 
 impl Compiler {
-    /// An attempt that died between writing and recording left an object that nobody knows. Whoever was passed over
-    /// meanwhile deletes nothing; and nothing is written beside what cannot be deleted.
+    /// An attempt that died between writing and recording left an object that no record names. A holder whose lease was
+    /// taken over deletes nothing, and nothing new is written while something old cannot be deleted.
     async fn delete_earlier_attempts(&self, claimed: &Claimed) -> Result<Result<(), Attempt>, DbError> {
         slices::hold(&self.db.session().await?, claimed).await?;
         let folder = claimed.slice_id.to_string();
@@ -152,7 +152,7 @@ impl Compiler {
         let wrapped_key = day_key.seal(result_id.as_bytes(), &key)?;
         let path = object_path(claimed);
         fault::point("compile.before_file");
-        // Whoever was passed over meanwhile writes nothing: if it died then, nobody would delete what it had written.
+        // A holder whose lease was taken over writes nothing: if it then died, nobody would delete what it had written.
         slices::hold(&self.db.session().await?, claimed).await?;
         let written = match self.write(claimed, member, &path, &key, format).await {
             Ok(written) => written,

@@ -22,7 +22,7 @@ pub(crate) struct Options {
     /// How long a result link works
     #[arg(long = "result-lifetime", env = "LETHE_RESULT_LIFETIME", default_value = "7d", value_name = "DURATION")]
     result_lifetime: HumanDuration,
-    /// Files at once; half of them, rounded up, for one controller; each takes about 20 MiB of memory at most
+    /// Files compiled at once; one controller gets at most half, rounded up; each takes up to about 20 MiB of memory
     #[arg(long = "compilations", env = "LETHE_COMPILATIONS", default_value_t = 4, value_name = "NUMBER",
           value_parser = clap::value_parser!(u16).range(1..=64))]
     compilations: u16,

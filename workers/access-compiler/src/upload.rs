@@ -13,8 +13,8 @@ pub(super) struct PartSizes {
     pub(super) largest: u64,
 }
 
-/// A part is so small a share of what lies before it: the first thousand are alike, and 9,000 more hold a thousand times as
-/// much.
+/// A part is the bytes before it divided by this: the first thousand parts are alike, and 9,000 more hold a thousand
+/// times as much.
 const SHARE: u64 = 1_000;
 
 impl PartSizes {

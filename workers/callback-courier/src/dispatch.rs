@@ -76,7 +76,7 @@ struct Shared {
 }
 
 impl GroupHandler for Dispatcher {
-    /// A wake-up needs no more than to be heard: should we die now, the callbacks are due still, and found again.
+    /// A wake-up only has to be noted: if we die now, the callbacks are still due and will be found again.
     async fn handle(&self, group: &[Message]) -> Vec<Outcome> {
         let mut woken = BTreeSet::new();
         let outcomes = group

@@ -1,5 +1,5 @@
-//! Giving up endpoints that have not answered for long: step by step, beside the recording. It begins with an attempt that
-//! has failed, so it needs nothing but the attempts that are made anyway, and goes on with the next one should we die.
+//! Giving up endpoints that have not answered for long: step by step, beside the recording. A failed attempt
+//! starts it, so it needs nothing but the attempts that are made anyway; if we die, the next one continues it.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! How much is in flight, and what follows from it: who has little to do answers at once, who has much works in groups.
+//! How much is in flight, and what follows from it: with little to do we act at once, with much we work in groups.
 
 use std::sync::Arc;
 use std::time::Duration;

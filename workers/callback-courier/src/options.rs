@@ -37,7 +37,7 @@ pub(crate) struct Options {
         value_name = "DURATION"
     )]
     max_retry: HumanDuration,
-    /// How long a callback is tried before it is exhausted, and an endpoint that never answers before it is given up
+    /// How long a callback is tried before it is exhausted, and a silent endpoint before it is given up
     #[arg(long = "callback-give-up", env = "LETHE_CALLBACK_GIVE_UP", default_value = "72h", value_name = "DURATION")]
     give_up: HumanDuration,
     /// Deliveries in flight at once in this process
@@ -102,7 +102,7 @@ impl Options {
             give_up: self.give_up.get(),
             breaker_threshold: self.breaker.into(),
             probe: parse_backoff("LETHE_CALLBACK_MAX_PROBE", self.first_retry, probe_max)?,
-            // A probe comes at most so late, and then takes its time; the rest is for a courier that restarts.
+            // The longest wait before a probe and the time it takes; doubled to allow for a courier that restarts.
             longest_pause: 2 * (probe_max.get() + DELIVERY_TIMEOUT),
         };
         let share = self.deliveries_per_controller.unwrap_or_else(|| self.eighth()).min(self.deliveries);

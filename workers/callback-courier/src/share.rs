@@ -74,7 +74,7 @@ impl Shares {
 }
 
 impl Share {
-    /// A permit, as soon as there is one. Whoever waits for its own share holds none of the process's permits.
+    /// A permit, as soon as there is one. A task that waits for its share holds none of the process's permits.
     pub(crate) async fn acquire(&self) -> Option<Permit> {
         let own = self.own.clone().acquire_owned().await.ok()?;
         let all = self.all.clone().acquire_owned().await.ok()?;

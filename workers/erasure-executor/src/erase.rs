@@ -68,9 +68,9 @@ impl SliceWork for Executor {
 }
 
 impl Executor {
-    /// Erases all requests of a slice from one store. If it is one of them that fails, each is tried by itself, so that one
-    /// that cannot be erased keeps no other from completing. If it is the controller's data that cannot be worked on, each
-    /// of them would fail. What is verified, and what failed.
+    /// Erases all requests of a slice from one store; returns what was verified, and what failed. If a single request
+    /// may be at fault, each is tried by itself, so that one that cannot be erased does not keep the others from
+    /// completing. If the controller's data cannot be worked on at all, each of them would fail.
     async fn erase_from(
         &self,
         store: &dyn DataStore,
@@ -102,7 +102,7 @@ impl Executor {
                     let all = is_everybodys(&error);
                     let failed = if all { &members[place..] } else { std::slice::from_ref(member) };
                     self.record_failure(store, claimed, failed, &found.class).await?;
-                    // What an operator must see is not hidden by what comes after it.
+                    // A failure that needs an operator must not be hidden by a later one.
                     if all || failure.trouble != Trouble::Operator {
                         failure = found;
                     }
@@ -165,7 +165,7 @@ impl Executor {
     }
 }
 
-/// Nobody's in particular: a lock, a time-out, a lost connection, writers under way.
+/// Whether the error concerns all requests alike: a lock, a time-out, a lost connection, writers under way.
 fn is_everybodys(error: &StoreError) -> bool {
     error.trouble() == Trouble::Controller || matches!(error, StoreError::WritersUnderWay)
 }

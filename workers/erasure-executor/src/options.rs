@@ -8,7 +8,7 @@ use lethe_runtime::options::parse_backoff;
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Slices at once; half of them, rounded up, for one controller
+    /// Slices erased at once; one controller gets at most half, rounded up
     #[arg(long = "erasure-slices", env = "LETHE_ERASURE_SLICES", default_value_t = 4, value_name = "NUMBER",
           value_parser = clap::value_parser!(u16).range(1..=64))]
     slices: u16,

@@ -22,7 +22,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 pub(crate) struct Responder {
     pub(crate) intake: Arc<Intake>,
     pub(crate) publisher: Arc<Publisher>,
-    /// Answers have a connection of their own: a queue of an asker that refuses them is that asker's trouble.
+    /// Answers have a connection of their own, so that a caller whose queue refuses them holds up nobody else.
     pub(crate) answers: Publisher,
     pub(crate) processor: Processor,
 }
@@ -82,7 +82,7 @@ impl Responder {
             .collect()
     }
 
-    /// At best effort: what was asked for is done, whether or not the asker still listens.
+    /// Best effort: what was asked for is done, whether or not the caller still listens.
     async fn answer(&self, group: &[Message], senders: &Senders, answers: &[Answered]) {
         let wanted: Vec<(&Message, &str, &Answer)> = group
             .iter()
@@ -178,8 +178,8 @@ impl Senders {
             return Some(ApiError::new(400, "reply_to must not begin with dsr."));
         }
         let owner = self.0.get(owner_of(reply_to)?.as_str())?;
-        // Anybody may speak for a controller that any user may; who does so says it by the routing key, which the broker's
-        // own permissions bind.
+        // Some controllers let any AMQP user publish for them. Such a user names the controller in the routing key,
+        // which the broker's own permissions restrict.
         let speaks_for = message.routing_key.split('.').next() == Some(owner.controller_id.as_str());
         let is_owners = if owner.any_amqp_user {
             speaks_for
@@ -204,7 +204,7 @@ impl Senders {
             None => false,
         };
         if allowed {
-            // Last: what is refused for anything else than its sender may be handled again later, without a check of it.
+            // Checked last: a message refused for another reason may be replayed later without a check of its sender.
             let refusal = message.reply_to.as_deref().and_then(|name| self.refusal_of(name, message));
             refusal.map_or_else(|| Ok(controller.controller_id.clone()), Err)
         } else if controller.amqp_user.is_some() {

@@ -1,5 +1,5 @@
-//! The clock, doubted. Everything that cannot be undone depends on PostgreSQL's clock. Where it is ahead of the
-//! time that has passed, by a clock that only goes on, nothing of that kind is done.
+//! Doubting the clock. Everything that cannot be undone depends on PostgreSQL's clock. While it is ahead of the time
+//! that has passed by a monotonic clock, nothing of that kind is done.
 //!
 //! **Invariant** (DESIGN rule 5): while the clock is doubted, nothing is done that cannot be undone.
 
@@ -40,7 +40,7 @@ pub(crate) struct Guard {
     /// The clock that was believed last, and when, by our own.
     believed: Option<(Timestamp, Duration)>,
     agreements: Option<i64>,
-    /// So far the clock is ahead, where that is too far.
+    /// How far the clock is ahead, if that is too far.
     ahead: Option<SignedDuration>,
 }
 
@@ -60,7 +60,7 @@ impl Guard {
         self.ahead
     }
 
-    /// Whether the last leader has proved the clock right that we doubt. Nobody of this process leads: `known` is not ours.
+    /// Whether the last leader has confirmed the clock that we doubt. We do not lead, so `known` is not our own.
     fn is_proved(&self, seen: &Seen) -> bool {
         let near = |known: Timestamp| seen.wall.duration_since(known).abs() <= CLOCK_TOLERANCE;
         self.ahead.is_some() && seen.epoch.is_none() && seen.known.is_some_and(near)

@@ -42,16 +42,16 @@ pub(crate) struct Options {
         value_name = "DURATION"
     )]
     interval: HumanDuration,
-    /// How long work that is due may lie untouched before it is woken again; doubles with each time, up to 5 minutes
+    /// How long work that is due may lie untouched before it is woken again; doubles each time, up to 5 minutes
     #[arg(long = "redrive-after", env = "LETHE_REDRIVE_AFTER", default_value = "10s", value_name = "DURATION")]
     redrive_after: HumanDuration,
-    /// How long after its end a request keeps identities, profiles, group and callback URLs
+    /// How long after it has ended a request keeps its identities, profiles, group and callback URLs
     #[arg(long = "retention", env = "LETHE_RETENTION", default_value = "30d", value_name = "DURATION")]
     retention: HumanDuration,
     /// How long after its end its records stay: callbacks, receipts, results; its id, digest and status stay for good
     #[arg(long = "record-retention", env = "LETHE_RECORD_RETENTION", default_value = "1095d", value_name = "DURATION")]
     record_retention: HumanDuration,
-    /// The same as the couriers': beyond the retention and this no callback keeps what is personal
+    /// Set as on the couriers: once the retention and this time are over, no callback keeps personal data
     #[arg(long = "callback-give-up", env = "LETHE_CALLBACK_GIVE_UP", default_value = "72h", value_name = "DURATION")]
     give_up: HumanDuration,
     /// The same as the couriers': no callback is put off for longer
@@ -105,7 +105,7 @@ impl lethe_runtime::service::Ready for Ready {
 }
 
 impl Options {
-    /// Not below what whoever puts something off does by itself, whatever the settings.
+    /// Never shorter than the waits that are built into the code, whatever the settings.
     fn longest(&self) -> Longest {
         Longest {
             callback: self.callback_max_retry.get().max(callbacks::UNREADABLE),

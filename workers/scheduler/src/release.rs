@@ -15,8 +15,8 @@ use crate::wakes::Woken;
 /// How long one round releases; then everything else has its turn.
 const ROUND: Duration = Duration::from_secs(1);
 
-/// After so many steps in a row that went well a batch takes larger ones again. Not sooner: a step that is too much may
-/// cost the time of a statement.
+/// After this many successful steps in a row a batch takes larger ones again. Not sooner: a step that is too much can
+/// cost a whole statement timeout.
 const GROW_AFTER: u32 = 16;
 
 /// How many requests the next step of a batch takes, where that is fewer than usual. Remembered from round to round.
