@@ -152,7 +152,7 @@ async fn an_erasure_is_no_writer_for_another_one() {
     let _workers = Worker::several(&world, &ERASURE, SECONDS).await;
     let request = Request::erasure("ada@example.com");
     Publisher::connect(&world).await.request("acme", &request).await;
-    eventually("it waits with rows deleted, and is no writer", seconds(20), async || {
+    eventually("it waits with rows deleted, and is not a writer", seconds(20), async || {
         let sql = "SELECT EXISTS (SELECT FROM pg_stat_activity a
                                    WHERE a.datname = current_database() AND a.wait_event_type = 'Lock'
                                      AND a.query LIKE '%::DELETE_EVENT_BATCHES %')
