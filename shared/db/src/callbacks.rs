@@ -68,7 +68,8 @@ statements! {
           FROM unnest($1::uuid[], $2::int[], $3::timestamptz[], $4::float8[], $5::smallint[], $6::text[], $7::text[])
                AS q (callback_id, attempt, started_at, seconds, status_code, error_class, reason)
          WHERE EXISTS (SELECT FROM lethe.callbacks c WHERE c.callback_id = q.callback_id)
-        ON CONFLICT DO NOTHING";
+        ON CONFLICT DO NOTHING
+        RETURNING callback_id, attempt";
     RELEASE_SUCCESSORS = "SELECT lethe.release_successors($1)";
     /// In the order of the key, as everyone who locks several endpoints. One that is well is written once a minute, so
     /// that operators see when it last answered.
@@ -328,17 +329,21 @@ async fn record_once(
         }
     }
     // What is no longer ours was sent all the same: the log tells of every attempt.
-    log_attempts(&tx, group).await?;
+    let new = log_attempts(&tx, group).await?;
     if !ended.is_empty() {
         tx.query(RELEASE_SUCCESSORS, &[&ended]).await?;
     }
-    move_breakers(&tx, policy, group, &ours, probe_jitter, &mut recorded).await?;
+    move_breakers(&tx, policy, group, &ours, &new, probe_jitter, &mut recorded).await?;
     lethe_process::fault::point("record.before_commit");
     tx.commit().await?;
     Ok(recorded)
 }
 
-async fn log_attempts(session: &Session, group: &[(ClaimedCallback, DeliveryAttempt)]) -> Result<(), DbError> {
+/// The attempts that were not in the log before: a lost answer to a commit has the same group recorded twice.
+async fn log_attempts(
+    session: &Session,
+    group: &[(ClaimedCallback, DeliveryAttempt)],
+) -> Result<BTreeSet<(CallbackId, i32)>, DbError> {
     let ids: Vec<CallbackId> = group.iter().map(|(claimed, _)| claimed.callback_id).collect();
     let numbers: Vec<i32> = group.iter().map(|(claimed, _)| claimed.attempt).collect();
     let started: Vec<Timestamp> = group.iter().map(|(claimed, _)| claimed.started_at).collect();
@@ -347,8 +352,9 @@ async fn log_attempts(session: &Session, group: &[(ClaimedCallback, DeliveryAtte
         group.iter().map(|(_, attempt)| attempt.status_code.and_then(|code| i16::try_from(code).ok())).collect();
     let classes: Vec<Option<&str>> = group.iter().map(|(_, attempt)| attempt.error_class).collect();
     let reasons: Vec<Option<&str>> = group.iter().map(|(_, attempt)| attempt.reason.as_deref()).collect();
-    session.execute(LOG_ATTEMPTS, &[&ids, &numbers, &started, &seconds, &codes, &classes, &reasons]).await?;
-    Ok(())
+    let params: [&(dyn ToSql + Sync); 7] = [&ids, &numbers, &started, &seconds, &codes, &classes, &reasons];
+    let rows = session.query(LOG_ATTEMPTS, &params).await?;
+    Ok(rows.iter().map(|row| (row.get("callback_id"), row.get("attempt"))).collect())
 }
 
 /// What a group tells of an endpoint in trouble.
@@ -364,6 +370,7 @@ async fn move_breakers(
     policy: &RetryPolicy,
     group: &[(ClaimedCallback, DeliveryAttempt)],
     ours: &BTreeSet<CallbackId>,
+    new: &BTreeSet<(CallbackId, i32)>,
     jitter: f64,
     recorded: &mut RecordedAttempts,
 ) -> Result<(), DbError> {
@@ -377,7 +384,8 @@ async fn move_breakers(
         .collect();
     let mut troubled: BTreeMap<EndpointId, Trouble> = BTreeMap::new();
     for (claimed, attempt) in group {
-        if attempt.endpoint_trouble && !well.contains(&claimed.endpoint_id) {
+        let is_new = new.contains(&(claimed.callback_id, claimed.attempt));
+        if attempt.endpoint_trouble && is_new && !well.contains(&claimed.endpoint_id) {
             let trouble = troubled.entry(claimed.endpoint_id).or_insert(Trouble {
                 failures: 0,
                 answered: false,
