@@ -37,7 +37,8 @@ pub(crate) async fn deliver(ready: &Ready, claimed: &ClaimedCallback) -> Deliver
         && let Some(Ok(signature)) = sign_with_previous(ready, claimed, &body).await
     {
         metrics::counter!("lethe_callbacks_with_previous_key_total").increment(1);
-        attempt = ready.client.deliver(&delivery(ready, claimed, &body, signature)).await;
+        let again = ready.client.deliver(&delivery(ready, claimed, &body, signature)).await;
+        attempt = answered_last(attempt, again);
     }
     let class = attempt.error_class.unwrap_or("delivered");
     if let Some(reason) = &attempt.reason {
@@ -46,6 +47,12 @@ pub(crate) async fn deliver(ready: &Ready, claimed: &ClaimedCallback) -> Deliver
     metrics::counter!("lethe_callback_attempts_total", "class" => class).increment(1);
     metrics::histogram!("lethe_callback_seconds").record(attempt.duration.as_secs_f64());
     attempt
+}
+
+/// Two tries of one attempt: the later answer counts, the earlier one if the later try got none; the time is that of both.
+fn answered_last(first: DeliveryAttempt, second: DeliveryAttempt) -> DeliveryAttempt {
+    let duration = first.duration + second.duration;
+    DeliveryAttempt { duration, ..if second.status_code.is_some() { second } else { first } }
 }
 
 /// The same bytes on every attempt.
@@ -92,4 +99,25 @@ fn delivery(ready: &Ready, claimed: &ClaimedCallback, body: &[u8], signature: St
         headers.push(("X-Lethe-Replay", "true".to_owned()));
     }
     Delivery { url: claimed.url.clone(), body: body.to_vec(), headers }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(status_code: Option<u16>, error_class: Option<&'static str>, seconds: u64) -> DeliveryAttempt {
+        let duration = Duration::from_secs(seconds);
+        DeliveryAttempt { duration, status_code, error_class, ..DeliveryAttempt::not_sent("network") }
+    }
+
+    #[test]
+    fn a_second_try_counts_if_it_is_answered_and_takes_its_time_anyway() {
+        let refused = || answer(Some(401), Some("client_error"), 3);
+        let accepted = answered_last(refused(), answer(Some(204), None, 2));
+        assert_eq!((accepted.status_code, accepted.error_class), (Some(204), None));
+        assert_eq!(accepted.duration, Duration::from_secs(5));
+        let silent = answered_last(refused(), answer(None, Some("timeout"), 30));
+        assert_eq!((silent.status_code, silent.error_class), (Some(401), Some("client_error")));
+        assert_eq!(silent.duration, Duration::from_secs(33));
+    }
 }
