@@ -125,6 +125,11 @@ async fn at_expiry_key_and_bytes_are_gone_and_the_key_of_the_day_after_it() {
     world.reaches(&request.id, "completed").await;
     open(&world, &request.id).await;
     let expires_at: jiff::Timestamp = record(&world, &request.id).await.get("expires_at");
+    // What a compiler made visible that was no longer the one at work, and died before it could delete it.
+    let file = files_below(&world.folder.join("results")).remove(0);
+    for left in ["1-left", "2-left#1"] {
+        std::fs::write(file.with_file_name(left), b"left").unwrap();
+    }
     world.set_clock(expires_at - SignedDuration::from_hours(1)).await;
     assert_eq!(record(&world, &request.id).await.get::<_, Option<jiff::Timestamp>>("expired_at"), None);
     world.set_clock(expires_at - SignedDuration::from_secs(1)).await;

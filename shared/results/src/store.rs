@@ -22,7 +22,7 @@ pub type Store = Arc<dyn ObjectStore>;
 /// # Errors
 /// [`ConfigError`] for `setting`.
 pub fn open(setting: &'static str, url: &Url) -> Result<Store, ConfigError> {
-    if let Some(folder) = folder_of(setting, url)? {
+    if let Some(folder) = folder_at(setting, url)? {
         let probe = folder.join(format!(".probe-{}", std::process::id()));
         let tried = std::fs::create_dir_all(&folder)
             .and_then(|()| std::fs::write(&probe, b""))
@@ -38,7 +38,7 @@ pub fn open(setting: &'static str, url: &Url) -> Result<Store, ConfigError> {
 /// [`ConfigError`] for `setting`.
 pub fn open_to_read(setting: &'static str, url: &Url) -> Result<Store, ConfigError> {
     let invalid = |problem: String| ConfigError::new(setting, problem);
-    if let Some(folder) = folder_of(setting, url)? {
+    if let Some(folder) = folder_at(setting, url)? {
         let readable = std::fs::read_dir(&folder).map(drop).or_else(|_| std::fs::create_dir_all(&folder));
         readable.map_err(|error| unusable(setting, &folder, &error))?;
         let store = LocalFileSystem::new_with_prefix(&folder).map_err(|error| invalid(error.to_string()))?;
@@ -52,7 +52,7 @@ pub fn open_to_read(setting: &'static str, url: &Url) -> Result<Store, ConfigErr
 }
 
 /// The folder, where the store is one.
-fn folder_of(setting: &'static str, url: &Url) -> Result<Option<PathBuf>, ConfigError> {
+fn folder_at(setting: &'static str, url: &Url) -> Result<Option<PathBuf>, ConfigError> {
     if url.scheme() != "file" {
         return Ok(None);
     }
@@ -92,11 +92,14 @@ pub enum DeleteError {
         /// How long it was waited for.
         limit: Duration,
     },
+    /// A file that was never finished stands in the way.
+    #[error("what was never finished: {0}")]
+    Unfinished(#[from] std::io::Error),
 }
 
 /// Deletes objects, several at once, each within [`CALL_LIMIT`]; the outcome of each by its name. One that cannot be deleted
 /// keeps no other.
-pub async fn delete_all<N: Send>(
+pub(crate) async fn delete_all<N: Send>(
     store: &Store,
     objects: impl IntoIterator<Item = (N, String)> + Send,
 ) -> Vec<(N, Result<(), DeleteError>)> {
@@ -107,16 +110,43 @@ pub async fn delete_all<N: Send>(
         };
         (name, outcome)
     });
+    several_at_once(deletions).await
+}
+
+async fn several_at_once<T>(calls: impl Iterator<Item: Future<Output = T>>) -> Vec<T> {
     // Made before they are awaited: the iterator does not live across an await.
-    let deletions: Vec<_> = deletions.collect();
-    futures_util::stream::iter(deletions).buffer_unordered(DELETED_AT_ONCE).collect().await
+    let calls: Vec<_> = calls.collect();
+    futures_util::stream::iter(calls).buffer_unordered(DELETED_AT_ONCE).collect().await
+}
+
+/// The folder of the object at a path.
+#[must_use]
+pub fn folder_of(path: &str) -> String {
+    path.rsplit_once('/').map_or(path, |(folder, _)| folder).to_owned()
+}
+
+/// [`empty`] of several folders at once; the outcome of each by its name.
+pub async fn empty_all<N: Send>(
+    store: &Store,
+    url: &Url,
+    folders: impl IntoIterator<Item = (N, String)> + Send,
+) -> Vec<(N, Result<(), DeleteError>)> {
+    let emptied = folders.into_iter().map(|(name, folder)| async move { (name, empty(store, url, &folder).await) });
+    several_at_once(emptied).await
+}
+
+/// Deletes all that lies in a folder of the store at `url`, finished or not; each call within [`CALL_LIMIT`].
+///
+/// # Errors
+/// [`DeleteError`] of the first object that could not be deleted; the others are.
+pub async fn empty(store: &Store, url: &Url, folder: &str) -> Result<(), DeleteError> {
+    delete_unfinished(url, folder)?;
+    let paths = list(store, folder).await?.into_iter().map(|path| ((), path));
+    delete_all(store, paths).await.into_iter().try_for_each(|((), outcome)| outcome)
 }
 
 /// The paths of the objects in a folder, within [`CALL_LIMIT`].
-///
-/// # Errors
-/// [`DeleteError`]: what the store says, or that it says nothing.
-pub async fn list(store: &Store, folder: &str) -> Result<Vec<String>, DeleteError> {
+async fn list(store: &Store, folder: &str) -> Result<Vec<String>, DeleteError> {
     let folder = Path::from(folder);
     let listed = store.list(Some(&folder)).map_ok(|object| object.location.to_string()).try_collect();
     let listed = tokio::time::timeout(CALL_LIMIT, listed).await;
@@ -195,10 +225,7 @@ fn versions(url: &Url, version: Option<&str>) -> Fitness {
 
 /// Deletes what processes left that died while they wrote objects into a folder of the store at `url`: files beside them,
 /// under names that no object can have. Cloud stores need a rule of their own for uploads that were never completed.
-///
-/// # Errors
-/// What the file system says.
-pub fn delete_unfinished(url: &Url, folder: &str) -> std::io::Result<()> {
+fn delete_unfinished(url: &Url, folder: &str) -> std::io::Result<()> {
     let Some(store) = (url.scheme() == "file").then(|| url.to_file_path().ok()).flatten() else { return Ok(()) };
     let entries = match std::fs::read_dir(store.join(folder)) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),

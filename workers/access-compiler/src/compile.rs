@@ -78,8 +78,13 @@ impl SliceWork for Compiler {
         let members = slices::members(&self.db.session().await?, claimed.slice_id).await?;
         // A compilation is a slice of one request; none is left where an earlier attempt committed and then died.
         let Some(member) = members.first() else { return Ok(Attempt::Done) };
-        if let Err(failed) = self.delete_earlier_attempts(claimed).await? {
-            return Ok(failed);
+        // A holder whose lease was taken over deletes nothing.
+        slices::hold(&self.db.session().await?, claimed).await?;
+        // An attempt that died between writing and recording left an object that no record names. Nothing new is written
+        // while something old cannot be deleted.
+        if let Err(error) = store::empty(&self.ready.results, &self.ready.results_url, &folder(claimed)).await {
+            tracing::warn!(%error, "what an earlier attempt left could not be deleted");
+            return Ok(Attempt::Failed { class: "result_store".to_owned(), trouble: Trouble::Slice });
         }
         match self.compile(claimed, member).await {
             Ok(Compiled::Recorded) => Ok(Attempt::Done),
@@ -97,35 +102,15 @@ enum Compiled {
 /// Each attempt writes an object of its own, so that an old holder that wakes up cannot touch what the new one writes. The
 /// token of the lease is in its name: after a failover the number of an attempt may be given once more.
 fn object_path(claimed: &Claimed) -> String {
-    format!("{}/{}-{}", claimed.slice_id, claimed.attempts, claimed.token())
+    format!("{}/{}-{}", folder(claimed), claimed.attempts, claimed.token())
+}
+
+/// What is written for a slice lies here, and nothing else; it goes as a whole ([`store::empty`]).
+fn folder(claimed: &Claimed) -> String {
+    claimed.slice_id.to_string()
 }
 
 impl Compiler {
-    /// An attempt that died between writing and recording left an object that no record names. A holder whose lease was
-    /// taken over deletes nothing, and nothing new is written while something old cannot be deleted.
-    async fn delete_earlier_attempts(&self, claimed: &Claimed) -> Result<Result<(), Attempt>, DbError> {
-        slices::hold(&self.db.session().await?, claimed).await?;
-        let folder = claimed.slice_id.to_string();
-        let failed = || Attempt::Failed { class: "result_store".to_owned(), trouble: Trouble::Slice };
-        if let Err(error) = store::delete_unfinished(&self.ready.results_url, &folder) {
-            tracing::warn!(%error, "what an earlier attempt did not finish could not be deleted");
-            return Ok(Err(failed()));
-        }
-        let paths = match store::list(&self.ready.results, &folder).await {
-            Ok(paths) => paths,
-            Err(error) => {
-                tracing::warn!(%error, "what earlier attempts left could not be listed");
-                return Ok(Err(failed()));
-            }
-        };
-        let deleted = store::delete_all(&self.ready.results, paths.into_iter().map(|path| ((), path))).await;
-        if let Some(error) = deleted.into_iter().find_map(|((), outcome)| outcome.err()) {
-            tracing::warn!(%error, "what an earlier attempt left could not be deleted");
-            return Ok(Err(failed()));
-        }
-        Ok(Ok(()))
-    }
-
     async fn compile(&self, claimed: &Claimed, member: &Member) -> Result<Compiled, DbError> {
         let session = self.db.session().await?;
         let controller = controllers::by_id(&session, &[claimed.controller_id.as_str()]).await?;

@@ -14,7 +14,8 @@ const OBJECTS_AT_ONCE: i64 = 64;
 
 /// Ends links whose lifetime is over.
 pub(crate) struct Links;
-/// Deletes the bytes of results that have expired. What cannot be deleted is tried again later, and keeps no other.
+/// Deletes the bytes of results that have expired, and whatever a compiler has left beside them that was no longer the one
+/// at work. What cannot be deleted is tried again later, and keeps no other.
 pub(crate) struct Objects;
 
 impl Part for Links {
@@ -50,7 +51,9 @@ impl Part for Objects {
         let more = i64::try_from(due.len()).is_ok_and(|due| due == OBJECTS_AT_ONCE);
         let (mut gone, mut failed): (Vec<Uuid>, Vec<Uuid>) = (Vec::new(), Vec::new());
         let mut first = None;
-        for (result, outcome) in store::delete_all(&scheduler.ready.results, due).await {
+        let ready = &scheduler.ready;
+        let folders = due.into_iter().map(|(result, path)| (result, store::folder_of(&path)));
+        for (result, outcome) in store::empty_all(&ready.results, &ready.results_url, folders).await {
             match outcome {
                 Ok(()) => gone.push(result),
                 Err(error) => {
