@@ -91,6 +91,9 @@ install_missing() {
     (
         trap remove_placed EXIT
         trap 'exit 130' INT TERM HUP
+        # One checkout at a time: whoever is done first would remove what keeps the servers of the other from starting.
+        exec 8</var/lib/dpkg
+        ! have flock || flock -w 900 8 || die "another checkout has been installing packages for a quarter of an hour"
         forbid_default_servers
         apt_install "${missing[@]}"
     )
@@ -215,7 +218,7 @@ apt_update() {
     die "apt-get update keeps failing"
 }
 
-apt_get() { as_root env DEBIAN_FRONTEND=noninteractive apt-get "$@" 9>&-; }
+apt_get() { as_root env DEBIAN_FRONTEND=noninteractive apt-get "$@" 8<&- 9>&-; }
 
 # Debian enables the broker that it installs; it was installed for us only, so not at boot either.
 keep_off_at_boot() {

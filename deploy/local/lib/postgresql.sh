@@ -20,6 +20,7 @@ postgresql_answers() { psql_postgres -c 'SELECT 1' >/dev/null 2>&1; }
 postgresql_start() {
     ! postgresql_running || return 0
     ports_free POSTGRESQL_PORT
+    postgresql_finish_failover
     as_server test -f "$(postgresql_folder)/PG_VERSION" || postgresql_create
     postgresql_configure
     postgresql_spawn
@@ -110,44 +111,65 @@ postgresql_stop() {
     say "postgresql  stopped"
 }
 
-# Not synced: who loses the machine as well loses a copy that nobody counts on.
+# Not synced: who loses the machine as well loses a copy that nobody counts on. Made aside and then renamed, so that what is
+# called "standby" is whole.
 postgresql_copy() {
     local folder=$STATE_DIR/postgresql
-    as_server rm -rf "$folder/standby"
-    if [[ ! -x $(postgresql_bin)/pg_basebackup ]]; then
-        postgresql_copy_files
-        return
+    as_server rm -rf "$folder/standby" "$folder/standby.new"
+    if [[ -x $(postgresql_bin)/pg_basebackup ]]; then
+        PGPASSWORD=$POSTGRESQL_PASSWORD as_server "$(postgresql_bin)/pg_basebackup" --no-sync --checkpoint=fast \
+            -h 127.0.0.1 -p "$POSTGRESQL_PORT" -U lethe -D "$folder/standby.new" >>"$LOG_DIR/postgresql.log" 2>&1 ||
+            die_with_log "$LOG_DIR/postgresql.log" "PostgreSQL could not be copied"
+    else
+        postgresql_copy_files "$folder"
     fi
-    PGPASSWORD=$POSTGRESQL_PASSWORD as_server "$(postgresql_bin)/pg_basebackup" --no-sync --checkpoint=fast \
-        -h 127.0.0.1 -p "$POSTGRESQL_PORT" -U lethe -D "$folder/standby" >>"$LOG_DIR/postgresql.log" 2>&1 ||
-        die_with_log "$LOG_DIR/postgresql.log" "PostgreSQL could not be copied"
+    as_server mv "$folder/standby.new" "$folder/standby"
 }
 
 # What pg_basebackup does, where the package has none and the distribution's is too old for the server. The slot keeps the
-# write-ahead log until it is copied as well; both end with the session.
+# write-ahead log until it is copied as well; both end with the session. psql goes on after a command of the shell that
+# failed: what has succeeded is counted. cp says 1 for a file that the server has removed meanwhile, which the log makes up for.
 postgresql_copy_files() {
-    local folder=$STATE_DIR/postgresql
+    local folder=$1
+    as_server rm -f "$folder/copied"
     PGPASSWORD=$POSTGRESQL_PASSWORD as_server env FOLDER="$folder" "$(psql_program)" -X -q -A -t -v ON_ERROR_STOP=1 \
-        -v label="$folder/standby/backup_label" -h 127.0.0.1 -p "$POSTGRESQL_PORT" -U lethe -d postgres \
+        -v label="$folder/standby.new/backup_label" -h 127.0.0.1 -p "$POSTGRESQL_PORT" -U lethe -d postgres \
         >>"$LOG_DIR/postgresql.log" 2>&1 <<'SQL' || die_with_log "$LOG_DIR/postgresql.log" "PostgreSQL could not be copied"
 SELECT pg_create_physical_replication_slot('copy', true, true);
 SELECT pg_backup_start('copy', true);
-\! cp -a "$FOLDER/data" "$FOLDER/standby"
-\! cd "$FOLDER/standby" && rm -rf postmaster.* pg_replslot/* pg_dynshmem/* pg_notify/* pg_serial/* pg_snapshots/* pg_subtrans/*
+\! cd "$FOLDER" && mkdir -m 700 standby.new && tar -C data --warning=no-file-changed --warning=no-file-removed --ignore-failed-read -cf - . | tar -C standby.new -xpf - && echo files >>copied
+\! cd "$FOLDER/standby.new" && rm -rf postmaster.* pg_replslot/* pg_dynshmem/* pg_notify/* pg_serial/* pg_snapshots/* pg_subtrans/* && echo rest >>../copied
 SELECT labelfile FROM pg_backup_stop(false) \g :label
-\! cp -a "$FOLDER/data/pg_wal/." "$FOLDER/standby/pg_wal/"
+\! cp -a "$FOLDER/data/pg_wal/." "$FOLDER/standby.new/pg_wal/" && echo log >>"$FOLDER/copied"
 SQL
+    [[ $(as_server cat "$folder/copied" 2>/dev/null | wc -l) == 3 ]] ||
+        die_with_log "$LOG_DIR/postgresql.log" "PostgreSQL could not be copied whole"
 }
 
-# The processes of the old server end by themselves once it is gone; they write to the old folder, if at all.
+# The processes of the old server end by themselves once it is gone; they write to the old folder, if at all. That folder
+# stays until the copy answers.
 postgresql_take_copy() {
-    local folder=$STATE_DIR/postgresql
+    local folder=$STATE_DIR/postgresql pid
     as_server test -f "$folder/standby/PG_VERSION" || die "there is no copy: deploy/local/servers standby"
-    ! postgresql_running || kill -KILL "$(postgresql_pid)"
+    pid=$(postgresql_pid)
+    if postgresql_running; then
+        kill -KILL "$pid"
+        wait_until 30 is_gone "$pid" "$folder/data" || die "PostgreSQL ($pid) does not end"
+    fi
     as_server rm -rf "$folder/lost"
     as_server mv "$folder/data" "$folder/lost"
     as_server mv "$folder/standby" "$folder/data"
-    as_server rm -rf "$folder/lost"
+}
+
+# A failover that was interrupted between its two moves: what there is would be taken for no database at all.
+postgresql_finish_failover() {
+    local folder=$STATE_DIR/postgresql
+    ! as_server test -d "$folder/data" || return 0
+    if as_server test -d "$folder/standby"; then
+        as_server mv "$folder/standby" "$folder/data"
+    elif as_server test -d "$folder/lost"; then
+        as_server mv "$folder/lost" "$folder/data"
+    fi
 }
 
 postgresql_status() {
