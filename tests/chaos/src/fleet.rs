@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::DirEntry;
 use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -34,8 +35,35 @@ struct Slot {
     name: &'static str,
     route: Route,
     worker: Option<Worker>,
-    /// Somebody ended it on purpose; otherwise only a signal may.
-    is_expected: bool,
+    /// It may kill itself: it was given a fault to do so at.
+    may_die: bool,
+    /// It was told to end.
+    is_told: bool,
+}
+
+impl Slot {
+    /// What a process that has ended should not have done.
+    fn fault_of(&self, status: ExitStatus) -> Option<String> {
+        let log = self.worker.as_ref().map(Worker::log).unwrap_or_default();
+        let is_fine = (self.is_told && status.code() == Some(0)) || self.has_killed_itself(status);
+        if is_fine {
+            return panicked(self.name, &log);
+        }
+        let last = log.lines().last().unwrap_or_default();
+        Some(format!("{} ended with {status}: {last}", self.name))
+    }
+
+    fn has_killed_itself(&self, status: ExitStatus) -> bool {
+        self.may_die && status.signal() == Some(SIGKILL)
+    }
+}
+
+const SIGKILL: i32 = 9;
+
+/// A panic that a task has survived is one all the same.
+fn panicked(name: &str, log: &str) -> Option<String> {
+    let line = log.lines().find(|line| line.contains("panicked at"))?;
+    Some(format!("{name} panicked: {line}"))
 }
 
 /// All workers.
@@ -47,7 +75,7 @@ pub struct Fleet {
     is_over: AtomicBool,
     /// Points at which a process has killed itself.
     pub fired: AtomicUsize,
-    /// Processes that ended by themselves with an exit code.
+    /// Processes that ended as they should not, or panicked.
     pub deserters: std::sync::Mutex<Vec<String>>,
 }
 
@@ -58,7 +86,7 @@ impl Fleet {
         for name in FLEET.map(|worker| worker.name) {
             for number in 0..each {
                 let route = if number % 2 == 0 { Route::First } else { Route::Second };
-                slots.push(Mutex::new(Slot { name, route, worker: None, is_expected: true }));
+                slots.push(Mutex::new(Slot { name, route, worker: None, may_die: false, is_told: false }));
             }
         }
         let defect = defect.map(|name| format!("defect:{name}"));
@@ -95,15 +123,9 @@ impl Fleet {
             for slot in &self.slots {
                 let mut slot = slot.lock().await;
                 let Some(status) = slot.worker.as_mut().and_then(Worker::ended) else { continue };
-                if status.signal().is_some() && !slot.is_expected {
-                    self.fired.fetch_add(1, Ordering::SeqCst);
-                } else if !slot.is_expected {
-                    let log = slot.worker.as_ref().map(Worker::log).unwrap_or_default();
-                    let last = log.lines().last().unwrap_or_default().to_owned();
-                    self.deserters.lock().unwrap().push(format!("{} ended with {status}: {last}", slot.name));
-                }
-                slot.worker = Some(self.spawn(&slot, None));
-                slot.is_expected = false;
+                self.fired.fetch_add(usize::from(slot.has_killed_itself(status)), Ordering::SeqCst);
+                self.deserters.lock().unwrap().extend(slot.fault_of(status));
+                self.respawn(&mut slot, None);
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
@@ -112,17 +134,24 @@ impl Fleet {
     /// kill -9; another one takes its place, with a fault where one is given.
     pub async fn kill(&self, index: usize, fault: Option<&str>) {
         let mut slot = self.slots[index].lock().await;
-        if let Some(worker) = slot.worker.take() {
+        if let Some(status) = slot.worker.as_mut().and_then(Worker::ended) {
+            self.deserters.lock().unwrap().extend(slot.fault_of(status));
+        } else if let Some(worker) = slot.worker.take() {
+            self.deserters.lock().unwrap().extend(panicked(slot.name, &worker.log()));
             worker.kill().await;
         }
-        slot.worker = Some(self.spawn(&slot, fault));
-        slot.is_expected = false;
+        self.respawn(&mut slot, fault);
+    }
+
+    fn respawn(&self, slot: &mut Slot, fault: Option<&str>) {
+        slot.worker = Some(self.spawn(slot, fault));
+        (slot.may_die, slot.is_told) = (fault.is_some_and(|fault| fault.starts_with("kill@")), false);
     }
 
     /// Sends a signal.
     pub async fn signal(&self, index: usize, signal: &str) {
         let mut slot = self.slots[index].lock().await;
-        slot.is_expected |= signal == "TERM";
+        slot.is_told |= signal == "TERM";
         if let Some(worker) = slot.worker.as_mut().filter(|worker| worker.pid().is_some()) {
             worker.try_signal(signal).await;
         }
@@ -188,12 +217,12 @@ impl Fleet {
         }
         for slot in &self.slots {
             let mut slot = slot.lock().await;
-            let Some(mut worker) = slot.worker.take() else { continue };
+            let Some(worker) = slot.worker.as_mut() else { continue };
             match tokio::time::timeout(Duration::from_secs(40), worker.wait()).await {
-                Ok(status) if status.code() == Some(0) => {}
-                Ok(status) => stubborn.push(format!("{} ended with {status} after SIGTERM", slot.name)),
+                Ok(status) => stubborn.extend(slot.fault_of(status)),
                 Err(_) => stubborn.push(format!("{} did not end within 40 s of SIGTERM", slot.name)),
             }
+            slot.worker = None;
         }
         stubborn
     }

@@ -40,6 +40,8 @@ pub struct LateTwin {
     pub case: usize,
     /// Its id.
     pub mpid: i64,
+    /// The one clock before it was written.
+    pub not_before: Timestamp,
     /// The one clock after its commit.
     pub there_at: Timestamp,
     /// When it was committed.
@@ -143,10 +145,11 @@ impl Latecomers {
                 let line = json!({"mpid": mpid, "identities": {"email": email}, "attributes": {}, "audiences": []});
                 let line = ProfileLine::parse(&line.to_string(), &DeniedValues::default()).unwrap();
                 let controller = CONTROLLERS[case.controller].parse().unwrap();
+                let not_before = world.clock().await;
                 let imported = import::profiles(&world.tests.db, &controller, &[line]).await;
-                if let (Ok(()), Some(there_at)) = (imported, world.clock().await) {
-                    let committed_at = Instant::now();
-                    self.twins.lock().unwrap().push(LateTwin { case: letter.case, mpid, there_at, committed_at });
+                if let (Some(not_before), Ok(()), Some(there_at)) = (not_before, imported, world.clock().await) {
+                    let (case, committed_at) = (letter.case, Instant::now());
+                    self.twins.lock().unwrap().push(LateTwin { case, mpid, not_before, there_at, committed_at });
                 } else {
                     self.doubtful_rows.fetch_add(2, Ordering::SeqCst);
                 }

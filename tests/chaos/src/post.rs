@@ -157,7 +157,8 @@ impl Post {
         let answer = call.header("content-type", "application/json").body(letter.body.clone()).send().await?;
         let status = answer.status().as_u16();
         let body = answer.bytes().await?.to_vec();
-        if status < 500 && status != 429 {
+        // What else it says counts: a 500 is no "not now".
+        if status != 503 && status != 429 {
             let answer = Answer { status, headers: HashMap::new(), body };
             self.fates.lock().unwrap()[index].answers.push((Instant::now(), answer));
         }

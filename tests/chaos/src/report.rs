@@ -22,6 +22,8 @@ pub struct Report {
     pub requests: usize,
     /// By their status; those that may be lost and are, under `not there`.
     pub outcomes: BTreeMap<String, usize>,
+    /// Requests of which something was said that was then lost: not judged in every point.
+    pub doubtful: usize,
     /// Messages with a meaning of their own.
     pub letters: usize,
     /// How often they were published.
@@ -73,6 +75,9 @@ impl fmt::Display for Report {
         writeln!(f, "seed {}{defect}: {:.0} s", self.seed, self.elapsed.as_secs_f64())?;
         let outcomes: Vec<String> = self.outcomes.iter().map(|(status, count)| format!("{count} {status}")).collect();
         writeln!(f, "  {} requests: {}", self.requests, outcomes.join(", "))?;
+        if self.doubtful > 0 {
+            writeln!(f, "  {} of them not judged in every point: PostgreSQL lost what it had confirmed", self.doubtful)?;
+        }
         writeln!(f, "  {} messages, published {} times, {} answers", self.letters, self.sent, self.answers)?;
         let Deliveries { attempts, accepted, repeats, late_repeats } = self.deliveries;
         writeln!(

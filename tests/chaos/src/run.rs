@@ -167,6 +167,7 @@ pub async fn run(options: &Options) -> Report {
         elapsed: began.elapsed(),
         requests: plan.cases.len(),
         outcomes: evidence.outcomes(),
+        doubtful: evidence.doubtful(),
         letters: plan.letters.len(),
         sent: evidence.fates.iter().map(|fate| fate.times as usize).sum(),
         answers: evidence.fates.iter().map(|fate| fate.answers.len()).sum(),

@@ -6,6 +6,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use lethe_broker::topology::{self, Queue};
 use lethe_testing::proxy::{Proxy, Way};
 use reqwest::Method;
 use serde::de::DeserializeOwned;
@@ -187,7 +188,12 @@ impl World {
 
     /// The bodies of the requests that were dead-lettered.
     pub async fn dead_letters(&self) -> Vec<String> {
-        let messages = self.messages("dsr.identity-matching.dead").await;
+        self.dead_letters_of(&topology::IDENTITY_MATCHING).await
+    }
+
+    /// The bodies of what a queue could not handle.
+    pub async fn dead_letters_of(&self, queue: &Queue) -> Vec<String> {
+        let messages = self.messages(&topology::dead_letters_of(queue.name)).await;
         messages.iter().map(|message| message["payload"].as_str().unwrap_or_default().to_owned()).collect()
     }
 

@@ -34,11 +34,14 @@ pub(super) fn check(evidence: &Evidence) -> (Vec<Violation>, Deliveries) {
         let is_doubtful = evidence.is_doubtful(number);
         for url in case.urls.iter().filter(|_| is_doubtful || evidence.rows.contains_key(&number)) {
             known.insert(url.as_str());
+            let arrivals = by_url.get(url.as_str()).map_or(&[][..], Vec::as_slice);
+            // Whether it is signed, and about what, does not depend on what was lost.
+            let wrong = arrivals.iter().filter_map(|arrival| identity(evidence, number, url, arrival));
+            violations.extend(wrong.map(|what| Violation::of(4, format!("{}: {what}", evidence.name(number)))));
             if is_doubtful {
                 continue;
             }
-            let arrivals = by_url.get(url.as_str()).map_or(&[][..], Vec::as_slice);
-            violations.extend(of_url(evidence, number, url, arrivals, &mut deliveries));
+            violations.extend(of_url(evidence, number, arrivals, &mut deliveries));
         }
     }
     for url in by_url.keys().filter(|url| !known.contains(*url)) {
@@ -57,7 +60,6 @@ struct Seen {
 fn of_url(
     evidence: &Evidence,
     number: usize,
-    url: &str,
     arrivals: &[&Arrival],
     deliveries: &mut Deliveries,
 ) -> Vec<Violation> {
@@ -69,7 +71,7 @@ fn of_url(
     let mut seen: BTreeMap<&str, Seen> = BTreeMap::new();
     for arrival in arrivals {
         violations
-            .extend(content(evidence, number, url, arrival).map(|what| Violation::of(4, format!("{name}: {what}"))));
+            .extend(content(evidence, number, arrival).map(|what| Violation::of(4, format!("{name}: {what}"))));
         let status = arrival.text("request_status");
         let one = seen.entry(status).or_insert_with(|| Seen {
             first_at: arrival.at,
@@ -114,18 +116,20 @@ fn of_url(
     violations
 }
 
-fn content(evidence: &Evidence, number: usize, url: &str, arrival: &Arrival) -> Option<String> {
+fn identity(evidence: &Evidence, number: usize, url: &str, arrival: &Arrival) -> Option<&'static str> {
     let case = &evidence.plan.cases[number];
     if !arrival.is_signed {
-        return Some("a callback has no valid signature".to_owned());
+        return Some("a callback has no valid signature");
     }
     let same = arrival.text("controller_id") == CONTROLLERS[case.controller]
         && arrival.text("subject_request_id") == case.id
         && arrival.text("status_callback_url") == url
         && arrival.text("api_version") == case.version;
-    if !same {
-        return Some("a callback is about something else".to_owned());
-    }
+    (!same).then_some("a callback is about something else")
+}
+
+fn content(evidence: &Evidence, number: usize, arrival: &Arrival) -> Option<String> {
+    let case = &evidence.plan.cases[number];
     let completed = arrival.text("request_status") == "completed";
     let has_result = !arrival.body["results_url"].is_null();
     if has_result != (completed && !case.kind.erases()) {

@@ -182,6 +182,11 @@ impl Evidence {
                 || self.arrivals.iter().any(|arrival| urls.contains(&arrival.url) && self.is_during_loss(arrival.at)))
     }
 
+    /// Requests that are not judged in every point.
+    pub fn doubtful(&self) -> usize {
+        (0..self.plan.cases.len()).filter(|case| self.is_doubtful(*case)).count()
+    }
+
     /// How many requests ended how.
     pub fn outcomes(&self) -> BTreeMap<String, usize> {
         let mut outcomes = BTreeMap::new();

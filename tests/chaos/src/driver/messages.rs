@@ -7,6 +7,9 @@ use serde_json::json;
 use super::Driver;
 use super::broker::WORK;
 
+/// A wake-up that says nothing.
+pub const NO_WAKE_UP: &str = "\u{0}no wake-up";
+
 impl Driver {
     pub(super) async fn stray_wake_ups(&self) {
         let ids = |sql: &'static str| async move {
@@ -27,7 +30,7 @@ impl Driver {
         }
         for queue in WORK {
             add(queue, json!({"slice_id": 999_999_999, "endpoint_id": 999_999_999}).to_string());
-            add(queue, "\u{0}no wake-up".to_owned());
+            add(queue, NO_WAKE_UP.to_owned());
         }
         if let Ok(broker) = Broker::new(&self.world.tests.amqp_url, "chaos") {
             let _ = Publisher::new(broker).publish(&messages).await;

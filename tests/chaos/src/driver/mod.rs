@@ -16,6 +16,8 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 
+pub use messages::NO_WAKE_UP;
+
 use crate::checker::Violation;
 use crate::fleet::Fleet;
 use crate::world::World;
