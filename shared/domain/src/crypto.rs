@@ -13,10 +13,15 @@ use base64::engine::general_purpose::STANDARD;
 /// Bytes of a key.
 pub const KEY_LEN: usize = 32;
 
+/// What SHA-256 makes.
+pub type Digest = [u8; 32];
+
 /// SHA-256.
 #[must_use]
-pub fn sha256(bytes: &[u8]) -> Vec<u8> {
-    digest::digest(&digest::SHA256, bytes).as_ref().to_vec()
+pub fn sha256(bytes: &[u8]) -> Digest {
+    let mut digest = [0; 32];
+    digest.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
+    digest
 }
 
 /// SHA-1; only to recognise identities that controllers send in this format.

@@ -7,6 +7,7 @@ pub mod crypto;
 pub mod delivery_attempt;
 pub mod disposition;
 pub mod group;
+pub mod merkle;
 pub mod names;
 pub mod opendsr;
 pub mod request;

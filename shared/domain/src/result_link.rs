@@ -51,7 +51,7 @@ pub fn token(keys: &Keys, result_id: Uuid, salt: &[u8]) -> String {
 /// What the database holds of a token.
 #[must_use]
 pub fn token_digest(token: &str) -> Vec<u8> {
-    sha256(token.as_bytes())
+    sha256(token.as_bytes()).to_vec()
 }
 
 #[cfg(test)]

@@ -97,7 +97,7 @@ impl Identity {
     #[must_use]
     pub fn digest(&self) -> Option<Vec<u8>> {
         if self.format == IdentityFormat::Raw {
-            return Some(crypto::sha256(self.value.as_bytes()));
+            return Some(crypto::sha256(self.value.as_bytes()).to_vec());
         }
         let digits = self.value.as_bytes().chunks(2);
         digits.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect()

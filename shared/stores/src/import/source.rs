@@ -372,7 +372,7 @@ mod tests {
             let mut rest = Lines::new(grown.as_bytes(), 100, reading);
             assert_eq!(rest.next_line().unwrap(), Some(Ok("{3}")));
             let whole = [before, grown].concat();
-            let sha256 = lethe_domain::crypto::sha256(whole.as_bytes());
+            let sha256 = lethe_domain::crypto::sha256(whole.as_bytes()).to_vec();
             assert_eq!(rest.end(), LineEnd { number: 3, bytes: whole.len() as u64, sha256 }, "{grown:?}");
         }
     }
@@ -385,7 +385,10 @@ mod tests {
         while whole.next_line().unwrap().is_some() {
             ends.push(whole.end());
         }
-        assert_eq!(ends[1], LineEnd { number: 2, bytes: 8, sha256: lethe_domain::crypto::sha256(&content[..8]) });
+        assert_eq!(
+            ends[1],
+            LineEnd { number: 2, bytes: 8, sha256: lethe_domain::crypto::sha256(&content[..8]).to_vec() }
+        );
         let mut reading = Reading::default();
         reading.take(&content[..8]);
         reading.number = 2;

@@ -39,7 +39,10 @@ impl RawRequest {
         let digests = IDENTITIES
             .iter()
             .filter_map(|(kind, _, _)| {
-                Some((*kind, lethe_domain::crypto::sha256(read.subject_identities.get(*kind)?.value.as_bytes())))
+                Some((
+                    *kind,
+                    lethe_domain::crypto::sha256(read.subject_identities.get(*kind)?.value.as_bytes()).to_vec(),
+                ))
             })
             .collect();
         Self { id: read.subject_request_id, controller: controller.to_owned(), body, digests, reply_to }
