@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use lethe_audit::certificate::{self, NoCertificate, Statement};
+use lethe_audit::certificate::{self, Document, NoCertificate, Refused, Statement};
 use lethe_audit::{Signatory, Trust};
 use lethe_db::requests::Target;
+use lethe_domain::signature_algorithm::SignatureAlgorithm;
 use lethe_signing::Processor;
 use lethe_signing::signature::Signer;
 use lethe_signing::signing_keys::SigningKeys;
@@ -49,10 +50,13 @@ async fn a_completed_erasure_is_certified_and_every_flipped_byte_is_noticed() {
             .await;
     let publisher = Publisher::connect(&world).await;
     let (erasure, access) = (Request::erasure("ada@example.com"), Request::access("eve@example.com"));
-    publisher.request("acme", &erasure).await;
+    let neighbour = Request::erasure("eve@example.com");
+    // In one group, for one tick: they share a slice.
+    let _ = tokio::join!(publisher.request("acme", &erasure), publisher.request("acme", &neighbour));
     publisher.request("acme", &access).await;
-    world.reaches(&erasure.id, "completed").await;
-    world.reaches(&access.id, "completed").await;
+    for request in [&erasure, &neighbour, &access] {
+        world.reaches(&request.id, "completed").await;
+    }
     let file = certificate_of(&world, &erasure.id).await;
     assert!(!file.contains("ada@example.com"));
     let again = certificate_of(&world, &erasure.id).await;
@@ -76,6 +80,11 @@ async fn a_completed_erasure_is_certified_and_every_flipped_byte_is_noticed() {
         )
         .await;
     assert_eq!(statement.audit.digest, ::lethe_domain::crypto::hex(&digest));
+
+    // The other erasure of the same slice is not told.
+    assert_eq!((statement.audit.inclusion.size, statement.audit.inclusion.path.len()), (2, 1), "{statement:?}");
+    assert!(!file.contains(&neighbour.id));
+    no_lie_fits_the_trail(&world, &file);
 
     // Every byte flipped in two ways (the second turns letters into their other case), and every byte missing.
     let bytes = file.as_bytes();
@@ -103,6 +112,46 @@ async fn a_completed_erasure_is_certified_and_every_flipped_byte_is_noticed() {
     {
         let none = certificate::issue(&world.db, &signatory(&world), &target(id)).await.unwrap();
         assert_eq!(none, Err(why));
+    }
+}
+
+/// The processor itself cannot certify what its trail does not say.
+fn no_lie_fits_the_trail(world: &World, file: &str) {
+    let document: Document = serde_json::from_str(file).unwrap();
+    let signed = |change: fn(&mut Statement)| {
+        let mut statement: Statement = serde_json::from_str(&document.payload).unwrap();
+        change(&mut statement);
+        let payload = serde_json::to_string(&statement).unwrap();
+        let signer = &signatory(world).processor.signer;
+        let signature = signer.sign(SignatureAlgorithm::RsaPkcs1v15, payload.as_bytes()).unwrap();
+        certificate::verify(Document { payload, signature, ..document.clone() }.write().as_bytes(), None).map(drop)
+    };
+    assert_eq!(signed(|_| ()), Ok(()));
+    let other_line: [fn(&mut Statement); 7] = [
+        |one| one.subject_request_id = uuid::Uuid::nil().to_string(),
+        |one| one.controller_id = "zeta".to_owned(),
+        |one| one.request.content_digest = "00".repeat(32),
+        |one| one.execution.completed_at = jiff::Timestamp::UNIX_EPOCH,
+        |one| one.execution.profiles += 1,
+        |one| one.stores[0].rows_deleted += 1,
+        |one| one.stores.clear(),
+    ];
+    for (number, lie) in other_line.into_iter().enumerate() {
+        assert_eq!(signed(lie), Err(Refused::OtherLine), "{number}");
+    }
+    let not_included: [fn(&mut Statement); 9] = [
+        |one| one.audit.digest = "00".repeat(32),
+        |one| one.audit.position += 1,
+        |one| one.audit.entry.previous = "00".repeat(32),
+        |one| one.audit.entry.entry_id += 1,
+        |one| one.audit.entry.event = "requests.cancelled".to_owned(),
+        |one| one.audit.inclusion.line = one.audit.inclusion.line.replace("erasure", "access"),
+        |one| one.audit.inclusion.index ^= 1,
+        |one| one.audit.inclusion.size += 1,
+        |one| one.audit.inclusion.path.clear(),
+    ];
+    for (number, lie) in not_included.into_iter().enumerate() {
+        assert_eq!(signed(lie), Err(Refused::NotIncluded), "{number}");
     }
 }
 

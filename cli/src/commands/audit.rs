@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
-use lethe_audit::export::Line;
+use lethe_audit::Trust;
+use lethe_audit::export::{Line, Reader};
 use lethe_audit::trail::{self, Pages, Report};
-use lethe_audit::{Trust, Verifier};
 use lethe_db::audit;
 use lethe_domain::request::ControllerId;
 
@@ -76,26 +76,15 @@ impl Verify {
 fn verify_file(file: &Path, trust: Trust) -> anyhow::Result<Report> {
     let name = file.display();
     let mut lines = BufReader::new(std::fs::File::open(file).with_context(|| format!("cannot read {name}"))?);
-    let mut verifier = Verifier::new(trust);
-    let (mut text, mut number, mut end) = (String::new(), 0_u64, None);
+    let mut reader = Reader::new(trust);
+    let (mut text, mut number) = (String::new(), 0_u64);
     while lines.read_line(&mut text).with_context(|| format!("cannot read {name}"))? > 0 {
         number += 1;
-        if end.is_some() {
-            bail!("line {number} of {name} follows the end of the export");
-        }
         let line: Line<'_> = serde_json::from_str(&text).with_context(|| format!("line {number} of {name}"))?;
-        if let Line::End { entries, unsealed } = line {
-            end = Some((entries, unsealed));
-        }
-        line.verify(&mut verifier).with_context(|| format!("line {number} of {name} has a digest that is none"))?;
+        reader.line(line).with_context(|| format!("line {number} of {name}"))?;
         text.clear();
     }
-    let Some((entries, unsealed)) = end else { bail!("{name} was cut short: its last line is missing") };
-    if entries != verifier.entries() {
-        bail!("{name} has {} entries, and says that it has {entries}", verifier.entries());
-    }
-    let (chains, entries) = (verifier.chains(), verifier.entries());
-    Ok(Report { chains, entries, unsealed, findings: verifier.finish() })
+    reader.finish().with_context(|| name.to_string())
 }
 
 async fn export(only: Option<&str>) -> anyhow::Result<()> {
@@ -112,8 +101,8 @@ async fn export(only: Option<&str>) -> anyhow::Result<()> {
             break;
         }
         entries += rows.len() as u64;
-        for row in rows {
-            write(&Line::of_row(row))?;
+        for line in rows.into_iter().flat_map(Line::of_row) {
+            write(&line)?;
         }
     }
     for (head, signature) in audit::heads(&tx, only).await? {

@@ -1,12 +1,15 @@
 //! The trail as JSON Lines, to be kept and verified elsewhere.
 
 use std::borrow::Cow;
+use std::collections::VecDeque;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 
-use super::verify::Verifier;
+use super::verify::{Finding, Problem, Verifier};
+use super::{Trust, trail};
 use lethe_db::audit::SealedRow;
 use lethe_domain::audit_chain::{Digest, Entry, Head};
 use lethe_domain::crypto;
@@ -18,6 +21,9 @@ pub enum Line<'a> {
     /// A place of a chain; those of a chain in order.
     #[serde(borrow)]
     Seal(Seal<'a>),
+    /// What the set before it tells of one request, in the order of the set: so that nobody has to unfold sets who looks for
+    /// a request. It follows from the set, and is in no chain itself.
+    Request(RequestLine),
     /// The signed end of a chain.
     Head(SignedHead),
     /// The last line: an export without it was cut short.
@@ -65,6 +71,26 @@ pub struct ExportedEntry<'a> {
     /// A JSON object.
     #[serde(borrow)]
     pub details: Cow<'a, RawValue>,
+    /// Of a set, a JSON array with a line for each request.
+    #[serde(borrow, skip_serializing_if = "Option::is_none", default)]
+    pub requests: Option<Cow<'a, RawValue>>,
+}
+
+/// What a set tells of one request.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RequestLine {
+    /// Whose.
+    pub chain: String,
+    /// The place of the set in its chain.
+    pub position: i64,
+    /// The place of the line in the set, from 0.
+    pub line: usize,
+    /// What happened to the request, as in `request.received`.
+    pub event: String,
+    /// When.
+    pub recorded_at: Timestamp,
+    /// The line by the names of its columns, and what holds for the whole set.
+    pub details: Map<String, Value>,
 }
 
 /// The signed end of a chain.
@@ -82,24 +108,41 @@ pub struct SignedHead {
     pub signed_at: Timestamp,
 }
 
+/// The lines of the requests of a set at a place.
+fn unfold(entry: &Entry, position: i64) -> impl Iterator<Item = RequestLine> {
+    let (chain, recorded_at) = (entry.chain().to_owned(), entry.recorded_at);
+    entry.unfold().into_iter().enumerate().map(move |(line, unfolded)| RequestLine {
+        chain: chain.clone(),
+        position,
+        line,
+        event: unfolded.event,
+        recorded_at,
+        details: unfolded.details,
+    })
+}
+
 impl Line<'_> {
-    /// The line of a place.
+    /// The line of a place, and those of the requests of its set.
     #[must_use]
-    pub fn of_row(row: SealedRow) -> Self {
+    pub fn of_row(row: SealedRow) -> Vec<Self> {
         let SealedRow { head, signature, entry_id, entry } = row;
+        let requests: Vec<_> = entry.iter().flat_map(|entry| unfold(entry, head.position)).map(Line::Request).collect();
+        let raw = |text: String| RawValue::from_string(text).ok().map(Cow::Owned);
         let entry = entry.and_then(|entry| {
             Some(ExportedEntry {
                 controller_id: entry.controller_id,
                 request_key: entry.request_key,
                 event: entry.event,
                 recorded_at: entry.recorded_at,
-                // PostgreSQL writes jsonb as valid JSON.
-                details: Cow::Owned(RawValue::from_string(entry.details).ok()?),
+                // What PostgreSQL keeps as JSON is JSON.
+                details: raw(entry.details)?,
+                requests: entry.requests.and_then(raw),
             })
         });
         let signed_at = signature.is_some().then_some(head.signed_at);
         let digest = crypto::hex(&head.digest);
-        Line::Seal(Seal { chain: head.chain, position: head.position, digest, signature, signed_at, entry_id, entry })
+        let seal = Seal { chain: head.chain, position: head.position, digest, signature, signed_at, entry_id, entry };
+        std::iter::once(Line::Seal(seal)).chain(requests).collect()
     }
 
     /// The line of a signed end.
@@ -108,13 +151,76 @@ impl Line<'_> {
         let Head { chain, position, digest, signed_at } = head;
         Line::Head(SignedHead { chain, position, digest: crypto::hex(&digest), signature, signed_at })
     }
+}
 
-    /// Hands the line to a verifier; `None` where a digest in it is none.
-    pub fn verify(self, verifier: &mut Verifier) -> Option<()> {
-        match self {
+/// Verifies an export line by line.
+#[derive(Debug)]
+pub struct Reader {
+    verifier: Verifier,
+    /// What the last set tells of requests, as far as their lines have not come.
+    expected: VecDeque<RequestLine>,
+    /// Where the last set stands.
+    set: Option<(String, i64, i64)>,
+    end: Option<(u64, i64)>,
+}
+
+/// Why a line of an export cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadLine {
+    /// It comes after the last one.
+    #[error("it follows the end of the export")]
+    AfterEnd,
+    /// A digest is not 64 hexadecimal digits.
+    #[error("its digest is not a valid digest")]
+    Digest,
+}
+
+/// Why an export is not whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Incomplete {
+    /// The last line is missing.
+    #[error("the export was cut short: its last line is missing")]
+    CutShort,
+    /// The last line counts otherwise.
+    #[error("the export has {found} entries, and its last line counts {counted}")]
+    Miscounted {
+        /// Those that are there.
+        found: u64,
+        /// Those that the last line counts.
+        counted: u64,
+    },
+}
+
+impl Reader {
+    /// Accepts the signatures of these.
+    #[must_use]
+    pub fn new(trust: Trust) -> Self {
+        Self { verifier: Verifier::new(trust), expected: VecDeque::new(), set: None, end: None }
+    }
+
+    /// The next line.
+    ///
+    /// # Errors
+    /// [`BadLine`].
+    pub fn line(&mut self, line: Line<'_>) -> Result<(), BadLine> {
+        if self.end.is_some() {
+            return Err(BadLine::AfterEnd);
+        }
+        if let Line::Request(line) = line {
+            if self.expected.pop_front().as_ref() != Some(&line) {
+                // The place may be wrong as well: the set before it is meant.
+                let (chain, position, entry_id) = self.set.clone().unwrap_or((line.chain, line.position, 0));
+                self.verifier.found(&chain, Some(position), Some(entry_id), Problem::Unfolded);
+                self.expected.clear();
+            }
+            return Ok(());
+        }
+        self.all_lines_came();
+        match line {
+            Line::Request(_) => {}
             Line::Seal(seal) => {
                 let signed_at = seal.signed_at.unwrap_or(Timestamp::UNIX_EPOCH);
-                let digest = read_digest(&seal.digest)?;
+                let digest = read_digest(&seal.digest).ok_or(BadLine::Digest)?;
                 let head = Head { chain: seal.chain, position: seal.position, digest, signed_at };
                 let entry = seal.entry.map(|entry| Entry {
                     entry_id: seal.entry_id,
@@ -122,22 +228,48 @@ impl Line<'_> {
                     request_key: entry.request_key,
                     event: entry.event,
                     details: entry.details.get().to_owned(),
+                    requests: entry.requests.map(|requests| requests.get().to_owned()),
                     recorded_at: entry.recorded_at,
                 });
-                verifier.sealed(&head, seal.entry_id, seal.signature.as_deref(), entry.as_ref());
+                self.verifier.sealed(&head, seal.entry_id, seal.signature.as_deref(), entry.as_ref());
+                self.expected = entry.iter().flat_map(|entry| unfold(entry, head.position)).collect();
+                self.set = Some((head.chain, head.position, seal.entry_id));
             }
             Line::Head(SignedHead { chain, position, digest, signature, signed_at }) => {
-                verifier.head(Head { chain, position, digest: read_digest(&digest)?, signed_at }, signature);
+                let digest = read_digest(&digest).ok_or(BadLine::Digest)?;
+                self.verifier.head(Head { chain, position, digest, signed_at }, signature);
             }
-            Line::End { .. } => {}
+            Line::End { entries, unsealed } => self.end = Some((entries, unsealed)),
         }
-        Some(())
+        Ok(())
+    }
+
+    fn all_lines_came(&mut self) {
+        if let (false, Some((chain, position, entry_id))) = (self.expected.is_empty(), self.set.take()) {
+            self.verifier.found(&chain, Some(position), Some(entry_id), Problem::Unfolded);
+            self.expected.clear();
+        }
+    }
+
+    /// What the export comes to.
+    ///
+    /// # Errors
+    /// [`Incomplete`].
+    pub fn finish(self) -> Result<trail::Report, Incomplete> {
+        let (counted, unsealed) = self.end.ok_or(Incomplete::CutShort)?;
+        let (chains, found) = (self.verifier.chains(), self.verifier.entries());
+        if counted != found {
+            return Err(Incomplete::Miscounted { found, counted });
+        }
+        let findings: Vec<Finding> = self.verifier.finish();
+        Ok(trail::Report { chains, entries: found, unsealed, findings })
     }
 }
 
-fn read_digest(hex: &str) -> Option<Digest> {
+/// A digest in hexadecimal.
+pub(crate) fn read_digest(hex: &str) -> Option<Digest> {
     let mut digest = [0; 32];
-    if hex.len() != 64 || !hex.is_ascii() {
+    if hex.len() != 64 || !hex.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return None;
     }
     for (index, byte) in digest.iter_mut().enumerate() {

@@ -37,6 +37,8 @@ pub enum Problem {
     NoHead,
     /// The signed end is none of ours.
     ForgedHead,
+    /// The lines of an export that tell of single requests do not follow from their set.
+    Unfolded,
     /// The entry is in no chain, and the sealer was never told of it.
     Unchained,
     /// The sealer was told of the entry, and it is gone.
@@ -85,6 +87,7 @@ impl fmt::Display for Finding {
             Problem::Unsigned => f.write_str(": the chain goes on beyond its signed end"),
             Problem::NoHead => f.write_str(": the chain has no signed end"),
             Problem::ForgedHead => f.write_str(": the signed end is not ours"),
+            Problem::Unfolded => f.write_str(": the lines after it do not follow from the set: they were changed"),
             Problem::Unchained => f.write_str(": the entry is in no chain"),
             Problem::Vanished => f.write_str(": the entry was removed before it was sealed"),
             Problem::NoTrail => f.write_str(": the controller has no trail"),

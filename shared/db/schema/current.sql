@@ -7,10 +7,11 @@ CREATE TABLE lethe.audit_entries (
     event text NOT NULL,
     details json NOT NULL DEFAULT '{}'::json,
     recorded_at timestamp with time zone NOT NULL DEFAULT lethe.now(),
+    requests json,
     CONSTRAINT audit_entries_event_check CHECK ((event ~~ '_%._%'::text)),
     CONSTRAINT audit_entries_pkey PRIMARY KEY (entry_id)
 );
-CREATE INDEX audit_entries_completed ON lethe.audit_entries USING btree (request_key) WHERE (event = 'request.completed'::text);
+CREATE INDEX audit_entries_of_slice ON lethe.audit_entries USING btree ((((details ->> 'slice_id'::text))::bigint)) WHERE (event = 'requests.completed'::text);
 CREATE TRIGGER announce AFTER INSERT ON lethe.audit_entries REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION lethe.announce_audit_entries();
 CREATE TRIGGER append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON lethe.audit_entries FOR EACH STATEMENT EXECUTE FUNCTION lethe.refuse_change();
 ALTER TABLE lethe.audit_entries ENABLE ROW LEVEL SECURITY;
@@ -233,8 +234,6 @@ CREATE TABLE lethe.erasure_receipts (
     failure text,
     CONSTRAINT erasure_receipts_pkey PRIMARY KEY (request_key, store)
 );
-CREATE TRIGGER audit_verified AFTER UPDATE ON lethe.erasure_receipts REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION lethe.audit_receipts();
-CREATE TRIGGER audit_verified_at_once AFTER INSERT ON lethe.erasure_receipts REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION lethe.audit_receipts();
 ALTER TABLE lethe.erasure_receipts ENABLE ROW LEVEL SECURITY;
 CREATE POLICY own ON lethe.erasure_receipts FOR ALL USING ((EXISTS ( SELECT
    FROM lethe.requests r
@@ -406,7 +405,6 @@ CREATE TRIGGER count_nothing AFTER TRUNCATE ON lethe.requests FOR EACH STATEMENT
 CREATE TRIGGER count_removed AFTER DELETE ON lethe.requests REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION lethe.count_requests();
 CREATE TRIGGER guard_birth BEFORE INSERT ON lethe.requests FOR EACH ROW WHEN ((new.status <> 'pending'::text)) EXECUTE FUNCTION lethe.guard_request_birth();
 CREATE TRIGGER guard_removal AFTER DELETE ON lethe.requests REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION lethe.guard_removal();
-CREATE TRIGGER guard_status BEFORE UPDATE OF status ON lethe.requests FOR EACH ROW WHEN ((old.status IS DISTINCT FROM new.status)) EXECUTE FUNCTION lethe.guard_request_status();
 CREATE TRIGGER never_again AFTER INSERT ON lethe.requests REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION lethe.refuse_past_requests();
 CREATE TRIGGER never_removed BEFORE DELETE ON lethe.requests FOR EACH STATEMENT EXECUTE FUNCTION lethe.refuse_removal();
 CREATE TRIGGER purge_reporting BEFORE UPDATE OF sealed_request ON lethe.requests FOR EACH ROW WHEN ((new.sealed_request IS NULL)) EXECUTE FUNCTION lethe.purge_reporting();
@@ -640,43 +638,68 @@ CREATE OR REPLACE FUNCTION lethe.audit_changed_requests()
  SECURITY DEFINER
  SET search_path TO 'pg_catalog', 'pg_temp'
 AS $function$
+DECLARE
+    illegal record;
 BEGIN
-    INSERT INTO lethe.audit_entries (controller_id, request_key, event, details, recorded_at)
-    SELECT n.controller_id, n.request_key, told.event, told.details, instant.now
-      FROM new_rows n JOIN old_rows o USING (request_key)
-      CROSS JOIN (SELECT lethe.now()) AS instant (now)
-      CROSS JOIN LATERAL (
-        SELECT 'request.approved',
-               json_build_object('subject_request_id', n.subject_request_id, 'batch_id', n.batch_id, 'lane', n.lane,
-                                 'expected_completion_time', n.expected_completion_time)
-         WHERE o.approval <> 'approved' AND n.approval = 'approved'
-        UNION ALL
-        SELECT 'request.held_back',
-               json_build_object('subject_request_id', n.subject_request_id, 'batch_id', o.batch_id)
-         WHERE o.approval <> 'needed' AND n.approval = 'needed'
-        UNION ALL
-        SELECT 'request.cancelled',
-               json_build_object('subject_request_id', n.subject_request_id,
-                                 'received_at', n.cancellation_received_at)
-         WHERE o.status <> 'cancelled' AND n.status = 'cancelled'
-        UNION ALL
-        SELECT 'request.released',
-               json_build_object('subject_request_id', n.subject_request_id, 'batch_id', n.batch_id,
-                                 'slice_id', n.slice_id)
-         WHERE o.status <> 'in_progress' AND n.status = 'in_progress'
-        UNION ALL
-        SELECT 'request.completed',
-               json_build_object('subject_request_id', n.subject_request_id, 'type', n.request_type,
-                                 'completed_at', n.completed_at, 'content_digest', encode(n.content_digest, 'hex'),
-                                 'profiles', (SELECT count(*) FROM lethe.request_mpids m
-                                               WHERE m.request_key = n.request_key))
-         WHERE o.status <> 'completed' AND n.status = 'completed'
-        UNION ALL
-        SELECT 'request.purged',
-               json_build_object('subject_request_id', n.subject_request_id,
-                                 'content_digest', encode(n.content_digest, 'hex'))
-         WHERE o.sealed_request IS NOT NULL AND n.sealed_request IS NULL) AS told (event, details)
-     ORDER BY n.request_key;
+    SELECT o.status AS before, n.status AS after INTO illegal
+      FROM new_rows n LEFT JOIN old_rows o USING (request_key)
+     WHERE n.status IS DISTINCT FROM o.status
+       AND ((o.status, n.status) IN (('pending', 'in_progress'), ('pending', 'cancelled'), ('in_progress', 'completed')))
+           IS NOT TRUE
+     LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'a request cannot go from % to %', illegal.before, illegal.after USING ERRCODE = 'LT002';
+    END IF;
+    INSERT INTO lethe.audit_entries (controller_id, event, details, requests, recorded_at)
+    SELECT controller_id, event,
+           json_strip_nulls(json_build_object('batch_id', batch_id, 'slice_id', slice_id, 'columns', columns::json)),
+           json_agg(line ORDER BY request_key), (SELECT lethe.now())
+      FROM (SELECT n.controller_id, n.request_key, t.event, t.batch_id, t.slice_id, t.columns, t.line,
+                   (row_number() OVER (PARTITION BY n.controller_id, t.event, t.batch_id, t.slice_id
+                                       ORDER BY n.request_key) - 1) / 2000 AS part
+              FROM new_rows n JOIN old_rows o USING (request_key)
+              CROSS JOIN LATERAL (
+                SELECT 'requests.approved', n.batch_id, NULL::bigint,
+                       '["subject_request_id","lane","expected_completion_time"]',
+                       json_build_array(n.subject_request_id, n.lane, n.expected_completion_time)
+                 WHERE o.approval <> 'approved' AND n.approval = 'approved'
+                UNION ALL
+                SELECT 'requests.held_back', o.batch_id, NULL, '["subject_request_id"]',
+                       json_build_array(n.subject_request_id)
+                 WHERE o.approval <> 'needed' AND n.approval = 'needed'
+                UNION ALL
+                SELECT 'requests.cancelled', n.batch_id, NULL,
+                       '["subject_request_id","type","regulation","api_version","content_digest","received_at","expected_completion_time","cancellation_received_at","cancelled_at"]',
+                       json_build_array(n.subject_request_id, n.request_type, n.regulation, n.api_version,
+                                        encode(n.content_digest, 'hex'), n.received_at, n.expected_completion_time,
+                                        n.cancellation_received_at, n.cancelled_at)
+                 WHERE o.status <> 'cancelled' AND n.status = 'cancelled'
+                UNION ALL
+                SELECT 'requests.released', n.batch_id, n.slice_id, '["subject_request_id"]',
+                       json_build_array(n.subject_request_id)
+                 WHERE o.status <> 'in_progress' AND n.status = 'in_progress'
+                UNION ALL
+                -- Profiles and receipts are told here: a certificate proves by this line what was done (ADR 0012).
+                SELECT 'requests.completed', n.batch_id, n.slice_id,
+                       '["subject_request_id","type","regulation","api_version","content_digest","received_at","expected_completion_time","completed_at","profiles","stores"]',
+                       json_build_array(n.subject_request_id, n.request_type, n.regulation, n.api_version,
+                                        encode(n.content_digest, 'hex'), n.received_at, n.expected_completion_time,
+                                        n.completed_at,
+                                        (SELECT count(*) FROM lethe.request_mpids m WHERE m.request_key = n.request_key),
+                                        coalesce((SELECT json_agg(json_build_object(
+                                                             'store', e.store, 'as_of', e.as_of, 'rows_deleted', e.rows_deleted,
+                                                             'rows_arrived', e.rows_arrived, 'verified_at', e.verified_at)
+                                                         ORDER BY e.store)
+                                                    FROM lethe.erasure_receipts e
+                                                   WHERE e.request_key = n.request_key AND e.verified_at IS NOT NULL), '[]'))
+                 WHERE o.status <> 'completed' AND n.status = 'completed'
+                UNION ALL
+                SELECT 'requests.purged', n.batch_id, NULL, '["subject_request_id","content_digest"]',
+                       json_build_array(n.subject_request_id, encode(n.content_digest, 'hex'))
+                 WHERE o.sealed_request IS NOT NULL AND n.sealed_request IS NULL)
+                AS t (event, batch_id, slice_id, columns, line)) AS told
+     GROUP BY controller_id, event, batch_id, slice_id, columns, part
+     ORDER BY min(request_key), event;
     RETURN NULL;
 END $function$;
 
@@ -705,51 +728,17 @@ CREATE OR REPLACE FUNCTION lethe.audit_new_requests()
  SET search_path TO 'pg_catalog', 'pg_temp'
 AS $function$
 BEGIN
-    INSERT INTO lethe.audit_entries (controller_id, request_key, event, details, recorded_at)
-    SELECT n.controller_id, n.request_key, 'request.received',
-           json_build_object('subject_request_id', n.subject_request_id, 'type', n.request_type,
-                             'regulation', n.regulation, 'api_version', n.api_version,
-                             'content_digest', encode(n.content_digest, 'hex'), 'approval', n.approval,
-                             'received_at', n.received_at, 'expected_completion_time', n.expected_completion_time),
-           instant.now
-      FROM new_rows n CROSS JOIN (SELECT lethe.now()) AS instant (now)
-     ORDER BY n.request_key;
-    RETURN NULL;
-END $function$;
-
-CREATE OR REPLACE FUNCTION lethe.audit_receipts()
- RETURNS trigger
- LANGUAGE plpgsql
- SECURITY DEFINER
- SET search_path TO 'pg_catalog', 'pg_temp'
-AS $function$
-BEGIN
-    IF TG_OP = 'INSERT' THEN
-        INSERT INTO lethe.audit_entries (controller_id, request_key, event, details, recorded_at)
-        SELECT r.controller_id, n.request_key, 'erasure.verified',
-               json_build_object('subject_request_id', r.subject_request_id, 'store', n.store, 'as_of', n.as_of,
-                                 'rows_deleted', n.rows_deleted, 'rows_arrived', n.rows_arrived,
-                                 'verified_at', n.verified_at),
-               instant.now
-          FROM new_rows n
-          JOIN lethe.requests r USING (request_key)
-          CROSS JOIN (SELECT lethe.now()) AS instant (now)
-         WHERE n.verified_at IS NOT NULL
-         ORDER BY n.request_key, n.store;
-    ELSE
-        INSERT INTO lethe.audit_entries (controller_id, request_key, event, details, recorded_at)
-        SELECT r.controller_id, n.request_key, 'erasure.verified',
-               json_build_object('subject_request_id', r.subject_request_id, 'store', n.store, 'as_of', n.as_of,
-                                 'rows_deleted', n.rows_deleted, 'rows_arrived', n.rows_arrived,
-                                 'verified_at', n.verified_at),
-               instant.now
-          FROM new_rows n
-          JOIN old_rows o USING (request_key, store)
-          JOIN lethe.requests r USING (request_key)
-          CROSS JOIN (SELECT lethe.now()) AS instant (now)
-         WHERE o.verified_at IS NULL AND n.verified_at IS NOT NULL
-         ORDER BY n.request_key, n.store;
-    END IF;
+    INSERT INTO lethe.audit_entries (controller_id, event, details, requests, recorded_at)
+    SELECT controller_id, 'requests.received',
+           '{"columns":["subject_request_id","type","regulation","api_version","content_digest","approval","received_at","expected_completion_time"]}'::json,
+           json_agg(line ORDER BY request_key), (SELECT lethe.now())
+      FROM (SELECT n.controller_id, n.request_key,
+                   (row_number() OVER (PARTITION BY n.controller_id ORDER BY n.request_key) - 1) / 2000 AS part,
+                   json_build_array(n.subject_request_id, n.request_type, n.regulation, n.api_version,
+                                    encode(n.content_digest, 'hex'), n.approval, n.received_at,
+                                    n.expected_completion_time) AS line
+              FROM new_rows n) AS told
+     GROUP BY controller_id, part ORDER BY controller_id, part;
     RETURN NULL;
 END $function$;
 
@@ -760,13 +749,14 @@ CREATE OR REPLACE FUNCTION lethe.audit_removed_requests()
  SET search_path TO 'pg_catalog', 'pg_temp'
 AS $function$
 BEGIN
-    INSERT INTO lethe.audit_entries (controller_id, request_key, event, details, recorded_at)
-    SELECT o.controller_id, o.request_key, 'request.removed',
-           json_build_object('subject_request_id', o.subject_request_id, 'status', o.status,
-                             'content_digest', encode(o.content_digest, 'hex')),
-           instant.now
-      FROM old_rows o CROSS JOIN (SELECT lethe.now()) AS instant (now)
-     ORDER BY o.request_key;
+    INSERT INTO lethe.audit_entries (controller_id, event, details, requests, recorded_at)
+    SELECT controller_id, 'requests.removed', '{"columns":["subject_request_id","status","content_digest"]}'::json,
+           json_agg(line ORDER BY request_key), (SELECT lethe.now())
+      FROM (SELECT o.controller_id, o.request_key,
+                   (row_number() OVER (PARTITION BY o.controller_id ORDER BY o.request_key) - 1) / 2000 AS part,
+                   json_build_array(o.subject_request_id, o.status, encode(o.content_digest, 'hex')) AS line
+              FROM old_rows o) AS told
+     GROUP BY controller_id, part ORDER BY controller_id, part;
     RETURN NULL;
 END $function$;
 
@@ -1136,19 +1126,6 @@ CREATE OR REPLACE FUNCTION lethe.guard_request_birth()
 AS $function$
 BEGIN
     RAISE EXCEPTION 'a request begins as pending, not as %', NEW.status USING ERRCODE = 'LT002';
-END $function$;
-
-CREATE OR REPLACE FUNCTION lethe.guard_request_status()
- RETURNS trigger
- LANGUAGE plpgsql
-AS $function$
-BEGIN
-    IF (OLD.status, NEW.status) NOT IN (
-        ('pending', 'in_progress'), ('pending', 'cancelled'), ('in_progress', 'completed'))
-    THEN
-        RAISE EXCEPTION 'a request cannot go from % to %', OLD.status, NEW.status USING ERRCODE = 'LT002';
-    END IF;
-    RETURN NEW;
 END $function$;
 
 CREATE OR REPLACE FUNCTION lethe.identity_md5(identity_type text, value text)

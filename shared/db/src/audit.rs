@@ -7,7 +7,7 @@ use tokio_postgres::Row;
 
 use super::pool::Session;
 use super::{DbError, Tx, statements};
-use lethe_domain::audit_chain::{Digest, Entry, Head};
+use lethe_domain::audit_chain::{Digest, Entry, GENESIS, Head};
 use lethe_domain::request::{ControllerId, RequestKey};
 
 statements! {
@@ -17,13 +17,19 @@ statements! {
     /// What is listed is committed, whatever its number. An entry that is gone stays listed: `lethe audit verify`
     /// names it.
     TAKE = "
-        WITH chosen AS MATERIALIZED (
-            SELECT e.entry_id, e.controller_id, e.request_key, e.event, e.details, e.recorded_at
+        WITH listed AS MATERIALIZED (
+            SELECT e.entry_id, sum(pg_column_size(e.requests)) OVER (ORDER BY q.entry_id) AS bytes,
+                   row_number() OVER (ORDER BY q.entry_id) AS place
               FROM lethe.audit_unsealed q JOIN lethe.audit_entries e USING (entry_id)
              WHERE coalesce(e.controller_id, '') <> ALL ($1) ORDER BY q.entry_id LIMIT $2),
+        chosen AS MATERIALIZED (
+            SELECT e.entry_id, e.controller_id, e.request_key, e.event, e.details, e.requests, e.recorded_at
+              FROM listed JOIN lethe.audit_entries e USING (entry_id)
+             WHERE listed.place = 1 OR coalesce(listed.bytes, 0) <= $3),
         taken AS (
             DELETE FROM lethe.audit_unsealed u USING chosen WHERE u.entry_id = chosen.entry_id)
-        SELECT entry_id, controller_id, request_key, event, details::text, recorded_at FROM chosen ORDER BY entry_id";
+        SELECT entry_id, controller_id, request_key, event, details::text, requests::text, recorded_at
+          FROM chosen ORDER BY entry_id";
     NOW = "SELECT lethe.now()";
     LOCK_HEADS = "
         SELECT chain, position, digest, signed_at, signature FROM lethe.audit_heads
@@ -44,11 +50,17 @@ statements! {
         SET position = excluded.position, digest = excluded.digest, signature = excluded.signature,
             signed_at = excluded.signed_at";
     PAGE = "
-        SELECT s.chain, s.position, s.digest, coalesce(s.signed_at, '-infinity') AS signed_at, s.signature, s.entry_id,
-               e.entry_id IS NOT NULL AS is_there, e.controller_id, e.request_key, e.event, e.details::text, e.recorded_at
-          FROM lethe.audit_seals s LEFT JOIN lethe.audit_entries e USING (entry_id)
-         WHERE (s.chain, s.position) > ($1, $2) AND ($3::text IS NULL OR s.chain = $3)
-         ORDER BY s.chain, s.position LIMIT $4";
+        SELECT chain, position, digest, signed_at, signature, entry_id, is_there, controller_id, request_key, event,
+               details::text, requests::text, recorded_at
+          FROM (SELECT s.chain, s.position, s.digest, coalesce(s.signed_at, '-infinity') AS signed_at, s.signature, s.entry_id,
+                       e.entry_id IS NOT NULL AS is_there, e.controller_id, e.request_key, e.event, e.details, e.requests,
+                       e.recorded_at, row_number() OVER in_order AS place, sum(pg_column_size(e.requests)) OVER in_order AS bytes
+                  FROM lethe.audit_seals s LEFT JOIN lethe.audit_entries e USING (entry_id)
+                 WHERE (s.chain, s.position) > ($1, $2) AND ($3::text IS NULL OR s.chain = $3)
+                WINDOW in_order AS (ORDER BY s.chain, s.position)
+                 ORDER BY s.chain, s.position LIMIT $4) page
+         WHERE place = 1 OR coalesce(bytes, 0) <= $5
+         ORDER BY chain, position";
     HEADS = "
         SELECT chain, position, digest, signed_at, signature FROM lethe.audit_heads
          WHERE $1::text IS NULL OR chain = $1 ORDER BY chain";
@@ -76,10 +88,17 @@ statements! {
            AND NOT EXISTS (SELECT FROM lethe.audit_unsealed u JOIN lethe.audit_entries e USING (entry_id)
                             WHERE e.controller_id = c.controller_id)
          ORDER BY 1";
-    POSITION_OF_COMPLETION = "
-        SELECT s.position, s.digest, e.details FROM lethe.audit_entries e
+    /// Those of its slice: a request may complete before its neighbours.
+    COMPLETIONS = "
+        SELECT e.entry_id, e.controller_id, e.request_key, e.event, e.details::text, e.requests::text, e.recorded_at,
+               s.position, s.digest, p.digest AS previous
+          FROM lethe.requests r
+          JOIN lethe.audit_entries e
+            ON e.event = 'requests.completed' AND (e.details ->> 'slice_id')::bigint = r.slice_id
+           AND e.controller_id = r.controller_id
           LEFT JOIN lethe.audit_seals s USING (entry_id)
-         WHERE e.request_key = $1 AND e.event = 'request.completed' ORDER BY e.entry_id LIMIT 1";
+          LEFT JOIN lethe.audit_seals p ON p.chain = s.chain AND p.position = s.position - 1
+         WHERE r.request_key = $1 ORDER BY e.entry_id";
 }
 
 /// Records what an operator did, in the transaction in which it is done. `details` hold no personal data.
@@ -101,25 +120,28 @@ fn digest(row: &Row, index: usize) -> Result<Digest, DbError> {
     row.get::<_, &[u8]>(index).try_into().map_err(|_| DbError::Unexpected { place: "audit digests" })
 }
 
-/// From five columns: number, controller, request, event, details, time.
-fn read_entry(row: &Row, from: usize, entry_id: i64) -> Entry {
+fn read_entry(row: &Row) -> Entry {
     Entry {
-        entry_id,
-        controller_id: row.get(from),
-        request_key: row.get(from + 1),
-        event: row.get(from + 2),
-        details: row.get(from + 3),
-        recorded_at: row.get(from + 4),
+        entry_id: row.get("entry_id"),
+        controller_id: row.get("controller_id"),
+        request_key: row.get("request_key"),
+        event: row.get("event"),
+        details: row.get("details"),
+        requests: row.get("requests"),
+        recorded_at: row.get("recorded_at"),
     }
 }
 
-/// Takes the next unsealed entries, of all chains but `left_out`.
+/// Bytes of sets that are read at once: one set may be larger, and then comes alone.
+const SETS_AT_ONCE: i64 = 16 << 20;
+
+/// Takes the next unsealed entries, of all chains but `left_out`; fewer than `limit` where their sets are large.
 ///
 /// # Errors
 /// [`DbError`].
 pub async fn take(tx: &Tx, left_out: &[&str], limit: i64) -> Result<Vec<Entry>, DbError> {
-    let rows = tx.query(TAKE, &[&left_out, &limit]).await?;
-    Ok(rows.iter().map(|row| read_entry(row, 1, row.get("entry_id"))).collect())
+    let rows = tx.query(TAKE, &[&left_out, &limit, &SETS_AT_ONCE]).await?;
+    Ok(rows.iter().map(read_entry).collect())
 }
 
 fn read_head(row: &Row) -> Result<(Head, String), DbError> {
@@ -191,7 +213,7 @@ pub struct SealedRow {
     pub entry: Option<Entry>,
 }
 
-/// The next places, in the order of chain and position, after the given one.
+/// The next places, in the order of chain and position, after the given one; fewer than `limit` where their sets are large.
 ///
 /// # Errors
 /// [`DbError`].
@@ -201,7 +223,7 @@ pub async fn page(
     only: Option<&str>,
     limit: i64,
 ) -> Result<Vec<SealedRow>, DbError> {
-    let rows = session.query(PAGE, &[&chain, &position, &only, &limit]).await?;
+    let rows = session.query(PAGE, &[&chain, &position, &only, &limit, &SETS_AT_ONCE]).await?;
     rows.iter()
         .map(|row| {
             let signature: Option<String> = row.get("signature");
@@ -209,7 +231,7 @@ pub async fn page(
             let head =
                 Head { chain: row.get("chain"), position: row.get("position"), digest: digest(row, 2)?, signed_at };
             let entry_id = row.get("entry_id");
-            let entry = row.get::<_, bool>("is_there").then(|| read_entry(row, 7, entry_id));
+            let entry = row.get::<_, bool>("is_there").then(|| read_entry(row));
             Ok(SealedRow { head, signature, entry_id, entry })
         })
         .collect()
@@ -262,23 +284,38 @@ pub async fn without_trail(session: &Session, only: Option<&str>) -> Result<Vec<
     session.values(WITHOUT_TRAIL, &[&only]).await
 }
 
-/// What the trail says of the completion of a request: its details, and its place and digest once it is sealed.
+/// A place in a chain.
 #[derive(Clone, Debug)]
-pub struct Completion {
-    /// Place and digest.
-    pub seal: Option<(i64, Vec<u8>)>,
-    /// The details of the entry.
-    pub details: serde_json::Value,
+pub struct Place {
+    /// From 1.
+    pub position: i64,
+    /// The digest there.
+    pub digest: Digest,
+    /// The digest before it; `None` where that place is gone.
+    pub previous: Option<Digest>,
 }
 
-/// The entry of the completion of a request.
+/// The entries that tell of completed requests of the slice of a request, each with its place once it is sealed. One of them
+/// tells of the request itself, if it is completed.
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn completion(session: &Session, request: RequestKey) -> Result<Option<Completion>, DbError> {
-    let row = session.query_opt(POSITION_OF_COMPLETION, &[&request]).await?;
-    Ok(row.map(|row| Completion {
-        seal: row.get::<_, Option<i64>>("position").map(|position| (position, row.get("digest"))),
-        details: row.get("details"),
-    }))
+pub async fn completions(session: &Session, request: RequestKey) -> Result<Vec<(Entry, Option<Place>)>, DbError> {
+    let unexpected = |_| DbError::Unexpected { place: "audit digests" };
+    let rows = session.query(COMPLETIONS, &[&request]).await?;
+    rows.iter()
+        .map(|row| {
+            let place = match row.get::<_, Option<i64>>("position") {
+                None => None,
+                Some(position) => {
+                    let previous: Option<&[u8]> = row.get("previous");
+                    let before = previous.map(Digest::try_from).transpose().map_err(unexpected)?;
+                    let previous = if position == 1 { Some(GENESIS) } else { before };
+                    let digest = row.get::<_, &[u8]>("digest").try_into().map_err(unexpected)?;
+                    Some(Place { position, digest, previous })
+                }
+            };
+            Ok((read_entry(row), place))
+        })
+        .collect()
 }

@@ -20,17 +20,27 @@ mod embedded {
 /// The schema version that workers must have been built for, at least, to work with the schema of this release. Raise it
 /// when a migration removes or changes what workers of earlier releases use, or lets a column hold a name (a status, a
 /// stage, an algorithm) that they do not know.
-pub const OLDEST_WORKERS: i32 = 23;
+pub const OLDEST_WORKERS: i32 = 25;
 
 /// What the migrations of this release leave to be done, in this order.
-const STEPS: &[Step] = &[];
+const STEPS: &[Step] = &[
+    // By which the certificate of an erasure finds its completion.
+    Step::Index {
+        schema: "lethe",
+        name: "audit_entries_of_slice",
+        definition: "ON lethe.audit_entries (((details ->> 'slice_id')::bigint)) WHERE event = 'requests.completed'",
+    },
+];
 
-/// Held while migrating, so that several deployments at once do it one after the other.
-const LOCK: &str = "SELECT pg_advisory_lock(5499812870)";
+/// Held while migrating, so that several deployments at once do it one after the other. Asked for again and again: whoever
+/// waited for it within a statement would hold a snapshot, which an index that is built concurrently waits for.
+const LOCK: &str = "SELECT pg_try_advisory_lock(5499812870)";
 const UNLOCK: &str = "SELECT pg_advisory_unlock(5499812870)";
 /// How often a migration is tried whose locks are held by others, and the pause after each time.
 const TRIES: u32 = 30;
 const PAUSE: Duration = Duration::from_secs(1);
+/// The pause while another one migrates.
+const LOCKED: Duration = Duration::from_millis(200);
 
 /// Work that runs beside the workers, outside of any transaction of ours. It is asked for on every `lethe migrate`, and
 /// each must be harmless when it is done already.
@@ -69,7 +79,9 @@ pub async fn migrate(db: &Db) -> Result<Vec<String>, DbError> {
     session.batch_execute("SET statement_timeout = 0; SET lock_timeout = 0").await?;
     // Otherwise a user called `lethe` has the schema of that name in front, and the second run looks for the history there.
     session.batch_execute("SET search_path = public").await?;
-    session.batch_execute(LOCK).await?;
+    while !session.value(LOCK, &[]).await? {
+        tokio::time::sleep(LOCKED).await;
+    }
     let outcome = migrate_locked(&mut session, STEPS).await;
     session.batch_execute(UNLOCK).await?;
     session.batch_execute("RESET statement_timeout; RESET lock_timeout; RESET search_path").await?;

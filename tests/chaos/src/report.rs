@@ -76,7 +76,11 @@ impl fmt::Display for Report {
         let outcomes: Vec<String> = self.outcomes.iter().map(|(status, count)| format!("{count} {status}")).collect();
         writeln!(f, "  {} requests: {}", self.requests, outcomes.join(", "))?;
         if self.doubtful > 0 {
-            writeln!(f, "  {} of them not judged in every point: PostgreSQL lost what it had confirmed", self.doubtful)?;
+            writeln!(
+                f,
+                "  {} of them not judged in every point: PostgreSQL lost what it had confirmed",
+                self.doubtful
+            )?;
         }
         writeln!(f, "  {} messages, published {} times, {} answers", self.letters, self.sent, self.answers)?;
         let Deliveries { attempts, accepted, repeats, late_repeats } = self.deliveries;

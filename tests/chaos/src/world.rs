@@ -104,12 +104,17 @@ impl World {
         self.tests.run(&sql).await;
     }
 
-    /// Plants a defect: the trail leaves every tenth completion out.
+    /// Plants a defect: the trail leaves one request out of each set of several completions.
     pub async fn leave_out_of_the_trail(&self) {
         let sql = "
-            CREATE FUNCTION chaos.forget() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+            CREATE FUNCTION chaos.forget() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN
+                NEW.requests := (SELECT json_agg(line ORDER BY place)
+                                   FROM json_array_elements(NEW.requests) WITH ORDINALITY AS q (line, place) WHERE place > 1);
+                RETURN NEW;
+            END $$;
             CREATE TRIGGER forgetful BEFORE INSERT ON lethe.audit_entries FOR EACH ROW
-              WHEN (NEW.event = 'request.completed' AND NEW.request_key % 10 = 0) EXECUTE FUNCTION chaos.forget()";
+              WHEN (NEW.event = 'requests.completed' AND json_array_length(NEW.requests) > 1) EXECUTE FUNCTION chaos.forget()";
         self.tests.run(sql).await;
     }
 

@@ -142,6 +142,13 @@ impl World {
         session.raw().query(sql, params).await.unwrap().first().map(|row| row.get(0))
     }
 
+    /// How many requests the trail tells of under an event, as in `requests.purged`.
+    pub async fn told(&self, event: &str) -> i64 {
+        let sql =
+            "SELECT coalesce(sum(json_array_length(requests)), 0)::bigint FROM lethe.audit_entries WHERE event = $1";
+        self.one(sql, &[&event]).await
+    }
+
     /// The first column of all rows.
     pub async fn all<T: FromSqlOwned>(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Vec<T> {
         let session = self.db.session().await.unwrap();

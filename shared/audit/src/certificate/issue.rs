@@ -2,13 +2,16 @@
 
 use std::sync::Arc;
 
-use super::{ALGORITHM, Asked, AuditPosition, Document, Execution, FORMAT, Statement, StoreReceipt};
+use super::line::CompletedLine;
+use super::{ALGORITHM, Asked, AuditPosition, Document, Execution, FORMAT, Inclusion, SetEntry, Statement};
 use crate::Signatory;
-use lethe_db::audit::{self, Completion};
+use lethe_db::audit::{self, Place};
 use lethe_db::certificates::{self, Facts};
-use lethe_db::requests::{self, Receipt, Target};
+use lethe_db::requests::Target;
 use lethe_db::{Db, DbError};
+use lethe_domain::audit_chain::{Entry, fields, leaves, lines_of};
 use lethe_domain::crypto::{hex, sha256};
+use lethe_domain::merkle;
 use lethe_domain::request::{RequestStatus, RequestType};
 use lethe_domain::signature_algorithm::SignatureAlgorithm;
 use lethe_signing::signature;
@@ -53,14 +56,12 @@ pub async fn issue(
 ) -> Result<Result<String, NoCertificate>, IssueError> {
     let tx = db.begin_snapshot("issue_certificate").await?;
     let Some(facts) = certificates::facts(&tx, target).await? else { return Ok(Err(NoCertificate::Unknown)) };
-    let receipts = requests::receipts(&tx, facts.request_key).await?;
-    let completion = audit::completion(&tx, facts.request_key).await?;
+    let completions = audit::completions(&tx, facts.request_key).await?;
     tx.commit().await?;
     let signer = &signatory.processor.signer;
     loop {
         let certificate = signer.certificate(SignatureAlgorithm::RsaPkcs1v15).ok_or(SigningError::Failed)?;
-        let receipts = receipts.clone();
-        let statement = match statement(signatory, &certificate.chain, target, &facts, receipts, completion.as_ref()) {
+        let statement = match statement(signatory, &certificate.chain, target, &facts, &completions) {
             Ok(statement) => statement,
             Err(reason) => return Ok(Err(reason)),
         };
@@ -81,30 +82,16 @@ fn statement(
     chain: &str,
     (controller_id, subject_request_id): &Target,
     facts: &Facts,
-    receipts: Vec<Receipt>,
-    completion: Option<&Completion>,
+    completions: &[(Entry, Option<Place>)],
 ) -> Result<Statement, NoCertificate> {
     if facts.request_type != RequestType::Erasure {
         return Err(NoCertificate::NoErasure);
     }
     let completed_at = facts.completed_at.filter(|_| facts.status == RequestStatus::Completed);
     let completed_at = completed_at.ok_or(NoCertificate::NotCompleted(facts.status))?;
-    let completion = completion.ok_or(NoCertificate::NotSealed)?;
-    let (position, digest) = completion.seal.as_ref().ok_or(NoCertificate::NotSealed)?;
-    // A request is completed only when every store has verified.
-    let stores = receipts
-        .into_iter()
-        .filter_map(|receipt| {
-            Some(StoreReceipt {
-                store: receipt.store,
-                as_of: receipt.as_of,
-                rows_deleted: receipt.rows_deleted,
-                verified_at: receipt.verified_at?,
-                rows_remaining: 0,
-                rows_arrived_later: receipt.rows_arrived.unwrap_or(0),
-            })
-        })
-        .collect();
+    let found =
+        completions.iter().find_map(|(entry, place)| told(entry, place.as_ref()?, &subject_request_id.to_string()));
+    let (line, audit) = found.ok_or(NoCertificate::NotSealed)?;
     Ok(Statement {
         format: FORMAT.to_owned(),
         processor_domain: signatory.processor.domain.clone(),
@@ -124,10 +111,38 @@ fn statement(
             scheduled_for: facts.runs_at,
             began_at: facts.in_progress_at,
             completed_at,
-            profiles: completion.details["profiles"].as_i64().unwrap_or(0),
+            profiles: line.profiles,
         },
-        stores,
-        audit: AuditPosition { chain: controller_id.to_string(), position: *position, digest: hex(digest) },
+        stores: line.stores(),
+        audit,
         certificate_chain_sha256: hex(&sha256(chain.as_bytes())),
     })
+}
+
+/// What a sealed set tells of a request, and the proof that it does; `None` where it tells nothing of it.
+fn told(entry: &Entry, place: &Place, subject_request_id: &str) -> Option<(CompletedLine, AuditPosition)> {
+    let lines = lines_of(entry.requests.as_deref()?)?;
+    let of_line = |line: &str| CompletedLine::read(fields(&entry.details, line)?);
+    let (index, line) = lines
+        .iter()
+        .enumerate()
+        // Only those that may be it are read.
+        .filter(|(_, line)| line.get().contains(subject_request_id))
+        .filter_map(|(index, line)| Some((index, of_line(line.get())?)))
+        .find(|(_, line)| line.subject_request_id == subject_request_id)?;
+    let inclusion = Inclusion {
+        line: lines[index].get().to_owned(),
+        index: index as u64,
+        size: lines.len() as u64,
+        path: merkle::proof(&leaves(&lines), index)?.iter().map(|hash| hex(hash)).collect(),
+    };
+    let set = SetEntry {
+        previous: hex(&place.previous?),
+        entry_id: entry.entry_id,
+        event: entry.event.clone(),
+        recorded_at: entry.recorded_at,
+        details: entry.details.clone(),
+    };
+    let (chain, digest) = (entry.chain().to_owned(), hex(&place.digest));
+    Some((line, AuditPosition { chain, position: place.position, digest, entry: set, inclusion }))
 }

@@ -5,6 +5,7 @@
 //! must be written exactly as [`Document::write`] writes it: no byte of the file can change unnoticed.
 
 mod issue;
+mod line;
 mod verify;
 
 use jiff::Timestamp;
@@ -14,7 +15,7 @@ pub use issue::{IssueError, NoCertificate, issue};
 pub use verify::{Refused, Verified, verify};
 
 /// The only kind of statement so far.
-pub const FORMAT: &str = "lethe erasure certificate 1";
+pub const FORMAT: &str = "lethe erasure certificate 2";
 /// The only algorithm so far: what every receiver of callbacks can check already.
 pub const ALGORITHM: &str = "rsa-pkcs1v15-sha256";
 
@@ -131,4 +132,38 @@ pub struct AuditPosition {
     pub position: i64,
     /// The digest there; hexadecimal. It pins everything up to here.
     pub digest: String,
+    /// The entry at this place, without the other requests that it tells of.
+    pub entry: SetEntry,
+    /// What the entry tells of this request.
+    pub inclusion: Inclusion,
+}
+
+/// An entry of the trail that tells of a set of requests, but for its lines: what its digest is made of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetEntry {
+    /// The digest of the place before it; hexadecimal.
+    pub previous: String,
+    /// The number of the entry.
+    pub entry_id: i64,
+    /// `requests.completed`.
+    pub event: String,
+    /// When it was recorded.
+    pub recorded_at: Timestamp,
+    /// Its details to the byte, as JSON in a text: the names of the columns among them.
+    pub details: String,
+}
+
+/// That a line is in a set, by a Merkle tree (RFC 9162, section 2.1).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Inclusion {
+    /// The line to the byte, as JSON in a text: an array of values.
+    pub line: String,
+    /// Its place in the set, from 0.
+    pub index: u64,
+    /// The lines of the set.
+    pub size: u64,
+    /// The hashes from the line to the root, the nearest first; hexadecimal.
+    pub path: Vec<String>,
 }

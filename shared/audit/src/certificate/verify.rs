@@ -4,9 +4,13 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use super::{ALGORITHM, Document, FORMAT, Statement};
+use super::line::CompletedLine;
+use super::{ALGORITHM, AuditPosition, Document, FORMAT, Statement};
 use crate::Trust;
-use lethe_domain::crypto::{hex, sha256};
+use crate::export::read_digest;
+use lethe_domain::audit_chain::{Entry, Set, fields};
+use lethe_domain::crypto::{Digest, hex, sha256};
+use lethe_domain::merkle;
 
 /// Why a file proves nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,6 +36,12 @@ pub enum Refused {
         /// The domain in the statement.
         domain: String,
     },
+    /// The proof does not lead from the line to the digest.
+    #[error("the line of the audit trail is not part of the digest that the certificate names")]
+    NotIncluded,
+    /// The line tells something else.
+    #[error("the audit trail says otherwise than the certificate")]
+    OtherLine,
     /// Not among those that are trusted.
     #[error("the signing certificate (SHA-256 {fingerprint}) is not the one that is trusted")]
     Untrusted {
@@ -85,7 +95,50 @@ pub fn verify(file: &[u8], trusted: Option<&Trust>) -> Result<Verified, Refused>
         }
         _ => {}
     }
+    if !is_included(&statement.audit).unwrap_or(false) {
+        return Err(Refused::NotIncluded);
+    }
+    if !is_told(&statement).unwrap_or(false) {
+        return Err(Refused::OtherLine);
+    }
     Ok(Verified { statement, fingerprint })
+}
+
+/// Whether the line leads to the digest by the proof and the rest of the entry; `None` where they are not what we write.
+fn is_included(audit: &AuditPosition) -> Option<bool> {
+    let inclusion = &audit.inclusion;
+    let path: Vec<Digest> = inclusion.path.iter().map(|hash| read_digest(hash)).collect::<Option<_>>()?;
+    let (index, length) = (usize::try_from(inclusion.index).ok()?, usize::try_from(inclusion.size).ok()?);
+    let root = merkle::root_by_proof(&merkle::leaf(inclusion.line.as_bytes()), index, length, &path)?;
+    let entry = Entry {
+        entry_id: audit.entry.entry_id,
+        controller_id: Some(audit.chain.clone()),
+        request_key: None,
+        event: audit.entry.event.clone(),
+        details: audit.entry.details.clone(),
+        requests: None,
+        recorded_at: audit.entry.recorded_at,
+    };
+    let digest = entry.digest_by(Some(Set { length, root }), &read_digest(&audit.entry.previous)?, audit.position);
+    Some(hex(&digest) == audit.digest)
+}
+
+/// Whether the line says what the certificate says.
+fn is_told(statement: &Statement) -> Option<bool> {
+    let audit = &statement.audit;
+    let line = CompletedLine::read(fields(&audit.entry.details, &audit.inclusion.line)?)?;
+    let (asked, execution) = (&statement.request, &statement.execution);
+    Some(
+        audit.chain == statement.controller_id
+            && audit.entry.event == "requests.completed"
+            && line.subject_request_id == statement.subject_request_id
+            && line.subject_request_type == asked.subject_request_type
+            && line.content_digest == asked.content_digest
+            && line.received_at == asked.received_time
+            && line.completed_at == execution.completed_at
+            && line.profiles == execution.profiles
+            && line.stores() == statement.stores,
+    )
 }
 
 /// Whether the signing certificate names `domain`, directly or by a wildcard for its first label.

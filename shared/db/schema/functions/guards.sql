@@ -6,18 +6,7 @@ BEGIN
     RAISE EXCEPTION 'a request begins as pending, not as %', NEW.status USING ERRCODE = 'LT002';
 END $$;
 
--- The state machine once more, where nobody can get around it (docs/reference/state-machine.md).
-CREATE OR REPLACE FUNCTION lethe.guard_request_status() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    IF (OLD.status, NEW.status) NOT IN (
-        ('pending', 'in_progress'), ('pending', 'cancelled'), ('in_progress', 'completed'))
-    THEN
-        RAISE EXCEPTION 'a request cannot go from % to %', OLD.status, NEW.status USING ERRCODE = 'LT002';
-    END IF;
-    RETURN NEW;
-END $$;
-
--- Batches likewise.
+-- Of batches once more the state machine; that of requests stands with the trail, in the same trigger.
 CREATE OR REPLACE FUNCTION lethe.guard_batch_state() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF (OLD.state, NEW.state) NOT IN (('open', 'closed'), ('closed', 'released'), ('released', 'completed')) THEN

@@ -57,12 +57,7 @@ struct Seen {
     ids: BTreeSet<String>,
 }
 
-fn of_url(
-    evidence: &Evidence,
-    number: usize,
-    arrivals: &[&Arrival],
-    deliveries: &mut Deliveries,
-) -> Vec<Violation> {
+fn of_url(evidence: &Evidence, number: usize, arrivals: &[&Arrival], deliveries: &mut Deliveries) -> Vec<Violation> {
     let name = evidence.name(number);
     let status = evidence.rows[&number].status.as_str();
     let wanted: &[&str] =
@@ -70,8 +65,7 @@ fn of_url(
     let mut violations = Vec::new();
     let mut seen: BTreeMap<&str, Seen> = BTreeMap::new();
     for arrival in arrivals {
-        violations
-            .extend(content(evidence, number, arrival).map(|what| Violation::of(4, format!("{name}: {what}"))));
+        violations.extend(content(evidence, number, arrival).map(|what| Violation::of(4, format!("{name}: {what}"))));
         let status = arrival.text("request_status");
         let one = seen.entry(status).or_insert_with(|| Seen {
             first_at: arrival.at,

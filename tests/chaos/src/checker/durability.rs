@@ -12,9 +12,11 @@ pub(super) fn check(evidence: &Evidence) -> Vec<Violation> {
         }
         let kinds = [LetterKind::Request, LetterKind::Conflict];
         // What was answered before a copy was made, or after it took over, is durable whatever else was lost.
-        let answered = kinds.iter().any(|kind| evidence.letters(number, *kind).any(|(_, fate)| {
-            fate.answers.iter().any(|(at, answer)| answer.status == 201 && !evidence.is_during_loss(*at))
-        }));
+        let answered = kinds.iter().any(|kind| {
+            evidence.letters(number, *kind).any(|(_, fate)| {
+                fate.answers.iter().any(|(at, answer)| answer.status == 201 && !evidence.is_during_loss(*at))
+            })
+        });
         let confirmed = !evidence.is_doubtful(number)
             && kinds.iter().any(|kind| evidence.letters(number, *kind).any(|(_, fate)| fate.counts(&evidence.purges)));
         if answered || confirmed {

@@ -251,7 +251,10 @@ fn receipts(evidence: &Evidence, circles: &[usize], gone: &BTreeMap<usize, i64>)
 }
 
 /// What was there before the start is gone, what came later is there.
-async fn late_batches(evidence: &Evidence, starts: &BTreeMap<usize, Vec<Timestamp>>) -> (Vec<(usize, i64)>, Vec<Violation>) {
+async fn late_batches(
+    evidence: &Evidence,
+    starts: &BTreeMap<usize, Vec<Timestamp>>,
+) -> (Vec<(usize, i64)>, Vec<Violation>) {
     let sql = "SELECT id FROM subject_data.event_batches WHERE body->>'late' IS NOT NULL";
     let there: BTreeSet<i64> = evidence.world.patiently(sql, &[]).await.iter().map(|row| row.get(0)).collect();
     let (mut gone, mut violations) = (Vec::new(), Vec::new());

@@ -41,14 +41,16 @@ pub struct Trail {
 #[derive(Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Line {
-    Seal { entry: Option<Entry> },
+    Seal {},
+    Request(OfRequest),
     Head {},
     End { unsealed: i64 },
 }
 
+/// What a set tells of one request. That it follows from the set, `lethe audit verify` says.
 #[derive(Deserialize)]
-struct Entry {
-    controller_id: Option<String>,
+struct OfRequest {
+    chain: String,
     event: String,
     recorded_at: Timestamp,
     details: Value,
@@ -63,8 +65,16 @@ impl Trail {
             let lines: Vec<Line> = export.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
             let is_sealed = matches!(lines.last(), Some(Line::End { unsealed: 0 }));
             if is_sealed || began.elapsed() > PATIENCE {
-                let verified = lethe_testing::cli::lethe(&world.tests, &["audit", "verify"]).await;
-                let refused = (verified.code != Some(0)).then(|| format!("{}{}", verified.out, verified.err));
+                let file = world.tests.folder.join("trail.jsonl");
+                std::fs::write(&file, &export).unwrap();
+                let file = file.to_str().unwrap();
+                let mut refused = None;
+                for arguments in [&["audit", "verify"][..], &["audit", "verify", "--file", file]] {
+                    let verified = lethe_testing::cli::lethe(&world.tests, arguments).await;
+                    if verified.code != Some(0) {
+                        refused = Some(format!("{}{}", verified.out, verified.err));
+                    }
+                }
                 return Self { requests: requests(lines), refused };
             }
             tokio::time::sleep(Duration::from_millis(500)).await;
@@ -79,25 +89,24 @@ impl Trail {
 
 fn requests(lines: Vec<Line>) -> BTreeMap<Id, Told> {
     let mut requests = BTreeMap::<Id, Told>::new();
-    let entries = lines.into_iter().filter_map(|line| match line {
-        Line::Seal { entry } => entry,
-        Line::Head {} | Line::End { .. } => None,
-    });
-    for Entry { controller_id, event, recorded_at, details } in entries {
-        let (Some(controller), Some(id)) = (controller_id, details["subject_request_id"].as_str()) else { continue };
-        let told = requests.entry((controller, id.to_owned())).or_default();
+    for line in lines {
+        let Line::Request(OfRequest { chain, event, recorded_at, details }) = line else { continue };
+        let Some(id) = details["subject_request_id"].as_str() else { continue };
+        let told = requests.entry((chain, id.to_owned())).or_default();
         match event.as_str() {
             "request.received" => told.statuses.push("pending".to_owned()),
             "request.released" => {
                 told.statuses.push("in_progress".to_owned());
                 told.in_progress_at = Some(recorded_at);
             }
-            "request.completed" => told.statuses.push("completed".to_owned()),
-            "request.cancelled" => told.statuses.push("cancelled".to_owned()),
-            "erasure.verified" => {
-                let as_of = details["as_of"].as_str().and_then(|text| text.parse().ok());
-                told.erasures.push((as_of.unwrap_or(Timestamp::MAX), details["rows_deleted"].as_i64().unwrap_or(0)));
+            "request.completed" => {
+                told.statuses.push("completed".to_owned());
+                for store in details["stores"].as_array().into_iter().flatten() {
+                    let as_of = store["as_of"].as_str().and_then(|text| text.parse().ok());
+                    told.erasures.push((as_of.unwrap_or(Timestamp::MAX), store["rows_deleted"].as_i64().unwrap_or(0)));
+                }
             }
+            "request.cancelled" => told.statuses.push("cancelled".to_owned()),
             _ => {}
         }
     }
