@@ -209,17 +209,26 @@ async fn a_compiler_that_is_killed_is_followed_by_one_that_compiles_the_whole() 
 /// A failover may lose the claim of an attempt that is still under way: its successor has the same number.
 #[tokio::test]
 async fn a_successor_with_the_same_number_keeps_its_file() {
+    a_successor_keeps_its_file("stop@compile.file_written:1").await;
+}
+
+#[tokio::test]
+async fn whoever_was_about_to_delete_what_others_left_deletes_nothing_of_a_successor() {
+    a_successor_keeps_its_file("stop@compile.before_delete:1").await;
+}
+
+async fn a_successor_keeps_its_file(stopped_at: &str) {
     let world = World::new().await;
     let lines = people(&world, "acme").await;
     let _workers = Worker::several(&world, &["scheduler", "identity-matcher"], SECONDS).await;
-    let first = Worker::start(&world, "access-compiler", &[("LETHE_FAULT", "stop@compile.file_written:1")]).await;
+    let first = Worker::start(&world, "access-compiler", &[("LETHE_FAULT", stopped_at)]).await;
     let request = Request::access("family@example.com");
     Publisher::connect(&world).await.request("acme", &request).await;
     let is_stopped = async || {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", first.id())).unwrap();
         stat.rsplit_once(')').unwrap().1.trim_start().starts_with('T')
     };
-    eventually("the first one has written its file, and stands still", seconds(20), is_stopped).await;
+    eventually("the first one stands still", seconds(20), is_stopped).await;
     world.run("UPDATE lethe.slices SET attempts = 0, lease_token = NULL, lease_expires_at = NULL").await;
     let second = Worker::start(&world, "access-compiler", &[]).await;
     world.reaches(&request.id, "completed").await;

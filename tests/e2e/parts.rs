@@ -127,16 +127,16 @@ async fn an_object_that_cannot_be_deleted_stops_no_other() {
     let world = World::new().await;
     world.controller("acme").await;
     let file = |path: &str| world.folder.join("results").join(path);
-    // More than one look takes. A folder with something in it is not deleted as an object.
-    let stuck: Vec<String> = (100..200).map(|number| format!("1/{number}")).collect();
-    for path in &stuck {
-        std::fs::create_dir_all(file(path)).unwrap();
-        std::fs::write(file(path).join("x"), b"x").unwrap();
+    // More than one look takes. Where a file lies in the place of a folder, nothing can be looked for in it.
+    let stuck: Vec<String> = (100..200).map(|number| format!("{number}/1")).collect();
+    for number in 100..200 {
+        std::fs::write(file(&number.to_string()), b"x").unwrap();
     }
-    for path in ["2", "3"] {
-        std::fs::write(file(path), b"x").unwrap();
+    for folder in ["2", "3"] {
+        std::fs::create_dir(file(folder)).unwrap();
+        std::fs::write(file(folder).join("1"), b"x").unwrap();
     }
-    let paths: Vec<&str> = stuck.iter().map(String::as_str).chain(["2", "3"]).collect();
+    let paths: Vec<&str> = stuck.iter().map(String::as_str).chain(["2/1", "3/1"]).collect();
     expired_results(&world, &paths).await;
     let scheduler = Worker::start(&world, "scheduler", &[]).await;
     becomes("objects that are left", seconds(10), stuck.clone(), async || {
@@ -144,12 +144,14 @@ async fn an_object_that_cannot_be_deleted_stops_no_other() {
         world.all::<String>(left, &[]).await
     })
     .await;
-    assert!(!file("2").exists() && !file("3").exists());
+    assert!(!file("2/1").exists() && !file("3/1").exists());
     let tried = "SELECT count(*) FROM lethe.results
                   WHERE object_path IS NOT NULL AND delete_after > lethe.now() AND delete_tries = 1";
     becomes("objects that are tried again later", seconds(10), 100, async || world.one::<i64>(tried, &[]).await).await;
     assert!(scheduler.log().contains("tried again later"));
-    std::fs::remove_dir_all(file("1")).unwrap();
+    for number in 100..200 {
+        std::fs::remove_file(file(&number.to_string())).unwrap();
+    }
     world.set_clock(world.now().await + jiff::SignedDuration::from_secs(60)).await;
     becomes("objects that are left", seconds(10), 0, async || {
         world.one::<i64>("SELECT count(*) FROM lethe.results WHERE object_path IS NOT NULL", &[]).await

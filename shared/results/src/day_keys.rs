@@ -29,7 +29,7 @@ pub enum DayKeyError {
     #[error(transparent)]
     Crypto(#[from] CryptoError),
     /// The day is over and its key destroyed.
-    #[error("the key of {day} is destroyed")]
+    #[error("the key of {day} has been destroyed")]
     Destroyed {
         /// Which day.
         day: Date,
@@ -104,7 +104,7 @@ impl DayKeys {
             match outcome {
                 Ok(()) => destroyed.days += 1,
                 Err(error) => {
-                    tracing::warn!(%day, %error, "the key of a day of expiry could not be destroyed; trying again");
+                    tracing::warn!(%day, %error, "the key of an expiry day could not be destroyed; trying again");
                     destroyed.failed += 1;
                 }
             }

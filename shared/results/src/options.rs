@@ -14,7 +14,7 @@ pub struct ResultOptions {
         value_name = "URL"
     )]
     pub result_store: Url,
-    /// Where the keys of the days of expiry lie, outside PostgreSQL
+    /// Where the keys of expiry days are kept, outside PostgreSQL
     #[arg(
         long = "key-store",
         env = "LETHE_KEY_STORE",

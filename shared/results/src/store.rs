@@ -93,7 +93,7 @@ pub enum DeleteError {
         limit: Duration,
     },
     /// A file that was never finished stands in the way.
-    #[error("what was never finished: {0}")]
+    #[error("a file that was never finished cannot be deleted: {0}")]
     Unfinished(#[from] std::io::Error),
 }
 
@@ -125,24 +125,53 @@ pub fn folder_of(path: &str) -> String {
     path.rsplit_once('/').map_or(path, |(folder, _)| folder).to_owned()
 }
 
-/// [`empty`] of several folders at once; the outcome of each by its name.
+/// What lies in a folder at a moment, finished or not. What comes later is not deleted with it.
+#[derive(Debug, Default)]
+pub struct Content {
+    objects: Vec<String>,
+    unfinished: Vec<PathBuf>,
+}
+
+impl Content {
+    /// Looks into a folder of the store at `url`.
+    ///
+    /// # Errors
+    /// [`DeleteError`]: what the store says, or that it says nothing.
+    pub async fn of(store: &Store, url: &Url, folder: &str) -> Result<Self, DeleteError> {
+        Ok(Self { unfinished: unfinished(url, folder)?, objects: list(store, folder).await? })
+    }
+
+    /// Deletes it; each call within [`CALL_LIMIT`].
+    ///
+    /// # Errors
+    /// [`DeleteError`] of the first object that could not be deleted; the others are.
+    pub async fn delete(self, store: &Store) -> Result<(), DeleteError> {
+        for file in self.unfinished {
+            match std::fs::remove_file(file) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+                _ => {}
+            }
+        }
+        let objects = self.objects.into_iter().map(|path| ((), path));
+        delete_all(store, objects).await.into_iter().try_for_each(|((), outcome)| outcome)
+    }
+}
+
+/// Deletes all that lies in folders, several at once; the outcome of each by its name. One that cannot be deleted keeps no
+/// other.
 pub async fn empty_all<N: Send>(
     store: &Store,
     url: &Url,
     folders: impl IntoIterator<Item = (N, String)> + Send,
 ) -> Vec<(N, Result<(), DeleteError>)> {
-    let emptied = folders.into_iter().map(|(name, folder)| async move { (name, empty(store, url, &folder).await) });
+    let emptied = folders.into_iter().map(|(name, folder)| async move {
+        let outcome = match Content::of(store, url, &folder).await {
+            Ok(content) => content.delete(store).await,
+            Err(error) => Err(error),
+        };
+        (name, outcome)
+    });
     several_at_once(emptied).await
-}
-
-/// Deletes all that lies in a folder of the store at `url`, finished or not; each call within [`CALL_LIMIT`].
-///
-/// # Errors
-/// [`DeleteError`] of the first object that could not be deleted; the others are.
-pub async fn empty(store: &Store, url: &Url, folder: &str) -> Result<(), DeleteError> {
-    delete_unfinished(url, folder)?;
-    let paths = list(store, folder).await?.into_iter().map(|path| ((), path));
-    delete_all(store, paths).await.into_iter().try_for_each(|((), outcome)| outcome)
 }
 
 /// The paths of the objects in a folder, within [`CALL_LIMIT`].
@@ -179,8 +208,8 @@ impl Fitness {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Fit => "refuses to write a key twice, and keeps no versions",
-            Self::Unknown => "refuses to write a key twice; whether it keeps versions cannot be seen from here",
-            Self::NoConditionalWrites => "does not refuse to write a key that is there already",
+            Self::Unknown => "refuses to write a key twice; whether it keeps versions cannot be determined",
+            Self::NoConditionalWrites => "does not refuse to write a key that already exists",
             Self::Versioned => "keeps versions of what is deleted",
         }
     }
@@ -223,21 +252,24 @@ fn versions(url: &Url, version: Option<&str>) -> Fitness {
     }
 }
 
-/// Deletes what processes left that died while they wrote objects into a folder of the store at `url`: files beside them,
-/// under names that no object can have. Cloud stores need a rule of their own for uploads that were never completed.
-fn delete_unfinished(url: &Url, folder: &str) -> std::io::Result<()> {
-    let Some(store) = (url.scheme() == "file").then(|| url.to_file_path().ok()).flatten() else { return Ok(()) };
+/// What processes left that died while they wrote objects into a folder of the store at `url`: files beside them, under names
+/// that no object can have. Cloud stores need a rule of their own for uploads that were never completed.
+fn unfinished(url: &Url, folder: &str) -> std::io::Result<Vec<PathBuf>> {
+    let Some(store) = (url.scheme() == "file").then(|| url.to_file_path().ok()).flatten() else {
+        return Ok(Vec::new());
+    };
     let entries = match std::fs::read_dir(store.join(folder)) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?,
     };
+    let mut files = Vec::new();
     for entry in entries {
         let entry = entry?;
         if entry.file_name().to_string_lossy().contains('#') {
-            std::fs::remove_file(entry.path())?;
+            files.push(entry.path());
         }
     }
-    Ok(())
+    Ok(files)
 }
 
 /// Reads a small object; `None` where it is not there.
@@ -290,20 +322,31 @@ mod tests {
         std::fs::remove_dir_all(folder).unwrap();
     }
 
-    #[test]
-    fn what_was_never_finished_goes_and_its_neighbours_stay() {
+    #[tokio::test]
+    async fn what_lies_in_a_folder_goes_finished_or_not_and_what_comes_later_and_its_neighbours_stay() {
         let folder = std::env::temp_dir().join(format!("lethe-store-{}", std::process::id()));
-        std::fs::create_dir_all(folder.join("7")).unwrap();
-        for name in ["1-a", "1-a#1", "1-a#2", "2-b"] {
-            std::fs::write(folder.join("7").join(name), b"x").unwrap();
+        for (place, names) in [("7", &["1-a", "1-a#1", "1-a#2"][..]), ("70", &["1-b"])] {
+            std::fs::create_dir_all(folder.join(place)).unwrap();
+            for name in names {
+                std::fs::write(folder.join(place).join(name), b"x").unwrap();
+            }
         }
         let url = Url::from_directory_path(&folder).unwrap();
-        delete_unfinished(&url, "7").unwrap();
-        delete_unfinished(&url, "8").unwrap();
+        let store = open("LETHE_RESULT_STORE", &url).unwrap();
+        let content = Content::of(&store, &url, "7").await.unwrap();
+        for name in ["2-b", "2-b#1"] {
+            std::fs::write(folder.join("7").join(name), b"x").unwrap();
+        }
+        content.delete(&store).await.unwrap();
+        Content::of(&store, &url, "8").await.unwrap().delete(&store).await.unwrap();
         let mut left: Vec<_> =
             std::fs::read_dir(folder.join("7")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         left.sort();
-        assert_eq!(left, ["1-a", "2-b"]);
+        assert_eq!(left, ["2-b", "2-b#1"]);
+        assert!(folder.join("70/1-b").exists());
+        let all = empty_all(&store, &url, [(7, folder_of("7/2-b")), (70, folder_of("70/1-b"))]).await;
+        assert!(all.iter().all(|(_, outcome)| outcome.is_ok()), "{all:?}");
+        assert!(!folder.join("7/2-b").exists() && !folder.join("70/1-b").exists());
         std::fs::remove_dir_all(folder).unwrap();
     }
 }

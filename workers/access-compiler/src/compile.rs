@@ -14,7 +14,7 @@ use lethe_domain::request::Stage;
 use lethe_domain::result_link;
 use lethe_process::fault;
 use lethe_results::day_keys::DayKeyError;
-use lethe_results::store;
+use lethe_results::store::{self, Content};
 use lethe_runtime::service::Service;
 use lethe_runtime::wake;
 use lethe_runtime::work::{self, Attempt, SliceWork};
@@ -50,7 +50,7 @@ async fn await_fit_key_store(service: &Service, ready: &Ready) -> bool {
                 return true;
             }
             Ok(fitness) => fitness.as_str().to_owned(),
-            Err(error) => format!("it cannot be tried out: {error}"),
+            Err(error) => format!("it could not be tested: {error}"),
         };
         if told.as_ref() != Some(&found) {
             tracing::error!(
@@ -78,11 +78,18 @@ impl SliceWork for Compiler {
         let members = slices::members(&self.db.session().await?, claimed.slice_id).await?;
         // A compilation is a slice of one request; none is left where an earlier attempt committed and then died.
         let Some(member) = members.first() else { return Ok(Attempt::Done) };
-        // A holder whose lease was taken over deletes nothing.
+        // An attempt that died between writing and recording left an object that no record names. The lease is checked after
+        // the folder was listed: what was there while the lease was ours is no successor's, however late it is deleted.
+        let (results, url) = (&self.ready.results, &self.ready.results_url);
+        let left = Content::of(results, url, &folder(claimed)).await;
         slices::hold(&self.db.session().await?, claimed).await?;
-        // An attempt that died between writing and recording left an object that no record names. Nothing new is written
-        // while something old cannot be deleted.
-        if let Err(error) = store::empty(&self.ready.results, &self.ready.results_url, &folder(claimed)).await {
+        fault::point("compile.before_delete");
+        let deleted = match left {
+            Ok(left) => left.delete(results).await,
+            Err(error) => Err(error),
+        };
+        // Nothing new is written while something old cannot be deleted.
+        if let Err(error) = deleted {
             tracing::warn!(%error, "what an earlier attempt left could not be deleted");
             return Ok(Attempt::Failed { class: "result_store".to_owned(), trouble: Trouble::Slice });
         }
@@ -105,7 +112,7 @@ fn object_path(claimed: &Claimed) -> String {
     format!("{}/{}-{}", folder(claimed), claimed.attempts, claimed.token())
 }
 
-/// What is written for a slice lies here, and nothing else; it goes as a whole ([`store::empty`]).
+/// What is written for a slice lies here, and nothing else.
 fn folder(claimed: &Claimed) -> String {
     claimed.slice_id.to_string()
 }

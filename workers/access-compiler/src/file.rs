@@ -1,7 +1,7 @@
 //! The result file: from a stream of lines to an encrypted object, in bounded memory.
 //!
 //! Three parts work at once: the stores are read by the async runtime, lines are packed (deflated) and encrypted by a
-//! thread of its own, and the bytes are uploaded by the async runtime again. Short channels between them make the
+//! dedicated thread, and the bytes are uploaded by the async runtime again. Short channels between them make the
 //! fastest wait for the slowest.
 
 use std::io::{self, Write};
@@ -180,7 +180,7 @@ fn pack(
     let mut next = || match input.blocking_recv() {
         Some(bundle) if bundle.is_empty() => Ok(None),
         Some(bundle) => Ok(Some(bundle)),
-        None => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the export has broken off")),
+        None => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the export ended early")),
     };
     match format {
         Format::Text => pack_text(encryptor, &mut next),

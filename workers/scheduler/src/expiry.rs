@@ -63,7 +63,7 @@ impl Part for Objects {
             }
         }
         if let Some(error) = first {
-            tracing::warn!(results = failed.len(), %error, "expired results could not be deleted; they are tried again later");
+            tracing::warn!(results = failed.len(), %error, "expired results could not be deleted; their deletion is tried again later");
             metrics::counter!("lethe_result_deletions_failed_total").increment(failed.len() as u64);
         }
         results::record_deletions(&db.session().await?, &gone, &failed).await?;
