@@ -6,16 +6,17 @@ use lethe_domain::request::{BatchId, RequestKey, RequestStatus, Stage};
 use lethe_testing::World;
 use lethe_testing::cli::json;
 use lethe_testing::history::History;
-use lethe_testing::plans::reading;
+use lethe_testing::plans::{Kept, reading};
 use tokio_postgres::types::ToSql;
 
 const HISTORY: History = History { requests: 20_000, batches: 40, endpoints: 50 };
 /// What an index leads to, with room; a statement that reads its table reads 20,000 and more.
 const MOST: u64 = 2_000;
 
-/// History, and a little of everything that is open.
-async fn world_with_history() -> World {
+/// History, and a little of everything that is open; and plans from before there was anything.
+async fn world_with_history() -> (World, Kept) {
     let world = World::new().await;
+    let kept = Kept::plan(&world).await;
     let acme = world.controller("acme").await;
     world.controller("quiet").await;
     HISTORY.make(&world, &acme).await;
@@ -44,15 +45,33 @@ async fn world_with_history() -> World {
              SELECT gen_random_uuid(), request_key, 'x', sha256(request_key::text::bytea), 'x', 'text/plain', 1, 1, 'x', now(),
                     now() + interval '1 day' FROM lethe.requests WHERE status = 'completed' LIMIT 5000;
              UPDATE lethe.requests SET status = 'cancelled', cancelled_at = now() WHERE status = 'pending' AND request_key % 10 = 0;
-             UPDATE lethe.requests SET batch_id = NULL, approval = 'needed' WHERE status = 'pending' AND request_key % 10 = 1;
-             ANALYZE",
+             UPDATE lethe.requests SET batch_id = NULL, approval = 'needed' WHERE status = 'pending' AND request_key % 10 = 1",
         )
         .await;
-    world
+    (world, kept)
 }
 
-async fn is_served(world: &World, statements: &[(&str, &str)], name: &str, parameters: &[&(dyn ToSql + Sync)]) {
-    let read = reading(world, statements, name, parameters).await;
+/// Asks with a plan that was made for nothing, or with one for what is asked.
+enum How {
+    Kept(Kept),
+    Planned,
+}
+
+async fn is_served(
+    world: &World,
+    how: &How,
+    statements: &[(&str, &str)],
+    name: &str,
+    parameters: &[&(dyn ToSql + Sync)],
+) {
+    let read = match how {
+        How::Planned => reading(world, statements, name, parameters).await,
+        How::Kept(kept) => {
+            let sql = statements.iter().find(|(one, _)| *one == name).unwrap().1;
+            let Some(read) = kept.reading(sql, parameters).await else { return };
+            read
+        }
+    };
     assert!(read.rows <= MOST, "{name} reads {} rows: {:?}", read.rows, read.whole);
     // Small tables may be read as a whole: batches, totals, leaders.
     let large =
@@ -61,33 +80,80 @@ async fn is_served(world: &World, statements: &[(&str, &str)], name: &str, param
     assert!(whole.is_none(), "{name}: {whole:?}");
 }
 
-#[tokio::test]
-async fn lists_of_requests_and_batches_read_what_they_list() {
-    let world = world_with_history().await;
+async fn lists(world: &World, how: &How) {
     let (limit, nobody, quiet) = (50_i64, None::<String>, Some("quiet".to_owned()));
     let lists = request_lists::STATEMENTS;
     for name in ["LATEST", "CANCELLED"] {
-        is_served(&world, lists, name, &[&limit]).await;
+        is_served(world, how, lists, name, &[&limit]).await;
     }
     for name in ["LATEST_OF_CONTROLLER", "CANCELLED_OF_CONTROLLER"] {
-        is_served(&world, lists, name, &[&limit, &"quiet"]).await;
+        is_served(world, how, lists, name, &[&limit, &"quiet"]).await;
     }
     for who in [&nobody, &quiet] {
-        is_served(&world, lists, "AWAITING_APPROVAL", &[&limit, who]).await;
-        is_served(&world, lists, "IN_PROGRESS", &[&limit, who]).await;
+        is_served(world, how, lists, "AWAITING_APPROVAL", &[&limit, who]).await;
+        is_served(world, how, lists, "IN_PROGRESS", &[&limit, who]).await;
         for (status, states) in
             [("pending", &["open", "closed"][..]), ("completed", &["closed", "released", "completed"])]
         {
-            is_served(&world, lists, "BY_BATCH", &[&limit, who, &status, &states]).await;
+            is_served(world, how, lists, "BY_BATCH", &[&limit, who, &status, &states]).await;
         }
     }
     for only in [None, Some(BatchId(1))] {
-        is_served(&world, batches::STATEMENTS, "LIST", &[&only, &20_i64]).await;
+        is_served(world, how, batches::STATEMENTS, "LIST", &[&only, &20_i64]).await;
     }
     // Of a batch of 500 the requests, and of each its profiles and receipts.
     for name in ["EXECUTED_MPIDS", "EXECUTED_ROWS"] {
-        is_served(&world, batches::STATEMENTS, name, &[&BatchId(1)]).await;
+        is_served(world, how, batches::STATEMENTS, name, &[&BatchId(1)]).await;
     }
+}
+
+async fn what_the_leader_asks(world: &World, how: &How) {
+    for name in ["DUE", "TO_RELEASE", "WITHOUT_BATCH"] {
+        is_served(world, how, batches::STATEMENTS, name, &[]).await;
+    }
+    for name in ["BY_STATUS", "CALLBACKS_BY_STATE", "OLDEST_CALLBACK"] {
+        is_served(world, how, overview::STATEMENTS, name, &[]).await;
+    }
+    is_served(world, how, overview::STATEMENTS, "OLDEST", &[&Stage::ALL]).await;
+    for name in ["FOLD_REQUESTS", "FOLD_CALLBACKS"] {
+        is_served(world, how, overview::STATEMENTS, name, &[&1_000_i64]).await;
+    }
+    for (name, _) in put_off::STATEMENTS {
+        is_served(world, how, put_off::STATEMENTS, name, &[&3_600.0, &500_i64]).await;
+    }
+    let holder = uuid::Uuid::new_v4();
+    is_served(world, how, leader::STATEMENTS, "ACQUIRE", &[&holder, &15.0, &None::<jiff::Timestamp>]).await;
+    for name in ["EXPIRE", "EXPIRED_OBJECTS"] {
+        is_served(world, how, results::STATEMENTS, name, &[&500_i64]).await;
+    }
+    let open: BatchId = world.one("SELECT max(batch_id) FROM lethe.batches", &[]).await;
+    let first = RequestKey(0);
+    is_served(world, how, release::STATEMENTS, "TAKE", &[&open, &500_i64, &4_000_000_i64, &"", &first]).await;
+    is_served(world, how, release::STATEMENTS, "FINISH", &[&open]).await;
+    let days = 30.0 * 86_400.0;
+    is_served(world, how, purge::STATEMENTS, "BATCHES", &[&days, &Vec::<BatchId>::new()]).await;
+    let key = RequestKey(0);
+    is_served(world, how, purge::STATEMENTS, "OF_BATCH", &[&days, &days, &200_i64, &BatchId(1), &key]).await;
+    let epoch = jiff::Timestamp::UNIX_EPOCH;
+    is_served(world, how, purge::STATEMENTS, "OF_CANCELLED", &[&days, &days, &200_i64, &epoch, &key]).await;
+    is_served(world, how, records::STATEMENTS, "NEXT_BATCH", &[&days, &Vec::<BatchId>::new()]).await;
+    is_served(world, how, records::STATEMENTS, "WALK", &[&days, &BatchId(1), &"", &0_i64, &200_i64]).await;
+    is_served(world, how, records::STATEMENTS, "WALK_WITHOUT_BATCH", &[&days, &"", &0_i64, &200_i64]).await;
+}
+
+#[tokio::test]
+async fn plans_from_before_there_was_anything_read_no_more() {
+    let (world, kept) = world_with_history().await;
+    let how = How::Kept(kept);
+    lists(&world, &how).await;
+    what_the_leader_asks(&world, &how).await;
+}
+
+#[tokio::test]
+async fn lists_of_requests_and_batches_read_what_they_list() {
+    let (world, _) = world_with_history().await;
+    world.run("ANALYZE").await;
+    lists(&world, &How::Planned).await;
     let shown = json(&world, &["batch", "show", "1"]).await;
     assert_eq!((&shown["requests"], &shown["executed"]["rows"][0][1]), (&500.into(), &1_000.into()), "{shown}");
     // And they list what they should.
@@ -114,36 +180,7 @@ async fn lists_of_requests_and_batches_read_what_they_list() {
 
 #[tokio::test]
 async fn what_the_leader_asks_again_and_again_reads_no_history() {
-    let world = world_with_history().await;
-    for name in ["DUE", "TO_RELEASE", "WITHOUT_BATCH"] {
-        is_served(&world, batches::STATEMENTS, name, &[]).await;
-    }
-    for name in ["BY_STATUS", "CALLBACKS_BY_STATE", "OLDEST_CALLBACK"] {
-        is_served(&world, overview::STATEMENTS, name, &[]).await;
-    }
-    is_served(&world, overview::STATEMENTS, "OLDEST", &[&Stage::ALL]).await;
-    for name in ["FOLD_REQUESTS", "FOLD_CALLBACKS"] {
-        is_served(&world, overview::STATEMENTS, name, &[&1_000_i64]).await;
-    }
-    for (name, _) in put_off::STATEMENTS {
-        is_served(&world, put_off::STATEMENTS, name, &[&3_600.0, &500_i64]).await;
-    }
-    let holder = uuid::Uuid::new_v4();
-    is_served(&world, leader::STATEMENTS, "ACQUIRE", &[&holder, &15.0, &None::<jiff::Timestamp>]).await;
-    for name in ["EXPIRE", "EXPIRED_OBJECTS"] {
-        is_served(&world, results::STATEMENTS, name, &[&500_i64]).await;
-    }
-    let open: BatchId = world.one("SELECT max(batch_id) FROM lethe.batches", &[]).await;
-    let first = RequestKey(0);
-    is_served(&world, release::STATEMENTS, "TAKE", &[&open, &500_i64, &4_000_000_i64, &"", &first]).await;
-    is_served(&world, release::STATEMENTS, "FINISH", &[&open]).await;
-    let days = 30.0 * 86_400.0;
-    is_served(&world, purge::STATEMENTS, "BATCHES", &[&days, &Vec::<BatchId>::new()]).await;
-    let key = RequestKey(0);
-    is_served(&world, purge::STATEMENTS, "OF_BATCH", &[&days, &days, &200_i64, &BatchId(1), &key]).await;
-    let epoch = jiff::Timestamp::UNIX_EPOCH;
-    is_served(&world, purge::STATEMENTS, "OF_CANCELLED", &[&days, &days, &200_i64, &epoch, &key]).await;
-    is_served(&world, records::STATEMENTS, "NEXT_BATCH", &[&days, &Vec::<BatchId>::new()]).await;
-    is_served(&world, records::STATEMENTS, "WALK", &[&days, &BatchId(1), &"", &0_i64, &200_i64]).await;
-    is_served(&world, records::STATEMENTS, "WALK_WITHOUT_BATCH", &[&days, &"", &0_i64, &200_i64]).await;
+    let (world, _) = world_with_history().await;
+    world.run("ANALYZE").await;
+    what_the_leader_asks(&world, &How::Planned).await;
 }

@@ -6,7 +6,7 @@ use lethe_db::Db;
 use lethe_db::migrate::{self, Step, migrate};
 use lethe_domain::crypto::{hex, sha256};
 use lethe_domain::request::RequestStatus;
-use lethe_testing::plans::all_statements;
+use lethe_testing::plans::{Kept, all_statements};
 use lethe_testing::wait::{eventually, seconds};
 use lethe_testing::{Worker, World, servers};
 
@@ -20,6 +20,29 @@ async fn every_statement_can_be_prepared() {
         session.prepared(sql).await.unwrap_or_else(|error| panic!("{name}: {error}"));
         // The server's log and statistics show the text.
         assert!(sql.starts_with("/* lethe_") && sql.contains(&format!("::{name} */")), "{name}: {sql}");
+    }
+}
+
+/// What is small for good, or is folded as it grows.
+const SMALL: [&str; 6] =
+    ["batches", "callback_deltas", "import_progress", "installation", "pg_publication", "request_deltas"];
+
+#[tokio::test]
+async fn no_plan_that_is_kept_reads_a_table_that_grows_even_if_it_was_made_while_that_was_empty() {
+    fn read_as_a_whole(node: &serde_json::Value, found: &mut Vec<String>) {
+        if node["Node Type"] == "Seq Scan" {
+            found.push(node["Relation Name"].as_str().unwrap().to_owned());
+        }
+        node["Plans"].as_array().into_iter().flatten().for_each(|child| read_as_a_whole(child, found));
+    }
+    let world = World::new().await;
+    let plans = Kept::plan(&world).await.plans().await;
+    assert!(plans.len() > 100, "only {}", plans.len());
+    for (sql, plan) in plans {
+        let mut found = Vec::new();
+        read_as_a_whole(&plan[0]["Plan"], &mut found);
+        found.retain(|table| !SMALL.contains(&table.as_str()));
+        assert!(found.is_empty(), "{found:?} as a whole: {sql}");
     }
 }
 

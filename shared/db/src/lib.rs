@@ -1,7 +1,7 @@
 //! PostgreSQL: the pool, transactions, migrations, and one module for each aggregate with its typed functions.
 
 mod error;
-mod pool;
+pub mod pool;
 mod server_error;
 mod stored_result;
 mod tls;

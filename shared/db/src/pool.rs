@@ -30,9 +30,13 @@ pub struct Db {
 /// How long a statement, a wait for a lock and an idle transaction may take. No parallel workers and no
 /// JIT: each statement takes milliseconds, many run at once, and one would gain only what the others lose. A page is
 /// assumed to cost the same wherever it lies, as in memory and on solid-state disks: some hundreds of keys are looked
-/// up in the index, and a growing table is never read as a whole.
+/// up in the index, and a growing table is never read as a whole: a plan that is kept may have been made while it was small.
 const SESSION: &str = "-c statement_timeout=60s -c lock_timeout=10s -c idle_in_transaction_session_timeout=60s \
-                       -c max_parallel_workers_per_gather=0 -c jit=off -c random_page_cost=1.1 -c TimeZone=UTC";
+                       -c max_parallel_workers_per_gather=0 -c jit=off -c random_page_cost=1.1 -c enable_seqscan=off \
+                       -c TimeZone=UTC";
+
+/// What a statement says that is planned for what it is given: that it is about subject data, or that a parameter is optional.
+const PLANNED: [&str; 3] = ["subject_data.", "::text IS NULL OR", "::bigint IS NULL OR"];
 
 /// Proves in a session that its settings came through: one that we alone know of, so that nobody overrides it.
 const MARK: &str = " -c lethe.session=set";
@@ -206,11 +210,10 @@ impl Db {
 
 /// A session of the pool.
 ///
-/// A statement is prepared once per session, which tells the types of its parameters; it runs unnamed, in one round trip,
-/// and is planned for what it is given. A generic plan of a statement on partitioned tables would lock the partitions of
-/// every controller before it prunes them; one on a table that was small once would go on scanning it. The setting
-/// `plan_cache_mode` would do the same, but for foreign keys as well, and planning each check of those costs several
-/// times the check (ADR 0018).
+/// A statement is prepared once per session, and its plan is kept where PostgreSQL finds that planning it again gains nothing:
+/// look-ups by a key. Statements on subject data run unnamed, and are planned for what they are given: a generic plan on
+/// partitioned tables would lock the partitions of every controller before it prunes them. So do lists with optional filters
+/// (ADR 0041).
 #[derive(Debug)]
 pub struct Session {
     object: Object,
@@ -230,7 +233,11 @@ impl Session {
     /// [`DbError::Postgres`].
     pub async fn query(&self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, DbError> {
         let statement = self.prepared(sql).await?;
-        self.trust.heed(self.object.query_typed(sql, &typed(&statement, params)).await)
+        self.trust.heed(if is_kept(sql) {
+            self.object.query(&statement, params).await
+        } else {
+            self.object.query_typed(sql, &typed(&statement, params)).await
+        })
     }
 
     /// Runs a statement and returns its rows as they come in.
@@ -289,7 +296,11 @@ impl Session {
     /// [`DbError::Postgres`].
     pub async fn execute(&self, sql: &'static str, params: &[&(dyn ToSql + Sync)]) -> Result<u64, DbError> {
         let statement = self.prepared(sql).await?;
-        self.trust.heed(self.object.execute_typed(sql, &typed(&statement, params)).await)
+        self.trust.heed(if is_kept(sql) {
+            self.object.execute(&statement, params).await
+        } else {
+            self.object.execute_typed(sql, &typed(&statement, params)).await
+        })
     }
 
     /// Prepares a statement, once for each session.
@@ -338,6 +349,12 @@ impl Column for Row {
 
 fn only_column<'a, T: FromSql<'a>>(row: &'a Row) -> Result<T, DbError> {
     row.try_get(0).map_err(|_| DbError::Unexpected { place: "a result: its only column" })
+}
+
+/// Whether the plan of a statement may be kept.
+#[must_use]
+pub fn is_kept(sql: &str) -> bool {
+    !PLANNED.iter().any(|text| sql.contains(text))
 }
 
 /// Parameters, each with its type.

@@ -75,7 +75,7 @@ pub struct SliceLimits {
 
 impl Default for SliceLimits {
     fn default() -> Self {
-        Self { step: 500, requests: 250, mpids: 2_000 }
+        Self { step: 500, requests: 500, mpids: 2_000 }
     }
 }
 

@@ -1,5 +1,8 @@
 //! What a statement reads: the rows that its plan touches, and the tables that it reads as a whole.
 
+use std::collections::BTreeMap;
+
+use lethe_db::pool::{self, Session};
 use serde_json::Value;
 use tokio_postgres::types::ToSql;
 
@@ -50,6 +53,61 @@ pub async fn explained(world: &World, statements: &[(&str, &str)], name: &str, t
     let row = session.raw().query_one(&explain, &[]).await.unwrap_or_else(|error| panic!("{name}: {error:?}"));
     session.batch_execute("ROLLBACK; DEALLOCATE one").await.unwrap();
     of_plan(&row.get(0))
+}
+
+/// Statements with plans that were made for anything, and are kept.
+#[derive(Debug)]
+pub struct Kept {
+    session: Session,
+    names: BTreeMap<&'static str, String>,
+}
+
+impl Kept {
+    /// Prepares every statement of the product whose plan may be kept, and plans it for anything; what it is planned for is the
+    /// database as it is now.
+    pub async fn plan(world: &World) -> Self {
+        let session = world.db.session().await.unwrap();
+        session.batch_execute("SET plan_cache_mode = force_generic_plan").await.unwrap();
+        let mut names = BTreeMap::new();
+        for (number, (_, sql)) in all_statements().into_iter().enumerate().filter(|(_, (_, sql))| pool::is_kept(sql)) {
+            let name = format!("kept_{number}");
+            session.batch_execute(&format!("PREPARE {name} AS {sql}")).await.unwrap();
+            let types = session.prepared(sql).await.unwrap().params().len();
+            let nothing = if types == 0 { String::new() } else { format!("({})", vec!["NULL"; types].join(", ")) };
+            session.batch_execute(&format!("EXPLAIN EXECUTE {name}{nothing}")).await.unwrap();
+            names.insert(sql, name);
+        }
+        Self { session, names }
+    }
+
+    /// Every plan, by the text of its statement.
+    pub async fn plans(&self) -> BTreeMap<&'static str, Value> {
+        let mut plans = BTreeMap::new();
+        for (sql, name) in &self.names {
+            let types = self.session.prepared(sql).await.unwrap().params().len();
+            let nothing = if types == 0 { String::new() } else { format!("({})", vec!["NULL"; types].join(", ")) };
+            let explain = format!("EXPLAIN (FORMAT JSON) EXECUTE {name}{nothing}");
+            plans.insert(*sql, self.session.raw().query_one(&explain, &[]).await.unwrap().get(0));
+        }
+        plans
+    }
+
+    /// What the statement reads by its kept plan, in a transaction that is rolled back; `None` where none is kept.
+    pub async fn reading(&self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Option<Reading> {
+        let name = self.names.get(sql)?;
+        let types = self.session.prepared(sql).await.unwrap().params().to_vec();
+        let mut values = Vec::new();
+        for (parameter, of_type) in parameters.iter().zip(&types) {
+            let literal = format!("SELECT quote_nullable($1::{of_type}::text) || '::{of_type}'");
+            values.push(self.session.raw().query_one(&literal, &[*parameter]).await.unwrap().get::<_, String>(0));
+        }
+        let values = if values.is_empty() { String::new() } else { format!("({})", values.join(", ")) };
+        self.session.batch_execute("BEGIN").await.unwrap();
+        let explain = format!("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE {name}{values}");
+        let row = self.session.raw().query_one(&explain, &[]).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+        self.session.batch_execute("ROLLBACK").await.unwrap();
+        Some(of_plan(&row.get(0)))
+    }
 }
 
 fn of_plan(explained: &Value) -> Reading {
