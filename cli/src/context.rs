@@ -33,7 +33,7 @@ pub(crate) fn any_database() -> anyhow::Result<Db> {
 /// The database with the schema of this release.
 pub(crate) async fn database() -> anyhow::Result<Db> {
     let db = any_database()?;
-    migrate::check_version(&db).await.context("the database cannot be used; `lethe doctor` says more")?;
+    migrate::check_version(&db).await.context("the database cannot be used; run `lethe doctor` for details")?;
     Ok(db)
 }
 

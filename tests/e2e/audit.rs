@@ -369,7 +369,7 @@ async fn a_rewritten_chain_is_not_ours_and_is_not_continued() {
     add(&world, Some("acme"), 3).await;
     add(&world, Some("zeta"), 1).await;
     let scheduler = Worker::start(&world, "scheduler", &[]).await;
-    eventually("it is noticed", seconds(10), async || scheduler.log().contains("none of ours")).await;
+    eventually("it is noticed", seconds(10), async || scheduler.log().contains("is not ours")).await;
     becomes("the others go on", seconds(10), 3, async || unsealed(&world).await).await;
     stays("it is not continued", seconds(1), async || unsealed(&world).await == 3).await;
     let verified = lethe(&world, &["audit", "verify", "--output", "json"]).await;
@@ -417,7 +417,7 @@ async fn a_chain_that_a_failover_has_cut_back_goes_on_and_says_so() {
     let after = end().await;
     assert!(after < before, "{after} of {before}");
     add(&world, Some("acme"), 1).await;
-    eventually("it is noticed", seconds(10), async || scheduler.log().contains("none of ours")).await;
+    eventually("it is noticed", seconds(10), async || scheduler.log().contains("is not ours")).await;
     assert_eq!(end().await, after, "it is not continued");
     // Another server may never have had it.
     let sessions = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity

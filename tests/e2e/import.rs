@@ -185,7 +185,7 @@ async fn a_line_that_cannot_be_taken_is_named_and_the_lines_before_it_are_stored
         (r#"{"mpid":12,"attributes":{"bio":"canary\u0000after"}}"#, "attributes holds the character U+0000"),
         (r#"{"mpid":12,"attributes":{"nickname":"canary \ud83d"}}"#, "attributes holds half of a surrogate pair"),
         (r#"{"mpid":12,"attributes":{"canary":1e200000}}"#, "attributes holds a number that is out of range"),
-        (r#"{"mpid":12,"audiences":{"canary":1,"canary":2}}"#, "audiences holds a key twice"),
+        (r#"{"mpid":12,"audiences":{"canary":1,"canary":2}}"#, "audiences has the same key twice"),
         (r#"{"mpid":12,"identities":{"canary":"x"}}"#, "identities holds an unknown identity type"),
         (r#"{"mpid":12,"canary"}"#, "the line is not well-formed JSON (column "),
         ("[{\"mpid\":12}]", "the line is a JSON array"),
@@ -290,7 +290,7 @@ async fn a_report_never_overwrites_what_is_imported() {
         for report in [&file, &link] {
             let import = ["import", what, &file, "--controller", "acme", "--skip-invalid", "--report", report];
             let ran = lethe(&world, &import).await;
-            assert!(ran.code == Some(64) && ran.err.contains("is the file of the import itself"), "{}", ran.err);
+            assert!(ran.code == Some(64) && ran.err.contains("is the imported file itself"), "{}", ran.err);
             assert_eq!(std::fs::read_to_string(&file).unwrap(), content);
         }
     }

@@ -7,7 +7,7 @@ use lethe_testing::{Publisher, Request, Worker, World, seconds_with};
 
 #[tokio::test]
 async fn a_key_store_that_writes_a_key_twice_is_found_and_refused() {
-    is_refused(Kind::IgnoresConditions, "does not refuse to write a key that is there already").await;
+    is_refused(Kind::IgnoresConditions, "does not refuse to write a key that already exists").await;
 }
 
 #[tokio::test]

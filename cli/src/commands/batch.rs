@@ -29,7 +29,7 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct Show {
-    /// Which one
+    /// The batch, as `lethe batch list` shows it
     batch: BatchId,
     #[command(flatten)]
     keys: KeyOptions,
@@ -169,7 +169,7 @@ impl Shown {
                 let meaning = match source.as_str() {
                     "named" => "named by the request",
                     "receipt" => "matched at receipt",
-                    _ => "found only in the release",
+                    _ => "found only at release",
                 };
                 rows.push(("ran on", format!("{count} profiles {meaning}")));
             }
@@ -181,9 +181,9 @@ impl Shown {
             }
         }
         for Hindrance { controller_id, class, needs_operator, slices, next_attempt_at } in &self.kept_by {
-            let hint = if *needs_operator { ", waiting does not mend it" } else { "" };
+            let hint = if *needs_operator { ", waiting will not fix it" } else { "" };
             rows.push((
-                "kept by",
+                "held up by",
                 format!("{class}{hint}: {slices} slices of {controller_id}, next at {next_attempt_at}"),
             ));
         }

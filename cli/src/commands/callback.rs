@@ -106,7 +106,7 @@ async fn replay(
     let (replayed, _) = callback_list::replay(&database().await?, &what).await?;
     output.one(&serde_json::json!({"replayed": replayed}), vec![("replayed", replayed.len().to_string())])?;
     if replayed.len() < wanted {
-        anyhow::bail!("{} of them are not {state}, or their request was purged", wanted - replayed.len());
+        anyhow::bail!("{} of these callbacks are not {state}, or belong to a purged request", wanted - replayed.len());
     }
     Ok(())
 }

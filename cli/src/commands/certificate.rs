@@ -11,9 +11,9 @@ use crate::output::Output;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Check that a certificate is signed and unchanged, and show what it says; exits with 1 if it is not
+    /// Check that a certificate is signed and unchanged, and show what it says; exit with 1 if it is not
     Verify {
-        /// What `lethe request certificate` printed; - for standard input
+        /// The output of `lethe request certificate`; - for standard input
         file: PathBuf,
         /// The processor's signing certificates, PEM; without them, compare the fingerprint yourself
         #[arg(long, env = "LETHE_SIGNING_CERT_FILE", value_delimiter = ',', value_name = "FILES")]
@@ -56,7 +56,7 @@ impl Command {
         rows.push(("signing certificate", format!("SHA-256 {fingerprint}")));
         output.one(&statement, rows)?;
         if trust.is_none() {
-            output.say("the signature fits; compare the SHA-256 with that of the processor's certificate")?;
+            output.say("the signature is valid; compare the SHA-256 with that of the processor's certificate")?;
         }
         Ok(())
     }

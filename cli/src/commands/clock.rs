@@ -1,4 +1,4 @@
-//! `lethe clock`: what the schedulers believe of PostgreSQL's clock, and an operator's word on it.
+//! `lethe clock`: what the schedulers believe about PostgreSQL's clock, and an operator's consent to it.
 
 use clap::Subcommand;
 use jiff::Timestamp;
@@ -12,7 +12,7 @@ use crate::output::{Output, or_dash};
 pub(crate) enum Command {
     /// Show PostgreSQL's clock, this machine's, and the last one a scheduler trusted
     Show,
-    /// Accept PostgreSQL's clock as it is now: work held back because the clock jumped ahead resumes, and cannot be undone
+    /// Accept PostgreSQL's clock as it is now: work held back because it jumped ahead resumes, which cannot be undone
     Agree,
 }
 

@@ -16,7 +16,7 @@ pub(crate) enum Command {
     Add {
         /// 1 to 64 characters of A-Z a-z 0-9 _ -
         id: ControllerId,
-        /// The AMQP user that must publish its messages
+        /// The only AMQP user that may publish its messages
         #[arg(long, value_name = "USER", conflicts_with = "any_amqp_user")]
         amqp_user: Option<String>,
         /// Let any AMQP user publish on its behalf
@@ -33,7 +33,7 @@ pub(crate) enum Command {
     List,
     /// Give a controller a new API secret; the old one stops working within 30 seconds
     RotateSecret {
-        /// Which one
+        /// The controller, as `lethe controller list` shows it
         id: ControllerId,
     },
 }
@@ -81,7 +81,7 @@ impl Command {
                     include_profile: !without_profile,
                 };
                 let Some(credentials) = controllers::add(&db, &new).await? else {
-                    bail!("there is a controller {id} already; `lethe controller list` shows it");
+                    bail!("controller {id} already exists; `lethe controller list` shows it");
                 };
                 print(output, id, credentials)
             }
@@ -118,5 +118,5 @@ fn print(output: Output, id: ControllerId, credentials: controllers::Credentials
             ("api_secret", shown.api_secret.clone()),
         ],
     )?;
-    output.say("Keep the secret now: it is stored as a hash and cannot be shown again.")
+    output.say("Save the secret now: Lethe stores only its hash and cannot show it again.")
 }

@@ -110,7 +110,7 @@ impl Command {
                 let found = all(&chosen, &keys.keys()?).await?;
                 let shown = found
                     .first()
-                    .context("no queue keeps this letter; `lethe dead-letter list --letters` shows all")?;
+                    .context("no queue holds this letter; `lethe dead-letter list --letters` shows all")?;
                 output.one(shown, shown.rows())
             }
             Self::Replay(replay) => replay.run(output).await,

@@ -1,4 +1,4 @@
-//! Which letters a command is about, and what it leaves on the trail of each.
+//! Which letters a command acts on, and what it records about each in the audit trail.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ pub(crate) struct Chosen {
     /// Only those with this cause
     #[arg(long)]
     cause: Option<String>,
-    /// Only this controller; what the broker itself dead-lettered (`expired`, `unreadable`) belongs to nobody
+    /// Only this controller; what the broker itself dead-lettered (`expired`, `unreadable`) has no controller
     #[arg(long, value_name = "ID")]
     controller: Option<ControllerId>,
     /// Look at no more than this many in each queue
@@ -58,7 +58,7 @@ impl Chosen {
         match &self.queue {
             None => Ok(all),
             Some(queue) if all.contains(queue) => Ok(vec![queue.clone()]),
-            Some(queue) => bail!(Usage(format!("{queue} keeps no letters; these do: {}", all.join(", ")))),
+            Some(queue) => bail!(Usage(format!("{queue} holds no dead letters; these queues do: {}", all.join(", ")))),
         }
     }
 

@@ -1,4 +1,4 @@
-//! `lethe dead-letter replay`: requests and cancellations go through the same intake as ever, in this process; wake-ups
+//! `lethe dead-letter replay`: requests and cancellations go through the usual intake, in this process; wake-ups
 //! go back to their queue.
 
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use crate::output::Output;
 pub(crate) struct Replay {
     #[command(flatten)]
     chosen: Chosen,
-    /// Maximum number of letters a second
+    /// Maximum number of letters per second
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     rate: u32,
     #[command(flatten)]
@@ -102,8 +102,8 @@ async fn replay(
             },
             Err(_) => return Ok(Err("it is not a cancellation".to_owned())),
         },
-        Some(_) => return Ok(Err("it is a query, and nobody waits for the answer".to_owned())),
-        None => return Ok(Err("its routing key names nothing that we do".to_owned())),
+        Some(_) => return Ok(Err("it is a query, and nobody is waiting for the answer any more".to_owned())),
+        None => return Ok(Err("its routing key names no known operation".to_owned())),
     };
     Ok(accepted(&answer).map(|()| claimed))
 }
@@ -127,7 +127,7 @@ async fn check_sender(
         return Ok(Err("there is no such controller".to_owned()));
     };
     if letter.routing_key.split('.').next() != Some(controller_id.as_str()) {
-        return Ok(Err("its routing key is another controller's".to_owned()));
+        return Ok(Err("its routing key names another controller".to_owned()));
     }
     let verified = letter.user_id.is_some() && letter.user_id == controller.amqp_user;
     let checked = match letter.by {

@@ -1,4 +1,4 @@
-//! `lethe doctor`: looks at everything that must be right, and says what to do about what is not.
+//! `lethe doctor`: checks everything that must be right, and says how to fix what is not.
 
 use std::time::Duration;
 
@@ -78,17 +78,12 @@ impl Doctor {
     async fn database(&self, findings: &mut Findings) {
         let Some(db) = server(findings).await else { return };
         let schema = migrate::check_version(&db).await;
-        if findings.check("schema", schema, "the one of this release", "run `lethe migrate`").is_none() {
+        if findings.check("schema", schema, "matches this release", "run `lethe migrate`").is_none() {
             return;
         }
         if let Ok(keys) = self.keys.keys() {
             let checked = installation::compare_master_key(&db, &keys).await;
-            findings.check(
-                "master key",
-                checked,
-                "the one that the database is used with",
-                "use the file of the others",
-            );
+            findings.check("master key", checked, "matches the database", "use the same file as the other processes");
         }
         neighbours(findings, &db).await;
         state(findings, &db).await;
@@ -120,8 +115,8 @@ async fn server(findings: &mut Findings) -> Option<Db> {
         db.ping().await?;
         anyhow::Ok(db)
     };
-    let advice = "check DATABASE_URL, the server and the way to it";
-    let db = findings.check("PostgreSQL", opened.await, "answers, and takes writes", advice)?;
+    let advice = "check DATABASE_URL, the server and the network path to it";
+    let db = findings.check("PostgreSQL", opened.await, "answers and accepts writes", advice)?;
     let checks = async {
         let session = db.session().await?;
         let version: i32 = session.value("SELECT current_setting('server_version_num')::int", &[]).await?;
@@ -154,7 +149,7 @@ async fn server(findings: &mut Findings) -> Option<Db> {
                         "durability",
                         Verdict::Bad,
                         format!("{name} is off"),
-                        "turn it on: what is answered 201 must survive",
+                        "turn it on: a request that was answered with 201 must survive a crash",
                     );
                 }
             }
@@ -197,7 +192,7 @@ async fn neighbours(findings: &mut Findings, db: &Db) {
             };
             findings.add("connections", verdict, format!("{used} of {limit} are open"), advice);
             if !open.is_empty() {
-                let what = format!("any user of the broker may publish in the name of {}", open.join(", "));
+                let what = format!("any user of the broker may publish on behalf of {}", open.join(", "));
                 findings.add("AMQP users", Verdict::Look, what, "add the controller with --amqp-user instead");
             }
         }
@@ -229,7 +224,7 @@ fn tell(findings: &mut Findings, found: &Obstacles) {
         findings.add("failing controller", Verdict::Look, what, "see \"Find a failing store\" in the runbook");
     }
     for ForOperator { controller_id, class, slices } in &found.for_operator {
-        let what = format!("{controller_id}: {class}, {slices} slices; waiting does not mend it");
+        let what = format!("{controller_id}: {class}, {slices} slices; waiting will not fix it");
         findings.add("failing work", Verdict::Bad, what, "see \"Find a failing store\" in the runbook");
     }
 }
@@ -278,8 +273,7 @@ async fn broker(findings: &mut Findings) {
         let encrypted = broker.is_encrypted();
         anyhow::Ok((broker.connect().await?, encrypted))
     };
-    let advice =
-        "check AMQP_URL, the server and the rights of the user; a queue that was declared otherwise must be deleted";
+    let advice = "check AMQP_URL, the server and the rights of the user; a queue with other arguments must be deleted";
     let Some((link, encrypted)) = findings.check(
         "RabbitMQ and topology",
         connected.await,
@@ -289,7 +283,7 @@ async fn broker(findings: &mut Findings) {
         return;
     };
     if !encrypted {
-        findings.add("RabbitMQ", Verdict::Look, "the connection is not encrypted", "use amqps:// outside one machine");
+        findings.add("RabbitMQ", Verdict::Look, "the connection is not encrypted", "use amqps:// unless it is local");
     }
     for queue in topology::QUEUES {
         let dead = topology::dead_letters_of(queue.name);
@@ -313,16 +307,16 @@ async fn broker(findings: &mut Findings) {
     let advice = "set max_message_size = 2097152 in rabbitmq.conf: larger messages only cost memory";
     let asked = tokio::time::timeout(PATIENCE, takes_large_messages(link.channel())).await;
     let Ok(takes) = asked else {
-        let advice = "free memory or disk on its machine: nothing can be published until then";
-        let what = if link.is_blocked() { "has raised an alarm" } else { "confirms no message" };
+        let advice = "free memory or disk space on its host: nothing can be published until then";
+        let what = if link.is_blocked() { "has raised an alarm" } else { "does not confirm messages" };
         findings.add("RabbitMQ", Verdict::Bad, what, advice);
         return;
     };
     match takes {
         Ok(false) => {
-            findings.add("max_message_size", Verdict::Good, "messages over 2 MiB are stopped at the broker", "");
+            findings.add("max_message_size", Verdict::Good, "the broker refuses messages over 2 MiB", "");
         }
-        Ok(true) => findings.add("max_message_size", Verdict::Look, "the broker takes messages over 2 MiB", advice),
+        Ok(true) => findings.add("max_message_size", Verdict::Look, "the broker accepts messages over 2 MiB", advice),
         Err(error) => findings.add("max_message_size", Verdict::Look, error, advice),
     }
     link.close().await;

@@ -1,4 +1,4 @@
-//! What the doctor looks at for the schedulers' sake: the key store, the clock, what was lost with a restore.
+//! What the doctor checks for the schedulers: the key store, the clock, and what a restore has lost.
 
 use lethe_db::leader;
 use lethe_db::{Db, batches};
@@ -19,11 +19,11 @@ pub(super) async fn key_store(findings: &mut Findings, url: &Url) {
             "key store",
             Verdict::Look,
             fitness.as_str(),
-            "see that the bucket keeps no versions and has no object lock, nor soft deletion",
+            "make sure that the bucket has no versioning, no object lock and no soft deletion",
         ),
         Ok(fitness) => findings.add("key store", Verdict::Bad, fitness.as_str(), advice),
         Err(error) => {
-            findings.add("key store", Verdict::Bad, error, "check its address, its credentials and the way to it");
+            findings.add("key store", Verdict::Bad, error, "check its address, credentials and network path");
         }
     }
 }
@@ -37,7 +37,7 @@ pub(super) async fn clock(findings: &mut Findings, db: &Db) {
             "clock",
             Verdict::Bad,
             format!(
-                "PostgreSQL's is {} s ahead of what the leading scheduler believes; nothing is done that cannot be undone",
+                "PostgreSQL's is {} s ahead of what the leading scheduler believes; irreversible work waits",
                 known.ahead().unwrap_or_default().as_secs()
             ),
             "correct the clock of PostgreSQL's host; if it is right, run `lethe clock agree`",
@@ -56,7 +56,7 @@ pub(super) async fn lost(findings: &mut Findings, db: &Db, lost_endpoints: i64) 
                 findings.add(
                     "lost batches",
                     Verdict::Bad,
-                    format!("{requests} pending requests name the batch {batch}, which is not there"),
+                    format!("{requests} pending requests name batch {batch}, which does not exist"),
                     "see \"Requests without a batch\" in docs/operate/runbook.md",
                 );
             }
@@ -66,7 +66,7 @@ pub(super) async fn lost(findings: &mut Findings, db: &Db, lost_endpoints: i64) 
         findings.add(
             "lost endpoints",
             Verdict::Bad,
-            format!("callbacks name {lost_endpoints} endpoints that are not there"),
+            format!("callbacks name {lost_endpoints} endpoints that do not exist"),
             "see \"Requests without a batch\" in docs/operate/runbook.md",
         );
     }

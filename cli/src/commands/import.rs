@@ -16,7 +16,7 @@ pub(crate) enum Command {
     Profiles {
         #[command(flatten)]
         source: Source,
-        /// Identity values that name nobody, besides empty, null, all zeros and the like; they are not indexed
+        /// Identity values that name nobody, in addition to empty, null, all zeros and the like; they are not indexed
         #[arg(long, env = "LETHE_DENIED_IDENTITIES", value_delimiter = ',', value_name = "VALUES")]
         denied_identities: Vec<String>,
     },
@@ -147,9 +147,10 @@ async fn open(source: &Source, earlier: Earlier) -> anyhow::Result<(Progress, Co
         import::pass(&mut reader, &mut Reading::default(), progress.bytes()).map_err(unreadable)?;
         Ok(Some((progress, Content { reader, reading, size, taken })))
     };
-    let opened = tokio::task::spawn_blocking(open).await.context("the thread that opens the file has ended")?;
+    let opened =
+        tokio::task::spawn_blocking(open).await.context("the thread that opens the file ended unexpectedly")?;
     let file = source.file.display();
     opened.with_context(|| format!("{file} cannot be imported"))?.with_context(|| {
-        format!("nothing is known of {file}: it was changed, or never imported; leave --resume out to import all of it")
+        format!("{file} is not known: it was changed, or never imported; omit --resume to import all of it")
     })
 }

@@ -1,5 +1,5 @@
-//! One run over the file of an import: a thread reads and parses, groups are stored as they come, and whatever ends the
-//! run says which line was stored last.
+//! One run over the file of an import: a thread reads and parses, groups are stored as they come, and however the
+//! run ends, it reports which line was stored last.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, Write};
@@ -91,7 +91,7 @@ impl<'a> Run<'a> {
     pub(super) fn new(source: &'a Source, output: Output, resumes: bool, after: u64) -> anyhow::Result<Self> {
         let goes_on = after > 0 || source.from_line > 1;
         let report = if source.skip_invalid { Some(Report::open(source, goes_on)?) } else { None };
-        let stop = listen().context("the signals cannot be listened to")?;
+        let stop = listen().context("cannot listen for signals")?;
         let summary = Summary { report: report.as_ref().map(|report| report.path.clone()), ..Summary::default() };
         Ok(Self { source, output, resumes, stop, report, stored_line: after, summary })
     }
@@ -114,7 +114,7 @@ impl<'a> Run<'a> {
             let group = tokio::select! {
                 biased;
                 () = requested(&mut self.stop) => bail!("interrupted: {}", self.go_on()),
-                group = groups.recv() => group.context("the thread that reads the file has ended")?,
+                group = groups.recv() => group.context("the thread that reads the file ended unexpectedly")?,
             };
             self.store_group(&group, &mut store).await?;
             bar.set_position(taken.load(Ordering::Relaxed));
@@ -181,7 +181,7 @@ impl<'a> Run<'a> {
         let file = self.source.file.display();
         let (way, stored) = (self.way_from(number), self.stored());
         anyhow!(
-            "line {number} of {file} cannot be imported: {invalid}. Mend it and go on with {way}, or leave such lines out with --skip-invalid; {stored}"
+            "line {number} of {file} cannot be imported: {invalid}. Fix it and continue with {way}, or skip such lines with --skip-invalid; {stored}"
         )
     }
 
@@ -199,12 +199,12 @@ impl<'a> Run<'a> {
 
     fn go_on(&self) -> String {
         let next = self.source.from_line.max(self.stored_line + 1);
-        format!("{}; go on with {}", self.stored(), self.way_from(next))
+        format!("{}; continue with {}", self.stored(), self.way_from(next))
     }
 
     /// After a failed commit, only the record in the database tells whether it took place.
     fn go_on_after_failure(&self) -> String {
-        if self.resumes { format!("{} at least; go on with --resume", self.stored()) } else { self.go_on() }
+        if self.resumes { format!("{}, possibly more; continue with --resume", self.stored()) } else { self.go_on() }
     }
 }
 
@@ -270,7 +270,7 @@ impl Report {
         });
         if is_same_file(&path, &source.file) {
             let path = path.display();
-            bail!(Usage(format!("the report {path} is the file of the import itself; name another one with --report")));
+            bail!(Usage(format!("the report {path} is the imported file itself; name another one with --report")));
         }
         let file = OpenOptions::new().create(true).write(true).append(goes_on).truncate(!goes_on).open(&path);
         let file = file.with_context(|| {

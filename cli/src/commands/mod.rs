@@ -53,7 +53,7 @@ pub(crate) enum Command {
     /// Verify and export the audit trail
     #[command(subcommand)]
     Audit(audit::Command),
-    /// Verify certificates of erasures
+    /// Verify erasure certificates
     #[command(subcommand)]
     Certificate(certificate::Command),
     /// Show how far the schedulers trust PostgreSQL's clock, and accept it
@@ -91,7 +91,7 @@ async fn run_migrations(output: Output) -> anyhow::Result<()> {
     output.list(&applied, &["migration"], |name| vec![name.clone()])?;
     let version = migrate::needed_version();
     let oldest = migrate::OLDEST_WORKERS;
-    output.say(&format!("the schema is at version {version}; workers of releases for {oldest} or later can go on"))?;
+    output.say(&format!("the schema is at version {version}; workers built for {oldest} or later can keep running"))?;
     // Connecting declares every exchange and queue.
     let link = context::broker()?.connect().await.context("the topology could not be declared")?;
     link.close().await;

@@ -133,7 +133,7 @@ impl Command {
             }
             Self::Approve(target) => match requests::approve(&db, &target.pair()).await? {
                 None => bail!(
-                    "no such request waits for an approval; `lethe request list --awaiting-approval` shows those that do"
+                    "no such request awaits approval; `lethe request list --awaiting-approval` shows those that do"
                 ),
                 Some((lane, slot)) => {
                     let shown = serde_json::json!({
@@ -156,7 +156,7 @@ impl Command {
             }
             Self::Retry(target) => {
                 if !requests::retry(&db, &target.pair()).await? {
-                    bail!("nothing of this request waits: it is not in progress, or somebody is working on it");
+                    bail!("this request has nothing to retry: it is not in progress, or it is being worked on");
                 }
                 output.one(
                     &serde_json::json!({"subject_request_id": target.id, "retried": true}),
@@ -254,12 +254,12 @@ fn work_rows(work: &Work) -> Vec<(&'static str, String)> {
     };
     let mut rows = vec![("work", format!("{} attempts, {state}", work.attempts))];
     if let Some(class) = &work.last_error {
-        let hint = if work.needs_operator { "; waiting does not mend it" } else { "" };
-        rows.push(("kept by", format!("{class}{hint}")));
+        let hint = if work.needs_operator { "; waiting will not fix it" } else { "" };
+        rows.push(("held up by", format!("{class}{hint}")));
     }
     if let Some(pause) = &work.pause {
         let (since, until, class) = (pause.since, pause.until, &pause.class);
-        rows.push(("controller", format!("failing since {since}: {class}; tried again from {until}")));
+        rows.push(("controller", format!("failing since {since}: {class}; not retried before {until}")));
     }
     rows
 }
@@ -273,7 +273,7 @@ async fn cancel(db: &Db, target: &Target, output: Output) -> anyhow::Result<()> 
             output.one(&shown, vec![("cancelled", target.id.to_string()), ("received", received_at.to_string())])
         }
         Some(Cancellation::TooLate(status)) => {
-            bail!("the request is {status} already and cannot be cancelled any more")
+            bail!("the request is already {status} and can no longer be cancelled")
         }
         _ => bail!("controller {} has no request {}", target.controller, target.id),
     }

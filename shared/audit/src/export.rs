@@ -182,7 +182,7 @@ pub enum Incomplete {
     #[error("the export was cut short: its last line is missing")]
     CutShort,
     /// The last line counts otherwise.
-    #[error("the export has {found} entries, and its last line counts {counted}")]
+    #[error("the export has {found} entries, but its last line counts {counted}")]
     Miscounted {
         /// Those that are there.
         found: u64,

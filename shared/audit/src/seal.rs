@@ -114,7 +114,7 @@ impl Sealer {
         if let Some(broken) = chains.iter().find(|chain| found(chain) == End::Foreign) {
             tracing::error!(
                 chain = broken,
-                "the end of an audit chain is none of ours; it is not continued: run `lethe audit verify`"
+                "the end of an audit chain is not ours, so the chain is not continued: run `lethe audit verify`"
             );
             self.broken.insert((*broken).to_owned(), Instant::now());
             tx.rollback().await;
@@ -187,7 +187,7 @@ async fn cut_back(tx: &Tx, chain: &str, known: Known, to: i64) -> Result<(), DbE
         chain,
         from = known.position,
         to,
-        "PostgreSQL has lost the end of an audit chain that it had before; it is continued, and says so: was there a failover \
+        "PostgreSQL has lost the end of an audit chain; the chain is continued and records it: was there a failover \
          that lost commits, or a restore? If not, verify against the last export"
     );
     metrics::counter!("lethe_audit_cut_back_total").increment(1);

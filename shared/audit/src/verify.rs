@@ -72,9 +72,7 @@ impl fmt::Display for Finding {
             write!(f, ", entry {entry}")?;
         }
         match self.problem {
-            Problem::Changed => {
-                f.write_str(": the entry was changed, or stands in another place than it was sealed in")
-            }
+            Problem::Changed => f.write_str(": the entry was changed, or is not in the place where it was sealed"),
             Problem::Removed => f.write_str(": the entry was removed"),
             Problem::Missing { from } => write!(f, ": the positions from {from} up to here are missing"),
             Problem::Misplaced => f.write_str(": the entry belongs to another chain"),
@@ -82,9 +80,9 @@ impl fmt::Display for Finding {
                 write!(f, ": the signature is not ours; something from position {from} on was rewritten")
             }
             Problem::Truncated { ends_at } => {
-                write!(f, ": the chain was signed up to here, and ends at position {ends_at}")
+                write!(f, ": the chain was signed up to here, but ends at position {ends_at}")
             }
-            Problem::Unsigned => f.write_str(": the chain goes on beyond its signed end"),
+            Problem::Unsigned => f.write_str(": the chain continues beyond its signed end"),
             Problem::NoHead => f.write_str(": the chain has no signed end"),
             Problem::ForgedHead => f.write_str(": the signed end is not ours"),
             Problem::Unfolded => f.write_str(": the lines after it do not follow from the set: they were changed"),

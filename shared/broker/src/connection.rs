@@ -1,4 +1,4 @@
-//! Connections to RabbitMQ. We supervise them ourselves: whoever needs one asks again when it broke.
+//! Connections to RabbitMQ. We supervise them ourselves: whoever needs one asks again when it has broken.
 //!
 //! **Invariant** (DESIGN rule 15): publishing and consuming are apart, and every wait for the broker has an end.
 
@@ -42,13 +42,13 @@ pub enum BrokerError {
     ConsumerCancelled,
     /// Messages of a queue that is handled in order were not handled; the channel is given up, so that they come again
     /// before those behind them.
-    #[error("messages could not be handled and are delivered again in order")]
+    #[error("messages could not be handled; they will be redelivered in order")]
     OutOfOrder,
     /// The broker refused a message: a queue is full.
     #[error("RabbitMQ refused a message: a queue is full")]
     Refused,
     /// The broker takes no messages for now.
-    #[error("RabbitMQ takes no messages: it has raised an alarm (memory or disk)")]
+    #[error("RabbitMQ accepts no messages: it has raised an alarm (memory or disk)")]
     Blocked,
 }
 

@@ -207,7 +207,7 @@ impl<H: GroupHandler> Consumer<H> {
     /// Somebody has deleted a queue: until it is there again publishers lose what they send to it.
     async fn declare_again(&self) {
         match self.broker.declare().await {
-            Ok(()) => tracing::warn!(queue = self.queue.name, "a queue was deleted, and is declared again"),
+            Ok(()) => tracing::warn!(queue = self.queue.name, "a queue was deleted; it was declared again"),
             Err(error) => tracing::debug!(queue = self.queue.name, %error, "a queue could not be declared again"),
         }
     }
@@ -216,7 +216,7 @@ impl<H: GroupHandler> Consumer<H> {
     async fn make_anew(&self) {
         tracing::warn!(
             queue = self.queue.name,
-            "RabbitMQ has lost this queue of wake-ups, all but its name: it is made anew"
+            "RabbitMQ has lost all of this wake-up queue but its name: creating it again"
         );
         let removed = async {
             let link = self.broker.connect_to_publish().await?;

@@ -94,7 +94,7 @@ impl Screen {
                 self.judge();
                 out.append(&mut self.held);
             } else if len > self.frame_max && !is_header {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "a frame is larger than was agreed"));
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "a frame is larger than agreed"));
             } else if len > self.frame_max && self.held.len() == HEADER_START {
                 self.dropping = len - HEADER_START;
                 self.judge();

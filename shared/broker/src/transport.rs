@@ -1,5 +1,5 @@
 //! The transport of a broker connection: TCP, and TLS for `amqps`, with a [`Screen`] between them and the library's reader.
-//! The library's own TLS would bring a second reader of keys and certificates along.
+//! The library's own TLS would bring in a second reader of keys and certificates.
 
 use std::future::Future;
 use std::io;

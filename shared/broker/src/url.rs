@@ -19,7 +19,7 @@ pub(super) fn parse(text: &str) -> Result<Vec<AMQPUri>, ConfigError> {
     let (scheme, rest) = text.split_once("://").ok_or_else(shape)?;
     let (authority, tail) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
     if tail.contains(['@', '#']) {
-        return Err(invalid("must not hold /, ?, # or @ in user or password; write them as %2f, %3f, %23 and %40"));
+        return Err(invalid("must not have /, ?, # or @ in user or password; write them as %2f, %3f, %23 and %40"));
     }
     let (user, hosts) = authority.rsplit_once('@').map_or(("", authority), |(user, hosts)| (user, hosts));
     let user = if user.is_empty() { String::new() } else { format!("{user}@") };
@@ -38,7 +38,9 @@ pub(super) fn parse(text: &str) -> Result<Vec<AMQPUri>, ConfigError> {
         }
         if let Some((name, _)) = url.query_pairs().find(|(name, _)| !PARAMETERS.contains(&&**name)) {
             let known = PARAMETERS.join(", ");
-            return Err(invalid(&format!("has the parameter {name:?}, which is not supported; these are: {known}")));
+            return Err(invalid(&format!(
+                "has the parameter {name:?}, which is not supported; supported are: {known}"
+            )));
         }
         if uri.query.frame_max.is_some_and(|bytes| bytes < FRAME_MIN) {
             return Err(invalid("has a frame_max below 4096, the smallest that AMQP 0-9-1 allows"));

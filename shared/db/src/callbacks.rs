@@ -198,7 +198,7 @@ pub async fn claim(
     }
     if !purged.is_empty() {
         let callbacks = session.execute(EXHAUST_PURGED, &[&purged, &token]).await?;
-        tracing::warn!(callbacks, "callbacks were given up: their requests were purged");
+        tracing::warn!(callbacks, "gave up on callbacks: their requests were purged");
         metrics::counter!("lethe_callbacks_given_up_total", "reason" => "retention").increment(callbacks);
     }
     Ok(claimed)

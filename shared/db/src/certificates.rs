@@ -1,4 +1,4 @@
-//! What a certificate of an erasure tells.
+//! What an erasure certificate says.
 
 use jiff::Timestamp;
 

@@ -23,11 +23,11 @@ pub enum DbError {
         source: ServerError,
     },
     /// The server answers, and takes no writes: a standby, or one that was made read-only.
-    #[error("PostgreSQL takes no writes: it is a standby, or was made read-only")]
+    #[error("PostgreSQL accepts no writes: it is a standby, or was made read-only")]
     ReadOnly,
     /// The database was used with another master key.
     #[error(
-        "the database was used with another master key (LETHE_MASTER_KEY_FILE): what this process seals nobody else could open"
+        "the database was used with another master key (LETHE_MASTER_KEY_FILE): nobody else could open what this process seals"
     )]
     OtherMasterKey,
     /// No process has recorded yet which master key the database is used with.
@@ -38,7 +38,7 @@ pub enum DbError {
     LeadershipLost,
     /// The database's clock is ahead of the time that has passed; what cannot be undone waits.
     #[error(
-        "PostgreSQL's clock is {seconds} s ahead of the time that has passed: correct it, or let `lethe clock agree` take it as it is"
+        "PostgreSQL's clock is {seconds} s ahead of the time that has passed: correct it, or accept it with `lethe clock agree`"
     )]
     ClockAhead {
         /// So far.
@@ -66,7 +66,7 @@ pub enum DbError {
         place: &'static str,
     },
     /// The schema is not the one that this version of the code needs.
-    #[error("the schema is at version {found}, this version needs {needed}: run `lethe migrate` of the same release")]
+    #[error("the schema is at version {found}; this release needs {needed}: run `lethe migrate` of the same release")]
     SchemaVersion {
         /// Version in the database; 0 for none.
         found: i32,
@@ -75,8 +75,8 @@ pub enum DbError {
     },
     /// The schema is of a later release, which has removed or changed what this code uses.
     #[error(
-        "the schema is at version {found}, this version was built for {needed}, and only those for {oldest} or later can go \
-         on: start the worker of the release that migrated the database"
+        "the schema is at version {found}, this release was built for {needed}, and only releases built for {oldest} \
+         or later can run: start the worker of the release that migrated the database"
     )]
     SchemaTooNew {
         /// Version in the database.
@@ -89,7 +89,7 @@ pub enum DbError {
     /// `lethe migrate` of an earlier release than the one that migrated the database.
     #[error(
         "the schema is at version {found}, and the migrations of this release end at {needed}: a later release has migrated \
-         the database, and there is nothing to do for this one"
+         the database, so this one has nothing to do"
     )]
     SchemaOfLaterRelease {
         /// Version in the database.
@@ -99,7 +99,7 @@ pub enum DbError {
     },
     /// Others kept hold of what a migration has to lock, for a minute and a half at most.
     #[error(
-        "a migration waits for locks that others hold: end long transactions (pg_stat_activity), and run `lethe migrate` again"
+        "a migration cannot get locks held by others: end long transactions (pg_stat_activity), and run `lethe migrate` again"
     )]
     SchemaInUse,
     /// A migration failed.

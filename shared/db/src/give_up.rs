@@ -1,4 +1,4 @@
-//! Giving endpoints up: what nobody has answered for too long is exhausted, in steps, so that it ends (ADR 0030).
+//! Giving up on endpoints: what has gone unanswered for too long is exhausted, in steps, so that it ends (ADR 0030).
 
 use std::time::Duration;
 

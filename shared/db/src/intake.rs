@@ -113,7 +113,7 @@ pub enum Recorded {
         /// This submission was the first.
         first: bool,
     },
-    /// The id is taken by a request with other content.
+    /// The id is used by a request with different content.
     Conflict,
 }
 

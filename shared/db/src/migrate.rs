@@ -1,6 +1,6 @@
-//! Migrations: `lethe migrate` runs them under an advisory lock, beside workers that go on; workers only check the version.
+//! Migrations: `lethe migrate` runs them under an advisory lock, while workers keep running; they only check the version.
 //!
-//! A migration is a transaction and must not hold a lock for long: it waits for one two seconds at most, so that the
+//! A migration is a transaction and must not hold a lock for long: it waits at most two seconds for one, so that the
 //! workers' statements do not queue up behind it, and is then tried again. What takes long (an index on a table that is
 //! written to, the rewriting of rows) is a [`Step`] after the migrations.
 //!

@@ -1,4 +1,4 @@
-//! What keeps work from its end and is not the work itself, for `lethe doctor`.
+//! What keeps work from ending, other than the work itself, for `lethe doctor`.
 
 use jiff::Timestamp;
 

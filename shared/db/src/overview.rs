@@ -1,5 +1,5 @@
-//! Figures over everything, for metrics and `lethe top`: totals are kept, and what is open is found by an index. Nothing here
-//! reads all of history.
+//! Figures about everything, for metrics and `lethe top`: totals are kept, and what is open is found by an index. Nothing
+//! here reads all of history.
 //!
 //! **Invariant** (DESIGN rule 18): an index serves every list, gauge and command, however much has ended.
 

@@ -1,5 +1,5 @@
 //! The end of records: years after a request has ended nothing of it is left but its id, its digest, its status and the times
-//! that were answered. These stay for good, so that a repetition is always known, and so does the audit trail.
+//! that were answered. These stay for good, so that a repetition is always recognised, and so does the audit trail.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};

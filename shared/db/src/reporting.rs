@@ -1,5 +1,5 @@
-//! What callbacks and status answers need of a request, sealed by itself: some hundred bytes, where the request may be a
-//! megabyte. So a claim of callbacks costs what it delivers.
+//! What callbacks and status answers need of a request, sealed by itself: a few hundred bytes, while the request may
+//! be a megabyte. So a claim of callbacks costs what it delivers.
 
 use serde::{Deserialize, Serialize};
 

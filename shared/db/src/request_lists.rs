@@ -1,5 +1,5 @@
 //! Lists of requests for operators. No index names the status of a request, since that would make each change of status a
-//! change of all indexes (ADR 0024): each list takes the way on which an index leads to its requests.
+//! change of all indexes (ADR 0024): each list goes by an index that leads to its requests.
 
 use super::pool::Session;
 use super::requests::{RequestRow, read_request};

@@ -1,4 +1,4 @@
-//! Requests as they are kept: sealed, and bound to whose they are.
+//! Requests as they are kept: sealed, and bound to controller and id.
 
 use lethe_domain::crypto::{CryptoError, Keys};
 use lethe_domain::opendsr::SubjectRequest;

@@ -42,8 +42,8 @@ impl fmt::Debug for ServerError {
 impl Error for ServerError {}
 
 /// What the check of a new session says.
-pub(super) const SWALLOWED: &str = "the settings of the session did not take effect: a connection pooler stands between \
-     that drops them; connect to PostgreSQL itself (docs/operate/runbook.md, \"A pooler in between\")";
+pub(super) const SWALLOWED: &str = "the settings of the session did not take effect: a connection pooler in between \
+     drops them; connect to PostgreSQL directly (docs/operate/runbook.md, \"A pooler in between\")";
 
 /// Why the pool has no session.
 pub struct PoolRefusal(PoolError);
@@ -137,7 +137,7 @@ fn describe(error: &tokio_postgres::Error) -> String {
         Some(error) => {
             let code = error.code().code();
             if is_raised || code.starts_with("22") || code.starts_with("P0") {
-                format!("PostgreSQL said {code} (its words may quote data and are not shown)")
+                format!("PostgreSQL said {code} (its message may quote data and is not shown)")
             } else {
                 format!("PostgreSQL said {code}: {}", error.message())
             }

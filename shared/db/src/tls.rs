@@ -36,7 +36,7 @@ pub(super) fn parse(text: &str) -> Result<(tokio_postgres::Config, MakeRustlsCon
     let (place, query) = rest.split_once('?').map_or((rest, ""), |(place, query)| (place, query));
     let (authority, database) = place.split_once('/').unwrap_or((place, ""));
     if database.contains('@') || query.contains('@') || text.contains('#') {
-        return Err(invalid("must not hold /, ?, # or @ in user or password; write them as %2f, %3f, %23 and %40"));
+        return Err(invalid("must not have /, ?, # or @ in user or password; write them as %2f, %3f, %23 and %40"));
     }
     let hosts = authority.rsplit_once('@').map_or(authority, |(_, hosts)| hosts);
     let elsewhere =
@@ -106,7 +106,7 @@ fn trusted(root: Option<&str>) -> Result<RootCertStore, DbError> {
             let unreadable = |error| DbError::Url(format!("sslrootcert {path} cannot be read: {error}"));
             for certificate in CertificateDer::pem_file_iter(path).map_err(unreadable)? {
                 let added = roots.add(certificate.map_err(unreadable)?);
-                added.map_err(|error| DbError::Url(format!("sslrootcert {path} is no CA certificate: {error}")))?;
+                added.map_err(|error| DbError::Url(format!("sslrootcert {path} is not a CA certificate: {error}")))?;
             }
         }
     }

@@ -20,7 +20,7 @@ pub struct BackoffPolicy {
 
 /// The bounds are invalid.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("the first retry must come after more than zero seconds, and not after more than the longest wait")]
+#[error("the first retry must come after more than zero seconds, and no later than the longest wait")]
 pub struct InvalidBackoff;
 
 impl BackoffPolicy {

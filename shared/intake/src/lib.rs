@@ -230,7 +230,7 @@ impl Intake {
         cursor: Option<&str>,
     ) -> Result<Answer, DbError> {
         let Ok(after) = cursor.map_or(Ok(RequestKey(0)), str::parse) else {
-            let error = ApiError::new(400, "cursor must be one that an earlier answer gave");
+            let error = ApiError::new(400, "cursor must come from an earlier answer");
             return Ok(Answer::error(&error, ApiVersion::V3));
         };
         let digest = self.shared.keys.group_digest(controller_id.as_str(), group_id);
@@ -279,7 +279,7 @@ fn received(incoming: &Incoming<'_>, submission: &Submission, recorded: &Recorde
             },
         ),
         Recorded::Conflict => {
-            let message = "this subject_request_id is taken by a request with other content; use a new one";
+            let message = "this subject_request_id is used by a request with different content; use a new one";
             Answer::error(&ApiError::new(409, message), version)
         }
     }
@@ -303,7 +303,7 @@ fn cancelled((controller_id, subject_request_id): &Target, outcome: &Cancellatio
         Cancellation::Cancelled { received_at, api_version } => accepted(received_at, Some(api_version)),
         Cancellation::Remembered { received_at } => accepted(received_at, None),
         Cancellation::TooLate(status) => {
-            let message = format!("the request is {status} already and cannot be cancelled any more");
+            let message = format!("the request is already {status} and can no longer be cancelled");
             Answer::error(&ApiError::new(409, message), ApiVersion::V3)
         }
         Cancellation::Unknown => Answer::error(&ApiError::unknown_request(), ApiVersion::V3),

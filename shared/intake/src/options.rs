@@ -17,7 +17,7 @@ use lethe_signing::{Processor, SigningOptions};
 /// How requests are read.
 #[derive(Clone, Debug, Args)]
 pub struct IntakeOptions {
-    /// Further keys under `extensions` that are read as ours
+    /// Additional keys under `extensions` that are read as Lethe's own
     #[arg(
         long = "extension-domains",
         env = "LETHE_EXTENSION_DOMAINS",
@@ -26,7 +26,7 @@ pub struct IntakeOptions {
         default_value = "opendsr.mparticle.com,opengdpr.mparticle.com"
     )]
     pub extension_domains: Vec<String>,
-    /// Identity values that name nobody, beside empty, null and all zeros
+    /// Identity values that name nobody, in addition to empty, null and all zeros
     #[arg(long = "denied-identities", env = "LETHE_DENIED_IDENTITIES", value_delimiter = ',', value_name = "VALUES")]
     pub denied_identities: Vec<String>,
     #[command(flatten)]

@@ -1,4 +1,4 @@
-//! What a process knows of its own health.
+//! What a process knows about its own health.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};

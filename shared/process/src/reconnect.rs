@@ -1,4 +1,4 @@
-//! Waiting for servers that are away.
+//! Waiting for servers that are unavailable.
 
 use lethe_domain::backoff::{BackoffPolicy, jitter};
 

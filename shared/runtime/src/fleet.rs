@@ -1,4 +1,4 @@
-//! The workers: one table, read by their `main`s and by whatever starts, counts or strikes them all.
+//! The workers: one table, read by their `main`s and by whatever starts, counts or kills them all.
 
 /// What a worker is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub struct WorkerSpec {
 /// `workers/scheduler/`
 pub const SCHEDULER: WorkerSpec = WorkerSpec {
     name: "scheduler",
-    about: "Closes batches, releases them as batch triggers, wakes for late work, expires results and seals the audit trail",
+    about: "Closes batches, releases them as batch triggers, wakes late work, expires results and seals the audit trail",
     role: None,
 };
 /// `workers/identity-matcher/`
@@ -38,7 +38,7 @@ pub const CALLBACK_COURIER: WorkerSpec =
 /// `workers/gateway/`
 pub const GATEWAY: WorkerSpec = WorkerSpec {
     name: "gateway",
-    about: "OpenDSR v1, v2 and v3 over HTTP, and the downloads",
+    about: "Serves OpenDSR v1, v2 and v3, and downloads, over HTTP",
     role: Some("lethe_gateway"),
 };
 

@@ -23,7 +23,7 @@ pub enum LogFormat {
 /// What every process takes.
 #[derive(Clone, Debug, Args)]
 pub struct CommonOptions {
-    /// Address for /metrics, /livez and /readyz; port 0 takes a free one
+    /// Address for /metrics, /livez and /readyz; port 0 picks a free port
     #[arg(long = "admin-listen", env = "LETHE_ADMIN_LISTEN", value_name = "ADDRESS")]
     pub admin_listen: Option<SocketAddr>,
     /// Folder in which the process writes its admin address, as NAME-PID.addr
@@ -32,7 +32,7 @@ pub struct CommonOptions {
     /// How log lines are written
     #[arg(long = "log-format", env = "LETHE_LOG_FORMAT", value_enum, default_value = "text")]
     pub log_format: LogFormat,
-    /// What is logged, as in `info` or `lethe=debug,info`
+    /// What is logged, for example `info` or `lethe=debug,info`
     #[arg(long = "log", env = "LETHE_LOG", default_value = "info", value_name = "FILTER")]
     pub log: String,
     /// How long a process that is told to stop may take to finish its current work
@@ -56,7 +56,7 @@ pub struct CapOptions {
 /// Where callbacks may go.
 #[derive(Clone, Debug, Args)]
 pub struct AddressOptions {
-    /// CIDRs, and the word http, that callbacks may use beyond public https
+    /// CIDRs, and the word http, that callbacks may use in addition to public https
     #[arg(long = "callback-allow", env = "LETHE_CALLBACK_ALLOW", default_value = "", value_name = "LIST")]
     pub callback_allow: AddressPolicy,
 }
@@ -93,7 +93,7 @@ pub struct CalendarOptions {
         value_name = "CRON"
     )]
     pub erasure_schedule: Schedule,
-    /// From a batch's closing to its execution
+    /// Time from the closing of a batch to its execution
     #[arg(
         long = "erasure-waiting-period",
         env = "LETHE_ERASURE_WAITING_PERIOD",
@@ -117,7 +117,7 @@ pub struct CalendarOptions {
         value_name = "CRON"
     )]
     pub access_schedule: Schedule,
-    /// Added to the scheduled time for `expected_completion_time`
+    /// Added to the scheduled time to give `expected_completion_time`
     #[arg(long = "completion-margin", env = "LETHE_COMPLETION_MARGIN", default_value = "48h", value_name = "DURATION")]
     pub completion_margin: HumanDuration,
 }

@@ -95,7 +95,7 @@ impl<H: GroupHandler> Counted<H> {
         // One attempt in the group comes before those alone.
         if attempts > ATTEMPTS + 1 {
             message_failures::forget(&self.db.session().await?, &[digest]).await?;
-            let reason = format!("it was begun {} times, and never came to an end", attempts - 1);
+            let reason = format!("handling it was started {} times and never finished", attempts - 1);
             return Ok(Outcome::DeadLetter { code: "never_ended".to_owned(), reason });
         }
         let outcome = self.handler.handle(std::slice::from_ref(message)).await.pop();

@@ -117,7 +117,7 @@ where
                 return ExitCode::SUCCESS;
             }
             for variable in variables_of(&command::<O>(worker), &error) {
-                eprintln!("{}: the option is also the variable {variable}", worker.name);
+                eprintln!("{}: this option can also be set with the variable {variable}", worker.name);
             }
             return ExitCode::from(BAD_CONFIGURATION);
         }
@@ -233,9 +233,9 @@ where
     tokio::select! {
         outcome = work.as_mut() => Ok(outcome),
         () = shutdown.cancelled() => {
-            tracing::info!("stopping: finishing what is in hand");
+            tracing::info!("stopping: finishing the current work");
             let drained = tokio::time::timeout(drain, work).await;
-            drained.map_err(|_| Failure::Running(format!("work was still in hand after {drain:?}; it will be done again")))
+            drained.map_err(|_| Failure::Running(format!("work was unfinished after {drain:?}; it will be done again")))
         }
     }
 }
@@ -310,7 +310,7 @@ fn watch_database(service: &Service) {
                     return shutdown.cancel();
                 }
                 Ok(()) if has_changed => tracing::info!("PostgreSQL is back"),
-                Err(error) if has_changed => tracing::warn!(%error, "PostgreSQL is away; work waits"),
+                Err(error) if has_changed => tracing::warn!(%error, "PostgreSQL is unavailable; work waits"),
                 _ => {}
             }
         }

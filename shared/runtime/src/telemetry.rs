@@ -88,7 +88,7 @@ pub(crate) async fn serve_admin(
     tokio::spawn(async move {
         let served = axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await;
         if let Err(error) = served {
-            tracing::error!(%error, "the admin address has failed");
+            tracing::error!(%error, "the admin listener has failed");
         }
     });
     Ok(())

@@ -42,7 +42,7 @@ pub struct SigningOptions {
         requires = "signing_ec_key_file"
     )]
     signing_ec_cert_file: Option<PathBuf>,
-    /// RSA key that signs until `--signing-switch-at`, and for receivers that still keep its certificate afterwards
+    /// RSA key that signs until `--signing-switch-at`, and afterwards for receivers that still keep its certificate
     #[arg(long = "signing-previous-key-file", env = "LETHE_SIGNING_PREVIOUS_KEY_FILE", value_name = "FILE",
           requires_all = ["signing_previous_cert_file", "signing_switch_at"])]
     signing_previous_key_file: Option<PathBuf>,
@@ -54,7 +54,7 @@ pub struct SigningOptions {
         requires = "signing_previous_key_file"
     )]
     signing_previous_cert_file: Option<PathBuf>,
-    /// P-256 key to go with it, PKCS#8 PEM
+    /// P-256 key that goes with the previous RSA key, PKCS#8 PEM
     #[arg(long = "signing-previous-ec-key-file", env = "LETHE_SIGNING_PREVIOUS_EC_KEY_FILE", value_name = "FILE", requires_all = ["signing_previous_ec_cert_file", "signing_previous_key_file"])]
     signing_previous_ec_key_file: Option<PathBuf>,
     /// X.509 chain of that key, PEM

@@ -1,5 +1,5 @@
 //! Signatures over bodies (contract 6): RSA PKCS#1 v1.5 with SHA-256 as OpenDSR prescribes; RSA-PSS or ECDSA P-256
-//! for a controller that is set so.
+//! for a controller that is configured for it.
 
 use std::sync::LazyLock;
 

@@ -1,5 +1,5 @@
-//! Data stores: where the data of subjects lies. The built-in one is PostgreSQL; others come by implementing one trait
-//! and joining [`Stores`].
+//! Data stores: where the data of subjects lies. The built-in one is PostgreSQL; others are added by implementing one
+//! trait and joining [`Stores`].
 //!
 //! **Invariant** (DESIGN rule 10): a store works in bounded steps that can be stopped and repeated.
 

@@ -27,7 +27,7 @@ pub(crate) async fn deliver(ready: &Ready, claimed: &ClaimedCallback) -> Deliver
             attempt
         }
         Err(error) => {
-            tracing::error!(%error, callback = %claimed.callback_id, "a callback was not signed");
+            tracing::error!(%error, callback = %claimed.callback_id, "a callback cannot be signed");
             DeliveryAttempt::not_sent("signing")
         }
     };

@@ -1,4 +1,4 @@
-//! Giving up endpoints that have not answered for long: step by step, beside the recording. A failed attempt
+//! Giving up on endpoints that have not answered for long: step by step, alongside the recording. A failed attempt
 //! starts it, so it needs nothing but the attempts that are made anyway; if we die, the next one continues it.
 
 use std::time::Duration;
@@ -24,7 +24,7 @@ impl GiveUp {
         tasks.spawn(async move {
             while let Some(Some(endpoint)) = shutdown.run_until_cancelled(receiver.recv()).await {
                 if let Err(error) = exhaust(&db, endpoint, after, &shutdown).await {
-                    tracing::warn!(%error, %endpoint, "an endpoint could not be given up; its next attempt tries again");
+                    tracing::warn!(%error, %endpoint, "giving up on an endpoint failed; its next attempt tries again");
                 }
             }
         });
@@ -53,7 +53,7 @@ async fn exhaust(db: &Db, endpoint: EndpointId, after: Duration, shutdown: &Canc
         metrics::counter!("lethe_callbacks_recorded_total", "state" => "exhausted").increment(step.exhausted as u64);
     }
     if callbacks > 0 {
-        tracing::warn!(%endpoint, callbacks, "an endpoint that does not answer was given up");
+        tracing::warn!(%endpoint, callbacks, "gave up on an endpoint that does not answer");
     }
     Ok(())
 }

@@ -37,19 +37,19 @@ pub(crate) struct Options {
         value_name = "DURATION"
     )]
     max_retry: HumanDuration,
-    /// How long a callback is tried before it is exhausted, and a silent endpoint before it is given up
+    /// How long to try a callback before it is exhausted, and a silent endpoint before giving up on it
     #[arg(long = "callback-give-up", env = "LETHE_CALLBACK_GIVE_UP", default_value = "72h", value_name = "DURATION")]
     give_up: HumanDuration,
     /// Deliveries in flight at once in this process
     #[arg(long = "callback-deliveries", env = "LETHE_CALLBACK_DELIVERIES", default_value_t = 1_024, value_name = "NUMBER",
           value_parser = clap::value_parser!(u16).range(1..=10_000))]
     deliveries: u16,
-    /// Deliveries in flight at once to one endpoint, over all couriers
+    /// Deliveries in flight at once to one endpoint, across all couriers
     #[arg(long = "callback-deliveries-per-endpoint", env = "LETHE_CALLBACK_DELIVERIES_PER_ENDPOINT", default_value_t = 8, value_name = "NUMBER",
           value_parser = clap::value_parser!(u16).range(1..=1_000))]
     deliveries_per_endpoint: u16,
-    /// Deliveries in flight at once to the endpoints of one controller, in this process; unless given, an eighth of
-    /// all, and room for two endpoints at least
+    /// Deliveries in flight at once to the endpoints of one controller, in this process; by default an
+    /// eighth of all, but at least enough for two endpoints
     #[arg(long = "callback-deliveries-per-controller", env = "LETHE_CALLBACK_DELIVERIES_PER_CONTROLLER", value_name = "NUMBER",
           value_parser = clap::value_parser!(u16).range(1..=10_000))]
     deliveries_per_controller: Option<u16>,
@@ -65,7 +65,7 @@ pub(crate) struct Options {
         value_name = "DURATION"
     )]
     max_probe: HumanDuration,
-    /// PEM file of certificates that are trusted beside those of the system
+    /// PEM file of certificates that are trusted in addition to those of the system
     #[arg(long = "callback-ca-file", env = "LETHE_CALLBACK_CA_FILE", value_name = "FILE")]
     ca_file: Option<PathBuf>,
 }

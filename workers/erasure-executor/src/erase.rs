@@ -1,4 +1,4 @@
-//! Erasing a slice: every store erases, is asked again, and only then the requests are complete.
+//! Erasing a slice: every store erases, is asked again, and only then are the requests complete.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;

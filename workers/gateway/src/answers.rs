@@ -41,7 +41,7 @@ pub(crate) async fn signed(processor: &Processor, caller: &Caller, version: ApiV
             insert(headers, version.signature_header(), &signature);
         }
         // What was done is done: an unsigned answer tells more than none.
-        Some(Err(error)) => tracing::error!(%error, controller = %caller.controller_id, "an answer was not signed"),
+        Some(Err(error)) => tracing::error!(%error, controller = %caller.controller_id, "an answer cannot be signed"),
         None => {}
     }
     response
@@ -58,7 +58,7 @@ fn insert(headers: &mut HeaderMap, name: &str, value: &str) {
     }
 }
 
-/// Says where a list goes on.
+/// Says where a list continues.
 pub(crate) fn link_to_next(response: &mut Response, url: &str) {
     insert(response.headers_mut(), LINK.as_str(), &format!("<{url}>; rel=\"next\""));
 }

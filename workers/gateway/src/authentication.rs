@@ -17,8 +17,8 @@ use tokio::sync::Semaphore;
 
 use crate::refusal::Refusal;
 
-/// How long a verified pair is remembered, so that hashing does not bound what one controller can do. A secret that was
-/// rotated works that long, too.
+/// How long a verified pair is remembered, so that hashing does not bound what one controller can do. A rotated secret
+/// still works for that long, too.
 pub(crate) const REMEMBERED: Duration = Duration::from_secs(30);
 const REMEMBERED_AT_MOST: u64 = 10_000;
 
@@ -38,9 +38,9 @@ pub(crate) struct Callers {
     nobodys_hash: String,
     /// Credentials that are being verified, or wait for it.
     verifying: Semaphore,
-    /// Hashing is meant to be expensive: as much of it at once as there are cores.
+    /// Hashing is meant to be expensive: at most as many hashes at once as there are cores.
     hashing: Semaphore,
-    /// Of that, for keys that do not exist.
+    /// The part of that for keys that do not exist.
     pretending: Semaphore,
 }
 
@@ -79,13 +79,13 @@ impl Callers {
     }
 
     async fn verify(&self, credentials: &Credentials) -> Result<Option<Caller>, Refusal> {
-        // Whoever waits here holds the place of a call: of those there are few, so that the places of callers who are
-        // verified already stay theirs.
-        let busy = |_| Refusal::later("as many credentials as this server allows are being verified; try again");
+        // Whoever waits here holds the place of a call. Only a few may, so that callers who are already verified keep
+        // places for themselves.
+        let busy = |_| Refusal::later("this server is verifying as many credentials as it allows; try again");
         let _waiting = self.verifying.try_acquire().map_err(busy)?;
         let holder = controllers::by_api_key(&self.db.session().await?, &credentials.api_key).await?;
-        // A key that does not exist costs as much time as one that does, so that nobody can tell them apart. A crowd of them
-        // must not keep the cores from the others, though: then all but one are refused at once.
+        // A key that does not exist costs as much time as one that does, so that nobody can tell them apart. Many such
+        // calls must not keep the others from the cores, though: then all but one are refused at once.
         let pretending = match &holder {
             Some(_) => None,
             None => match self.pretending.try_acquire() {
@@ -103,7 +103,7 @@ impl Callers {
     }
 }
 
-/// The key and the secret that a call brings along.
+/// The key and the secret that a call carries.
 pub(crate) struct Credentials {
     api_key: String,
     api_secret: String,
@@ -117,7 +117,7 @@ impl Credentials {
         }
         let text = String::from_utf8(STANDARD.decode(encoded.trim()).ok()?).ok()?;
         let (api_key, api_secret) = text.split_once(':')?;
-        // PostgreSQL has no text with a NUL in it, and no key has one.
+        // PostgreSQL cannot store text with a NUL in it, so no key has one.
         (!api_key.contains('\0')).then(|| Self { api_key: api_key.to_owned(), api_secret: api_secret.to_owned() })
     }
 

@@ -30,19 +30,19 @@ pub(crate) const fn requests_path(version: ApiVersion) -> &'static str {
     }
 }
 
-/// Hands a request in. 201: it is recorded for good.
+/// Submits a request. 201: it is recorded for good.
 #[utoipa::path(post, path = "/v3/requests", tag = "requests", operation_id = "submit", security(("basic" = [])),
     request_body(content((SubjectRequestV3 = "application/json"))),
     responses(
         (status = 201, description = "Recorded", body = RequestReceived),
-        (status = 400, description = "A field is wrong; `errors` says which", body = ErrorAnswer),
+        (status = 400, description = "A field is invalid; `errors` says which", body = ErrorAnswer),
         (status = 401, description = "No valid credentials", body = ErrorAnswer),
         (status = 408, description = "The body took too long", body = ErrorAnswer),
-        (status = 409, description = "The id is taken by a request with other content", body = ErrorAnswer),
+        (status = 409, description = "The id is already used by a request with different content", body = ErrorAnswer),
         (status = 413, description = "More than 1 MiB, or more than 5,000 identities", body = ErrorAnswer),
         (status = 415, description = "Not JSON", body = ErrorAnswer),
         (status = 429, description = "Too many calls", body = ErrorAnswer),
-        (status = 503, description = "Just now impossible; nothing was done", body = ErrorAnswer)))]
+        (status = 503, description = "Temporarily unavailable; nothing was done", body = ErrorAnswer)))]
 pub(crate) async fn submit(
     State(gateway): State<Arc<Gateway>>,
     Extension(version): Extension<ApiVersion>,
@@ -63,7 +63,7 @@ pub(crate) async fn submit(
         (status = 401, description = "No valid credentials", body = ErrorAnswer),
         (status = 404, description = "This controller has no such request", body = ErrorAnswer),
         (status = 429, description = "Too many calls", body = ErrorAnswer),
-        (status = 503, description = "Just now impossible", body = ErrorAnswer)))]
+        (status = 503, description = "Temporarily unavailable", body = ErrorAnswer)))]
 pub(crate) async fn status(
     State(gateway): State<Arc<Gateway>>,
     Extension(version): Extension<ApiVersion>,
@@ -86,10 +86,10 @@ pub(crate) async fn status(
            ("cursor" = Option<String>, Query, description = "From the link of an earlier answer")),
     responses(
         (status = 200, description = "At most 1,000 of them", body = [StatusAnswer]),
-        (status = 400, description = "No group, or a cursor that no answer gave", body = ErrorAnswer),
+        (status = 400, description = "No group, or a cursor that is not from an earlier answer", body = ErrorAnswer),
         (status = 401, description = "No valid credentials", body = ErrorAnswer),
         (status = 429, description = "Too many calls", body = ErrorAnswer),
-        (status = 503, description = "Just now impossible", body = ErrorAnswer)))]
+        (status = 503, description = "Temporarily unavailable", body = ErrorAnswer)))]
 pub(crate) async fn group(
     State(gateway): State<Arc<Gateway>>,
     Extension(version): Extension<ApiVersion>,
@@ -100,7 +100,7 @@ pub(crate) async fn group(
     let parameter =
         |name| form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == name).map(|(_, value)| value);
     let Some(group_id) = parameter("group_id").filter(|value| (1..=256).contains(&value.chars().count())) else {
-        let refusal = ApiError::new(400, "group_id is required: requests are listed by group; 1 to 256 characters");
+        let refusal = ApiError::new(400, "group_id is required (1 to 256 characters): requests are listed by group");
         return signed(&gateway.processor, &caller, version, Ok(Answer::error(&refusal, version))).await;
     };
     let cursor = parameter("cursor");
@@ -135,7 +135,7 @@ fn next_page(gateway: &Gateway, version: ApiVersion, group_id: &str, cursor: &st
         (status = 404, description = "This controller has no such request", body = ErrorAnswer),
         (status = 409, description = "It is under way or done", body = ErrorAnswer),
         (status = 429, description = "Too many calls", body = ErrorAnswer),
-        (status = 503, description = "Just now impossible; nothing was done", body = ErrorAnswer)))]
+        (status = 503, description = "Temporarily unavailable; nothing was done", body = ErrorAnswer)))]
 pub(crate) async fn cancel(
     State(gateway): State<Arc<Gateway>>,
     Extension(version): Extension<ApiVersion>,
@@ -145,7 +145,7 @@ pub(crate) async fn cancel(
     let outcome = match target(&caller, id) {
         Ok(target) => {
             let intake = gateway.intake.acting_for(&caller.controller_id);
-            // Over HTTP a request is answered before it can be cancelled: one that is not known is none.
+            // Over HTTP a request is answered before it can be cancelled: if it is not known, it does not exist.
             let cancelled = intake.cancel(&[target], Overtaking::Refuse).await;
             cancelled.map_err(Unanswered::from).map(|mut answers| answers.remove(0))
         }
@@ -161,7 +161,7 @@ pub(crate) fn target(caller: &Caller, id: Result<Path<String>, PathRejection>) -
     Ok((caller.controller_id.clone(), id))
 }
 
-/// The body, where it says that it is JSON or says nothing; within its limits of size and time.
+/// The body, if its type is JSON or not given; within its limits of size and time.
 async fn read_json(gateway: &Gateway, request: Request) -> Result<Bytes, Refusal> {
     let (parts, body) = request.into_parts();
     if !is_json(&parts.headers) {
@@ -179,12 +179,12 @@ async fn read_within(body: Body) -> Result<Bytes, Refusal> {
     to_bytes(body, MAX_BODY).await.map_err(|error| {
         let too_long =
             std::error::Error::source(&error).is_some_and(|source| source.to_string().contains("length limit"));
-        if too_long { too_large() } else { Refusal::new(400, "the body broke off") }
+        if too_long { too_large() } else { Refusal::new(400, "the body ended early") }
     })
 }
 
 fn too_large() -> Refusal {
-    Refusal::new(413, "a request has at most 1 MiB")
+    Refusal::new(413, "a request may have at most 1 MiB")
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

@@ -28,7 +28,7 @@ use crate::state::Gateway;
         (status = 404, description = "This controller has no such request, or it is not an erasure", body = ErrorAnswer),
         (status = 409, description = "It is not completed, or was completed seconds ago", body = ErrorAnswer),
         (status = 429, description = "Too many calls", body = ErrorAnswer),
-        (status = 503, description = "Just now impossible", body = ErrorAnswer)))]
+        (status = 503, description = "Temporarily unavailable", body = ErrorAnswer)))]
 pub(crate) async fn certificate(
     State(gateway): State<Arc<Gateway>>,
     Extension(version): Extension<ApiVersion>,
@@ -43,7 +43,7 @@ pub(crate) async fn certificate(
                 Ok(Err(reason)) => Ok(Answer::error(&why_none(reason), version)),
                 Err(IssueError::Db(error)) => Err(Unanswered::from(error)),
                 Err(IssueError::Signing(error)) => {
-                    tracing::error!(%error, "a certificate was not signed");
+                    tracing::error!(%error, "a certificate cannot be signed");
                     return Err(Refusal::new(500, "the certificate could not be signed"));
                 }
             }

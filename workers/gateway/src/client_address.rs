@@ -1,4 +1,4 @@
-//! From which address a client calls: that of the connection, or what a trusted proxy says.
+//! Which address a client calls from: that of the connection, or what a trusted proxy says.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -7,8 +7,8 @@ use ipnet::IpNet;
 
 const FORWARDED_FOR: &str = "x-forwarded-for";
 
-/// The address of the client. Behind trusted proxies it is the last one in `X-Forwarded-For` that no trusted proxy has:
-/// what stands before it may be made up by the client.
+/// The address of the client. Behind trusted proxies it is the last one in `X-Forwarded-For` that is not a proxy's:
+/// the client may have made up whatever is before it.
 pub(crate) fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let is_trusted = |address: IpAddr| trusted.iter().any(|network| network.contains(&address));
     let peer = peer.to_canonical();
@@ -35,7 +35,7 @@ fn read(text: &str) -> Option<IpAddr> {
     text.parse().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|address| address.ip())).or_else(bare)
 }
 
-/// The network that an IPv6 address is given out by: a customer of a provider often has a whole /48.
+/// The network from which an IPv6 address is assigned: a customer of a provider often has a whole /48.
 pub(crate) fn site_of(address: IpAddr) -> IpAddr {
     masked(address, 6)
 }

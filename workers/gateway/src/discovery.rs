@@ -54,7 +54,7 @@ pub(crate) async fn discovery(
         supported_subject_request_types: RequestType::ALL.to_vec(),
         processor_certificate: format!("{base}/opendsr_cert.pem"),
     };
-    // Plain fields only: there is nothing in it that cannot be written.
+    // Plain fields only: there is nothing in it that cannot be serialised.
     let body = serde_json::to_vec(&discovery).unwrap_or_default();
     ([(CONTENT_TYPE, "application/json")], body).into_response()
 }

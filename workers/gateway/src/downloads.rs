@@ -39,10 +39,10 @@ const WINDOW: u64 = 16;
         (status = 206, description = "The range", content((Vec<u8> = "text/plain"), (Vec<u8> = "application/zip"))),
         (status = 403, description = "Downloaded too many times", body = crate::schemas::ErrorAnswer),
         (status = 404, description = "Unknown token, or nothing matched", body = crate::schemas::ErrorAnswer),
-        (status = 410, description = "The lifetime of the link is over", body = crate::schemas::ErrorAnswer),
-        (status = 416, description = "The file does not have these bytes", body = crate::schemas::ErrorAnswer),
+        (status = 410, description = "The link has expired", body = crate::schemas::ErrorAnswer),
+        (status = 416, description = "The range is outside the file", body = crate::schemas::ErrorAnswer),
         (status = 429, description = "Too many calls", body = crate::schemas::ErrorAnswer),
-        (status = 503, description = "Just now impossible", body = crate::schemas::ErrorAnswer)))]
+        (status = 503, description = "Temporarily unavailable", body = crate::schemas::ErrorAnswer)))]
 pub(crate) async fn download(
     State(gateway): State<Arc<Gateway>>,
     token: Result<Path<String>, PathRejection>,
@@ -67,12 +67,12 @@ pub(crate) async fn download(
     let body = if method == Method::HEAD {
         Body::empty()
     } else {
-        let busy = |_| Refusal::later("as many downloads as this server allows are under way; try again");
+        let busy = |_| Refusal::later("this server has as many downloads under way as it allows; try again");
         let place = gateway.files.places.clone().try_acquire_owned().map_err(busy)?;
-        // First the audit trail: what leaves the house is on record, even if the client sees only half of it.
+        // First the audit trail: whatever is handed out is on record, even if the client sees only half of it.
         let session = gateway.db.session().await?;
         if !results::record_download(&session, &digest, (*bytes.start(), *bytes.end())).await? {
-            return Err(Refusal::new(403, "this result was downloaded too many times; ask for your data once more"));
+            return Err(Refusal::new(403, "this result was downloaded too many times; request your data again"));
         }
         drop(session);
         let file = File { store: gateway.files.store.clone(), path, decryptor, size: result.size_bytes, place };
@@ -84,7 +84,7 @@ pub(crate) async fn download(
 /// Where the bytes lie, and what decrypts them.
 async fn open(files: &Files, result: &Downloadable) -> Result<(ObjectPath, Decryptor), Refusal> {
     if result.expired {
-        return Err(Refusal::new(410, "the lifetime of this result is over"));
+        return Err(Refusal::new(410, "this result has expired"));
     }
     let Some((path, wrapped)) = result.object_path.as_ref().zip(result.wrapped_key.as_ref()) else {
         return Err(Refusal::new(404, "nothing matched the identities of this request, so there is no file"));
@@ -99,7 +99,7 @@ async fn open(files: &Files, result: &Downloadable) -> Result<(ObjectPath, Decry
 
 fn unreadable(result: &Downloadable, error: &dyn std::error::Error) -> Refusal {
     tracing::error!(%error, result = %result.result_id, "a result cannot be read");
-    Refusal::later("the result cannot be read just now; try again")
+    Refusal::later("the result cannot be read at the moment; try again")
 }
 
 fn respond(
@@ -141,8 +141,8 @@ struct File {
 }
 
 impl File {
-    /// The plain bytes of a range, a window at a time. A window that cannot be read breaks the answer off: its length
-    /// tells the client that it is not whole.
+    /// The plain bytes of a range, a window at a time. A window that cannot be read cuts the answer short: from
+    /// its length the client can tell that it is not whole.
     fn stream(self, bytes: RangeInclusive<u64>) -> impl Stream<Item = io::Result<Bytes>> {
         let first = bytes.start() / CHUNK as u64;
         stream::try_unfold((self, first), move |(file, chunk)| {
@@ -154,7 +154,7 @@ impl File {
                 }
                 let until = last.min(chunk + WINDOW - 1);
                 let window = file.window(chunk..=until).await.inspect_err(|error| {
-                    tracing::error!(%error, "a download was broken off: the result cannot be read");
+                    tracing::error!(%error, "a download was aborted: the result cannot be read");
                 })?;
                 let start = chunk * CHUNK as u64;
                 let cut = |position: u64| usize::try_from(position - start).unwrap_or(usize::MAX);

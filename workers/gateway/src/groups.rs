@@ -1,4 +1,4 @@
-//! Requests that come at the same time share a transaction (DESIGN rule 3), one controller's with one another only.
+//! Requests that come at the same time share a transaction (DESIGN rule 3), but only those of one controller.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,11 +12,11 @@ use tokio::sync::{Semaphore, oneshot};
 /// What a call of an authenticated caller came to.
 pub(crate) type Outcome = Result<Answer, Unanswered>;
 
-/// Requests of a group at most.
+/// Maximum number of requests in a group.
 const GROUP: usize = 64;
-/// Bytes of their bodies at most; a single one may be larger. Each takes several times its size while it is worked on.
+/// Maximum bytes of their bodies; a single one may be larger. Each takes several times its size while it is worked on.
 const GROUP_BYTES: usize = 4 << 20;
-/// Groups of one controller that are worked on at once. What comes meanwhile gathers for the next one, so that the
+/// Groups of one controller that are worked on at once. What arrives meanwhile gathers for the next one, so that the
 /// busier a controller is, the larger its groups are; a single request never waits.
 const GROUPS_AT_ONCE: usize = 2;
 
@@ -62,7 +62,7 @@ impl Groups {
 }
 
 impl Gathering {
-    /// Takes what has gathered; there is one such call for each request, so none stays.
+    /// Takes what has gathered; there is one such call for each request, so none is left behind.
     async fn receive_next(&self, intake: &Intake, controller_id: &ControllerId) {
         let _place = self.places.acquire().await;
         let group: Vec<Waiting> = {
@@ -76,7 +76,7 @@ impl Gathering {
             .collect();
         let outcomes = intake.receive(&incoming).await;
         for (one, outcome) in group.into_iter().zip(outcomes) {
-            // Nobody listens any more: it is recorded all the same.
+            // Nobody may be listening any more: it is recorded all the same.
             let _ = one.outcome.send(outcome);
         }
     }

@@ -14,7 +14,7 @@ use crate::client_address::site_of;
 use crate::options::Bounds;
 use crate::refusal::Refusal;
 
-/// How often what is not limited any more is forgotten.
+/// How often entries that no longer limit anything are forgotten.
 const TIDY_EVERY: Duration = Duration::from_mins(1);
 
 /// A /48 may log in as often as this many of its 65,536 networks.
@@ -24,7 +24,7 @@ const NETWORKS_OF_A_SITE: NonZeroU32 = NonZeroU32::new(4).unwrap();
 pub(crate) struct Limits {
     addresses: Limit<IpAddr>,
     logins: Limit<IpAddr>,
-    /// The same for the networks that IPv6 addresses are given out by.
+    /// The same for the networks from which IPv6 addresses are assigned.
     sites: Limit<IpAddr>,
     controllers: Limit<ControllerId>,
 }

@@ -1,4 +1,4 @@
-//! `gateway`: OpenDSR v1, v2 and v3 over HTTP, and the downloads (contract 9).
+//! `gateway`: serves OpenDSR v1, v2 and v3, and downloads, over HTTP (contract 9).
 
 mod answers;
 mod authentication;

@@ -16,7 +16,7 @@ use crate::schemas::{ErrorAnswer, SubjectRequestV2};
 
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "Lethe", description = "OpenDSR for controllers: hand requests in, follow them, cancel them, download results."),
+    info(title = "Lethe", description = "OpenDSR for controllers: submit requests, follow them, cancel them, download results."),
     paths(calls::submit, calls::group, calls::status, calls::cancel, crate::certificate::certificate, discovery::discovery, discovery::certificate, downloads::download),
     components(schemas(SubjectRequestV2, RequestReceived, StatusAnswer, CancellationReceived, Discovery, ErrorAnswer)),
     modifiers(&Complete)

@@ -24,7 +24,7 @@ pub(crate) struct Options {
     receiving: ReceivingOptions,
     #[command(flatten)]
     results: ResultOptions,
-    /// The address that controllers reach; port 0 takes a free one
+    /// The address that controllers connect to; port 0 picks a free port
     #[arg(long = "http-listen", env = "LETHE_HTTP_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDRESS")]
     listen: SocketAddr,
     /// Certificate chain for https, PEM; read again when it changes
@@ -33,25 +33,25 @@ pub(crate) struct Options {
     /// Key of that certificate, PEM
     #[arg(long = "tls-key-file", env = "LETHE_TLS_KEY_FILE", value_name = "FILE", requires = "tls_cert_file")]
     tls_key_file: Option<PathBuf>,
-    /// CIDRs of reverse proxies whose X-Forwarded-For is believed
+    /// CIDRs of reverse proxies whose X-Forwarded-For is trusted
     #[arg(long = "trusted-proxies", env = "LETHE_TRUSTED_PROXIES", value_delimiter = ',', value_name = "CIDRS")]
     trusted_proxies: Vec<IpNet>,
-    /// Connections at once; further ones wait for a place. Each takes a file descriptor
+    /// Maximum number of connections; further ones wait until one closes. Each takes a file descriptor
     #[arg(long = "http-connections", env = "LETHE_HTTP_CONNECTIONS", default_value_t = 512, value_name = "NUMBER",
           value_parser = clap::value_parser!(u32).range(1..=100_000))]
     connections: u32,
-    /// Calls that are worked on at once; further ones are answered 503
+    /// Maximum number of calls handled at once; further ones are answered with 503
     #[arg(long = "http-calls", env = "LETHE_HTTP_CALLS", default_value_t = 256, value_name = "NUMBER",
           value_parser = clap::value_parser!(u32).range(1..=100_000))]
     calls: u32,
-    /// Downloads at once; further ones are answered 503
+    /// Maximum number of downloads at once; further ones are answered with 503
     #[arg(long = "http-downloads", env = "LETHE_HTTP_DOWNLOADS", default_value_t = 64, value_name = "NUMBER",
           value_parser = clap::value_parser!(u32).range(1..=10_000))]
     downloads: u32,
-    /// How long a client may take for its header, for its body, and for taking the next piece of an answer
+    /// How long a client may take to send its header, to send its body, and to read the next piece of an answer
     #[arg(long = "http-timeout", env = "LETHE_HTTP_TIMEOUT", default_value = "30s", value_name = "DURATION")]
     timeout: HumanDuration,
-    /// Calls of one controller per second; further ones are answered 429
+    /// Maximum number of calls from one controller per second; further ones are answered with 429
     #[arg(
         long = "rate-per-controller",
         env = "LETHE_RATE_PER_CONTROLLER",
@@ -59,10 +59,10 @@ pub(crate) struct Options {
         value_name = "NUMBER"
     )]
     rate_per_controller: NonZeroU32,
-    /// Calls from one address per second (IPv6: from one /64); further ones are answered 429
+    /// Maximum number of calls from one address per second (IPv6: one /64); further ones are answered with 429
     #[arg(long = "rate-per-address", env = "LETHE_RATE_PER_ADDRESS", default_value = "500", value_name = "NUMBER")]
     rate_per_address: NonZeroU32,
-    /// Credentials from one address that are verified per minute, beside those verified just before
+    /// Maximum number of credentials from one address verified per minute, besides those verified up to 30 s before
     #[arg(long = "logins-per-address", env = "LETHE_LOGINS_PER_ADDRESS", default_value = "120", value_name = "NUMBER")]
     logins_per_address: NonZeroU32,
 }
@@ -109,7 +109,7 @@ impl Options {
         if self.timeout.get().is_zero() {
             return Err(ConfigError::new("LETHE_HTTP_TIMEOUT", "must be more than zero"));
         }
-        // Tried out here, so that an address that is taken shows before anything connects.
+        // Tried here, so that an address already in use is reported before anything connects.
         std::net::TcpListener::bind(self.listen).map_err(|error| {
             ConfigError::new("LETHE_HTTP_LISTEN", format!("cannot listen on {}: {error}", self.listen))
         })?;

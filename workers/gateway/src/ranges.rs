@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use axum::http::HeaderMap;
 use axum::http::header::{IF_RANGE, RANGE};
 
-/// What of a file is asked for.
+/// Which part of a file is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Wanted {
     /// All of it.
@@ -16,9 +16,9 @@ pub(crate) enum Wanted {
     Unsatisfiable,
 }
 
-/// What of a file of `size` bytes and with this tag is asked for. A header that cannot be read is ignored, as the RFC has
-/// it; so are a range of a file with another tag, or in another unit. Several ranges at once are answered with the whole
-/// file, unless it has none of them.
+/// Which part of a file of `size` bytes and with this tag is asked for. A header that cannot be read is ignored, as the
+/// RFC says; so are a range of a file with another tag, or in another unit. Several ranges at once are answered with
+/// the whole file, unless it has none of them.
 pub(crate) fn wanted(headers: &HeaderMap, size: u64, etag: &str) -> Wanted {
     let Some(range) = headers.get(RANGE).and_then(|value| value.to_str().ok()) else { return Wanted::Whole };
     let same_file = headers.get(IF_RANGE).is_none_or(|value| value.as_bytes() == etag.as_bytes());
@@ -41,7 +41,7 @@ impl Range {
     fn parse(text: &str) -> Option<Self> {
         let (first, last) = text.split_once('-')?;
         let number = |text: &str| {
-            // More digits than fit name a byte that no file has.
+            // A number too large for the type names a byte that no file has.
             let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
             digits.then(|| text.parse().unwrap_or(u64::MAX))
         };
@@ -59,7 +59,7 @@ impl Range {
         }
     }
 
-    /// What of it a file of `size` bytes has.
+    /// The part of it that a file of `size` bytes has.
     fn within(&self, size: u64) -> Option<RangeInclusive<u64>> {
         let end = size.checked_sub(1)?;
         match *self {

@@ -11,7 +11,7 @@ use lethe_domain::disposition::Disposition;
 use lethe_domain::opendsr::ApiError;
 
 pub(crate) const JSON: HeaderValue = HeaderValue::from_static("application/json");
-/// When it is worth asking again while PostgreSQL, a store or a free place is missing.
+/// After how long it is worth asking again while PostgreSQL, a store or a place is not available.
 const LATER: Duration = Duration::from_secs(2);
 
 /// A call that ends before anything was done: the error object, unsigned.
@@ -40,12 +40,12 @@ impl Refusal {
 
     pub(crate) fn unauthorized(domain: &str) -> Self {
         let challenge = format!("Basic realm=\"{domain}\", charset=\"UTF-8\"");
-        Self::new(401, "send the API key and secret of a controller by Basic authentication")
+        Self::new(401, "send the API key and secret of a controller with Basic authentication")
             .with(WWW_AUTHENTICATE, &challenge)
     }
 
     pub(crate) fn too_many(wait: Duration) -> Self {
-        Self::new(429, "too many calls; wait as long as Retry-After says").with(RETRY_AFTER, &whole_seconds(wait))
+        Self::new(429, "too many calls; wait for the time in Retry-After").with(RETRY_AFTER, &whole_seconds(wait))
     }
 
     pub(crate) fn later(message: &str) -> Self {
@@ -55,7 +55,7 @@ impl Refusal {
     /// The whole file has `size` bytes, and the range that was asked for is not within it.
     pub(crate) fn range(size: u64) -> Self {
         let name = axum::http::header::CONTENT_RANGE;
-        Self::new(416, "the file does not have these bytes").with(name, &format!("bytes */{size}"))
+        Self::new(416, "the requested range is outside the file").with(name, &format!("bytes */{size}"))
     }
 }
 
@@ -70,9 +70,9 @@ pub(crate) fn from_database(error: &DbError) -> Refusal {
     if matches!(error, DbError::NoCalendar) {
         Refusal::later("no scheduler has stored a calendar yet; nothing was done, try again")
     } else if error.disposition() == Disposition::Transient {
-        Refusal::later("the database cannot be reached just now; nothing was done, try again")
+        Refusal::later("the database cannot be reached at the moment; nothing was done, try again")
     } else {
-        Refusal::new(500, "the call could not be answered; nothing was done, the operator finds why in the log")
+        Refusal::new(500, "the call could not be answered; nothing was done; the log tells the operator why")
     }
 }
 

@@ -1,4 +1,4 @@
-//! What is served where, and what every call passes on its way.
+//! What is served where, and what every call passes through.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -30,8 +30,8 @@ pub(crate) fn router(gateway: &Arc<Gateway>) -> Router {
         .route("/opendsr_cert.pem", get(discovery::certificate))
         .route("/opendsr_cert_ec.pem", get(discovery::ec_certificate))
         .merge(openapi::pages())
-        .fallback(async || Refusal::new(404, "there is nothing at this address; /docs says what there is"))
-        .method_not_allowed_fallback(async || Refusal::new(405, "this address knows other methods; see /docs"))
+        .fallback(async || Refusal::new(404, "there is nothing at this address; /docs lists what there is"))
+        .method_not_allowed_fallback(async || Refusal::new(405, "this address does not support this method; see /docs"))
         .layer(middleware::from_fn_with_state(gateway.clone(), admit))
         .layer(middleware::from_fn(observe))
         .layer(CatchPanicLayer::custom(|_| Refusal::new(500, "the call could not be answered").into_response()))
@@ -66,12 +66,12 @@ async fn admit(
     let address = limited_by(client_address(peer.ip(), request.headers(), &gateway.trusted_proxies));
     gateway.limits.address(address)?;
     request.extensions_mut().insert(ClientAddress(address));
-    let busy = |_| Refusal::later("as many calls as this server allows are under way; try again");
+    let busy = |_| Refusal::later("this server has as many calls under way as it allows; try again");
     let _place = gateway.places.try_acquire().map_err(busy)?;
     Ok(next.run(request).await)
 }
 
-/// A label from a closed list: a client may call a method whatever it likes, and each new label stays.
+/// A label from a closed list: a client may name a method whatever it likes, and each new label stays.
 fn method_label(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",

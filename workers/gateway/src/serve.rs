@@ -1,4 +1,4 @@
-//! Listening: connections are bounded, slow clients are cut off, and a stop lets what is under way end.
+//! Listening: connections are bounded, slow clients are cut off, and a stop lets calls under way finish.
 
 use std::io;
 use std::net::SocketAddr;
@@ -31,7 +31,7 @@ use crate::state::{Files, Gateway};
 
 /// What is left of the time to drain once connections are cut.
 const MARGIN: Duration = Duration::from_millis(500);
-/// Of a call's header.
+/// The longest header of a call, in bytes.
 const HEADER_LIMIT: usize = 32 * 1024;
 
 /// Why the gateway stopped.
@@ -40,7 +40,7 @@ pub(crate) enum ServeError {
     /// The address is taken, or the process may open no more files.
     #[error("cannot serve: {0}")]
     Io(#[from] io::Error),
-    /// Of the database.
+    /// An error of the database.
     #[error(transparent)]
     Db(#[from] DbError),
     /// The address cannot be written down.
@@ -92,8 +92,8 @@ pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), ServeError
     up.set(true);
     tracing::info!(%address, tls = ready.tls.is_some(), "serving");
     let accept = Bounded::new(&bounds);
-    // HTTP/1 only once the acceptor is set, which forgets it: else the version is found out from the first bytes, for
-    // which a client might take as long as it likes.
+    // HTTP/1 only, set after the acceptor, which resets it: otherwise the version is detected from the first bytes, and
+    // a client might take as long as it likes to send them.
     match ready.tls {
         None => server.acceptor(accept).http1_only().serve(service_of_connection).await?,
         Some(files) => {
@@ -106,11 +106,11 @@ pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), ServeError
     Ok(())
 }
 
-/// Accepts as many connections as there are places, and gives up on clients that take nothing.
+/// Accepts as many connections as there are places, and gives up on clients that read nothing.
 #[derive(Clone)]
 struct Bounded {
     places: Arc<Semaphore>,
-    /// As many may wait for a place as there are; further ones are closed, so that file descriptors do not run out.
+    /// As many may wait as there are places; further ones are closed, so that file descriptors do not run out.
     waiting: Arc<Semaphore>,
     timeout: Duration,
 }

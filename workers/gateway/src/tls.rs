@@ -12,13 +12,13 @@ use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_util::sync::CancellationToken;
 
-/// How often it is looked whether the files have changed.
+/// How often the files are checked for changes.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// Why the files cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TlsError {
-    /// A file cannot be read, or is no PEM of its kind.
+    /// A file cannot be read, or is not PEM of its kind.
     #[error("{path} cannot be read as PEM: {source}")]
     Unreadable {
         /// Which one.
@@ -26,7 +26,7 @@ pub(crate) enum TlsError {
         /// What the parser said.
         source: pem::Error,
     },
-    /// Certificate and key do not go together, or are of a kind that is not supported.
+    /// Certificate and key do not belong together, or are of a kind that is not supported.
     #[error("certificate and key cannot be used together: {0}")]
     Unusable(#[from] rustls::Error),
 }
@@ -57,7 +57,7 @@ impl TlsFiles {
         Ok(Arc::new(config))
     }
 
-    /// What differs once a file was written or put in place of another.
+    /// What changes when a file is written or replaced.
     fn changed_at(&self) -> io::Result<[(u64, i64, i64); 2]> {
         let state = |path: &Path| {
             let metadata = std::fs::metadata(path)?;
@@ -66,7 +66,7 @@ impl TlsFiles {
         Ok([state(&self.certificate)?, state(&self.key)?])
     }
 
-    /// Keeps `config` at what the files say. While they cannot be used, what was read before stays in force.
+    /// Keeps `config` in step with the files. While they cannot be used, what was read before stays in force.
     pub(crate) async fn watch(self, config: RustlsConfig, shutdown: CancellationToken) {
         let mut known = self.changed_at().ok();
         loop {

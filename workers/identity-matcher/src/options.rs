@@ -9,11 +9,11 @@ use lethe_process::settings::ConfigError;
 pub(crate) struct Options {
     #[command(flatten)]
     receiving: ReceivingOptions,
-    /// Groups of requests that are worked on at once; each takes a channel and a database connection
+    /// Groups of requests handled at once; each takes a channel and a database connection
     #[arg(long = "intake-consumers", env = "LETHE_INTAKE_CONSUMERS", default_value_t = 2, value_name = "NUMBER",
           value_parser = clap::value_parser!(u8).range(1..=64))]
     consumers: u8,
-    /// Requests of a group at most
+    /// Maximum number of requests in a group
     #[arg(long = "intake-group", env = "LETHE_INTAKE_GROUP", default_value_t = 256, value_name = "NUMBER",
           value_parser = clap::value_parser!(u16).range(1..=4_096))]
     group: u16,

@@ -64,7 +64,7 @@ impl Responder {
             .collect();
         let kept = self.publisher.publish(&rejected).await;
         if let Err(error) = &kept {
-            tracing::warn!(%error, "copies of refused messages could not be kept; the messages are tried again");
+            tracing::warn!(%error, "copies of refused messages could not be kept; the messages will be handled again");
         }
         self.answer(group, senders, &answers).await;
         answers
@@ -104,7 +104,7 @@ impl Responder {
             .zip(signatures)
             .filter_map(|((message, reply_to, answer), signature)| {
                 let signature =
-                    signature.inspect_err(|error| tracing::error!(%error, "an answer was not signed")).ok()?;
+                    signature.inspect_err(|error| tracing::error!(%error, "an answer cannot be signed")).ok()?;
                 let mut reply = Outgoing::to_queue(reply_to, answer.body.clone())
                     .header("status", answer.status.to_string())
                     .header(answer.version.domain_header(), self.processor.domain.clone())
@@ -117,7 +117,7 @@ impl Responder {
             })
             .collect();
         if let Err(error) = self.answers.publish(&replies).await {
-            tracing::warn!(%error, answers = replies.len(), "answers were not sent");
+            tracing::warn!(%error, answers = replies.len(), "answers could not be sent");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What has to come before a release: cancellations that were sent in time may still be queued, or in a matcher's hands. They
+//! What has to come before a release: cancellations that were sent in time may still be queued, or held by a matcher. They
 //! come first, however late they or the batch are. The queue is handled in order, so a marker at its end tells when (ADR
 //! 0010). The broker is asked here and not in the loop: one that does not answer holds up only batches that wait for it.
 
@@ -38,7 +38,7 @@ async fn ask(scheduler: &Scheduler, due: &ToRelease) {
     let state = match publisher.queue_state(CANCELLATION.name).await {
         Ok(state) => state,
         Err(error) => {
-            tracing::debug!(batch = %batch_id, %error, "a batch waits: it cannot be seen whether cancellations are queued");
+            tracing::debug!(batch = %batch_id, %error, "a batch waits: cannot tell whether cancellations are queued");
             return;
         }
     };
@@ -58,6 +58,6 @@ async fn ask(scheduler: &Scheduler, due: &ToRelease) {
     }
     match (CancellationMarker { batch_id }).publish(publisher).await {
         Ok(()) => drop(remember(Marker::Sent(Instant::now()))),
-        Err(error) => tracing::warn!(batch = %batch_id, %error, "the marker was not published; trying again"),
+        Err(error) => tracing::warn!(batch = %batch_id, %error, "the marker could not be published; trying again"),
     }
 }

@@ -1,5 +1,5 @@
 //! Doubting the clock. Everything that cannot be undone depends on PostgreSQL's clock. While it is ahead of the time
-//! that has passed by a monotonic clock, nothing of that kind is done.
+//! that has passed on a monotonic clock, nothing of that kind is done.
 //!
 //! **Invariant** (DESIGN rule 5): while the clock is doubted, nothing is done that cannot be undone.
 

@@ -57,7 +57,7 @@ impl Days {
             Err(error) => {
                 // Told once; an answer is told again.
                 if !std::mem::replace(&mut self.silent, true) {
-                    tracing::warn!(%error, "the key store cannot be tried out; trying again");
+                    tracing::warn!(%error, "the key store cannot be probed; trying again");
                 }
                 false
             }
@@ -84,11 +84,11 @@ impl Part for Days {
         match scheduler.ready.day_keys.destroy_before(today).await {
             Ok(destroyed) => {
                 if destroyed.days > 0 {
-                    tracing::info!(days = destroyed.days, "keys of days of expiry destroyed");
+                    tracing::info!(days = destroyed.days, "keys of expiry days destroyed");
                 }
                 self.done = (destroyed.failed == 0).then(|| (today, Instant::now()));
             }
-            Err(error) => tracing::warn!(%error, "keys of days of expiry could not be destroyed; trying again"),
+            Err(error) => tracing::warn!(%error, "keys of expiry days could not be destroyed; trying again"),
         }
         Ok(Turn::Later)
     }

@@ -1,4 +1,4 @@
-//! Being the one scheduler that acts. The lead is renewed by a task of its own, so that nothing that anything else waits for
+//! Being the one scheduler that acts. The lead is renewed by a task of its own, so that no wait elsewhere
 //! can cost it; every write that moves batches, requests or results checks the epoch in the database, so that a leader that
 //! was stopped and woke up is refused there.
 
@@ -99,8 +99,8 @@ impl Lead {
             if asked.is_err() != failing {
                 failing = asked.is_err();
                 match &asked {
-                    Ok(()) => tracing::info!("the lead can be asked for again"),
-                    Err(error) => tracing::warn!(%error, "the lead cannot be asked for; trying again"),
+                    Ok(()) => tracing::info!("can ask for the lead again"),
+                    Err(error) => tracing::warn!(%error, "cannot ask for the lead; trying again"),
                 }
             }
             let ahead = self.with(|state| state.guard.ahead());
@@ -125,7 +125,7 @@ impl Lead {
         let (before, progress) = self.with(|state| (state.held, state.progress));
         if progress.is_some_and(|since| since.elapsed() > STUCK) {
             if before.is_some() {
-                tracing::error!("the schedule has not come around for minutes; another scheduler may lead");
+                tracing::error!("the loop has made no round for minutes; another scheduler may lead");
                 self.with(|state| state.held = None);
                 leader::resign(&db.session().await?, holder).await?;
             }
@@ -162,7 +162,7 @@ fn tell_clock(ahead: Option<SignedDuration>, changed: bool) {
     match ahead {
         Some(ahead) if changed => tracing::error!(
             seconds = ahead.as_secs(),
-            "PostgreSQL's clock is ahead of the time that has passed: nothing is closed, released, expired, destroyed or purged until it is back, or `lethe clock agree` takes it as it is"
+            "PostgreSQL's clock is ahead of the time that has passed: nothing is closed, released, expired, destroyed or purged until it is right again, or is accepted with `lethe clock agree`"
         ),
         None if changed => tracing::info!("PostgreSQL's clock is believed again"),
         _ => {}

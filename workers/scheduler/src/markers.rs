@@ -1,4 +1,4 @@
-//! Due batches, and what is known of the cancellations before them.
+//! Due batches, and what is known about the cancellations before them.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};

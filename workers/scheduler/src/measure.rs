@@ -1,4 +1,4 @@
-//! What the leader tells of everything: totals, the oldest work of each stage, and what was lost with a restore.
+//! What the leader reports: totals, the oldest work of each stage, and what a restore has lost.
 
 use std::time::Duration;
 
@@ -72,7 +72,7 @@ impl Part for Lost {
         let requests = lost.iter().map(|(_, requests)| requests).sum();
         metrics::gauge!("lethe_requests_without_batch").set(gauge(requests));
         for (batch, requests) in lost {
-            tracing::error!(%batch, requests, "pending requests name a batch that is not there: nothing closes or releases them (docs/operate/runbook.md)");
+            tracing::error!(%batch, requests, "pending requests name a batch that does not exist: nothing closes or releases them (docs/operate/runbook.md)");
         }
         Ok(Turn::Later)
     }

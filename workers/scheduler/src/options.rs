@@ -34,7 +34,7 @@ pub(crate) struct Options {
     /// Certificates that signed the audit trail before the present one; their chains are continued
     #[arg(long = "audit-former-certs", env = "LETHE_AUDIT_FORMER_CERTS", value_delimiter = ',', value_name = "FILES")]
     former_certificates: Vec<PathBuf>,
-    /// How often it looks for what is due
+    /// How often the scheduler looks for what is due
     #[arg(
         long = "scheduler-interval",
         env = "LETHE_SCHEDULER_INTERVAL",
@@ -45,13 +45,13 @@ pub(crate) struct Options {
     /// How long work that is due may lie untouched before it is woken again; doubles each time, up to 5 minutes
     #[arg(long = "redrive-after", env = "LETHE_REDRIVE_AFTER", default_value = "10s", value_name = "DURATION")]
     redrive_after: HumanDuration,
-    /// How long after it has ended a request keeps its identities, profiles, group and callback URLs
+    /// How long a request keeps its identities, profiles, group and callback URLs after it has ended
     #[arg(long = "retention", env = "LETHE_RETENTION", default_value = "30d", value_name = "DURATION")]
     retention: HumanDuration,
-    /// How long after its end its records stay: callbacks, receipts, results; its id, digest and status stay for good
+    /// How long its records (callbacks, receipts, results) stay after its end; its id, digest and status stay for good
     #[arg(long = "record-retention", env = "LETHE_RECORD_RETENTION", default_value = "1095d", value_name = "DURATION")]
     record_retention: HumanDuration,
-    /// Set as on the couriers: once the retention and this time are over, no callback keeps personal data
+    /// The same as on the couriers: once the retention and this time are over, no callback keeps personal data
     #[arg(long = "callback-give-up", env = "LETHE_CALLBACK_GIVE_UP", default_value = "72h", value_name = "DURATION")]
     give_up: HumanDuration,
     /// The same as the couriers': no callback is put off for longer
@@ -73,7 +73,7 @@ pub(crate) struct Options {
     /// The same as that of executors and compilers: no slice is put off for longer
     #[arg(long = "store-max-retry", env = "LETHE_STORE_MAX_RETRY", default_value = "10m", value_name = "DURATION")]
     store_max_retry: HumanDuration,
-    /// How long no scheduler may have led before the first one that leads again needs `lethe clock agree`
+    /// If no scheduler has led for longer than this, the next one to lead needs `lethe clock agree`
     #[arg(long = "clock-absence", env = "LETHE_CLOCK_ABSENCE", default_value = "24h", value_name = "DURATION")]
     clock_absence: HumanDuration,
 }

@@ -1,4 +1,4 @@
-//! Self-healing: wakes again for what is due and untouched, without storms. A queue that is deep is left
+//! Self-healing: sends wake-ups again for what is due and untouched, without storms. A queue that is deep is left
 //! alone: there, due and untouched is normal. Each queue has a task of its own, since each asks the broker.
 //!
 //! **Invariant** (DESIGN rule 7): long waits lie in PostgreSQL; waking again backs off per row and leaves a deep queue alone.

@@ -72,7 +72,7 @@ pub(crate) async fn run<P: Part>(scheduler: Arc<Scheduler>, mut part: P) {
             () = cut_off(shutdown) => return,
         };
         match &outcome {
-            Ok(_) if failing => tracing::info!(part = part.name(), "goes on"),
+            Ok(_) if failing => tracing::info!(part = part.name(), "working again"),
             Ok(_) => {}
             Err(error) => {
                 metrics::counter!("lethe_scheduler_failures_total", "part" => part.name()).increment(1);

@@ -24,7 +24,7 @@ impl Part for PutOff {
         let Some(term) = scheduler.lead.term() else { return Ok(Turn::Later) };
         let brought = put_off::bring_back(&scheduler.service.db, &term, scheduler.ready.longest, AT_ONCE).await?;
         if brought.items > 0 {
-            tracing::warn!(items = brought.items, "what was put off by a clock that was ahead was brought back");
+            tracing::warn!(items = brought.items, "work that a clock running ahead had put off was brought forward");
         }
         Ok(Turn::soon_if(brought.more))
     }

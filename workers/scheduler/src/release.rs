@@ -99,7 +99,7 @@ async fn step(scheduler: &Scheduler, batch: DueBatch, sizes: &mut Sizes) -> Resu
     let limits = sizes.limits(batch.batch_id);
     let step = match release::step(&service.db, &ready.keys, &term, target, ready.cap, limits).await {
         Err(error) if error.is_too_much() && sizes.shrink(batch.batch_id) => {
-            tracing::debug!(batch = %batch.batch_id, class = error.class(), requests = limits.step, "a step was too much; the next one is smaller");
+            tracing::debug!(batch = %batch.batch_id, class = error.class(), requests = limits.step, "a step was too large for the server; the next one is smaller");
             return Ok(Stepped::TooMuch);
         }
         step => step?,

@@ -47,13 +47,13 @@ impl Part for Purge {
         let retention = Retention { after_end: ready.retention, for_callbacks: ready.give_up };
         let purged = self.0.step(&scheduler.service.db, &term, retention, PURGED_AT_ONCE).await?;
         if purged.requests > 0 {
-            tracing::info!(requests = purged.requests, "the personal data of requests that ended was purged");
+            tracing::info!(requests = purged.requests, "the personal data of ended requests was purged");
             metrics::counter!("lethe_requests_purged_total").increment(purged.requests as u64);
         }
         if purged.exhausted > 0 {
             tracing::warn!(
                 callbacks = purged.exhausted,
-                "callbacks were given up: the retention of their requests is over"
+                "gave up on callbacks: the retention of their requests is over"
             );
             metrics::counter!("lethe_callbacks_given_up_total", "reason" => "retention").increment(purged.exhausted);
         }
@@ -91,7 +91,7 @@ impl Part for Cancellations {
         let Some(term) = scheduler.lead.term() else { return Ok(Turn::Later) };
         let forgotten = requests::forget_cancellations(&scheduler.service.db, &term, FORGOTTEN_AT_ONCE).await?;
         if forgotten > 0 {
-            tracing::info!(cancellations = forgotten, "remembered cancellations ran out; their requests never came");
+            tracing::info!(cancellations = forgotten, "remembered cancellations expired; their requests never came");
         }
         Ok(Turn::soon_if(is_full(forgotten)))
     }

@@ -1,5 +1,5 @@
-//! The loop: look what is due, do it, wait. It does database work that an index serves, and nothing else. Whatever waits for
-//! somebody else, or may take long, is a part with a task of its own.
+//! The loop: look for what is due, do it, wait. It does database work that an index serves, and nothing else. Whatever
+//! waits for somebody else, or may take long, is a part with a task of its own.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ use crate::{cancellations, expiry, keys, measure, overdue, parts, put_off, relea
 
 /// Why the schedule ended before its time.
 #[derive(Debug, thiserror::Error)]
-#[error("a part of the schedule has ended before its time: the process ends, and is to be started again")]
+#[error("a part of the scheduler ended unexpectedly: the process exits and must be started again")]
 pub(crate) struct PartEnded {
     #[source]
     panic: Option<JoinError>,

@@ -27,10 +27,10 @@ pub enum NoCertificate {
     #[error("the request is not an erasure")]
     NoErasure,
     /// It is not complete.
-    #[error("the request is {0}; there is a certificate once it is completed")]
+    #[error("the request is {0}; the certificate is available once it is completed")]
     NotCompleted(RequestStatus),
     /// The trail is sealed within seconds.
-    #[error("the completion is not sealed in the audit trail yet; ask again in a few seconds")]
+    #[error("the completion is not sealed in the audit trail yet; try again in a few seconds")]
     NotSealed,
 }
 

@@ -25,13 +25,13 @@ pub enum Refused {
     #[error("the certificate chain cannot be read")]
     Chain,
     /// Not signed by the key of the chain, or changed since.
-    #[error("the signature does not fit the statement: one of them was changed")]
+    #[error("the signature does not match the statement: one of them was changed")]
     Signature,
     /// The statement names another chain.
     #[error("the certificate chain is not the one that the statement names: it was changed")]
     OtherChain,
     /// The chain is for another domain than the statement.
-    #[error("the signing certificate does not name {domain}, for which the statement speaks")]
+    #[error("the signing certificate does not name {domain}, the processor in the statement")]
     Domain {
         /// The domain in the statement.
         domain: String,
@@ -40,10 +40,10 @@ pub enum Refused {
     #[error("the line of the audit trail is not part of the digest that the certificate names")]
     NotIncluded,
     /// The line tells something else.
-    #[error("the audit trail says otherwise than the certificate")]
+    #[error("the audit trail contradicts the certificate")]
     OtherLine,
     /// Not among those that are trusted.
-    #[error("the signing certificate (SHA-256 {fingerprint}) is not the one that is trusted")]
+    #[error("the signing certificate (SHA-256 {fingerprint}) is not a trusted one")]
     Untrusted {
         /// SHA-256 of the certificate, hexadecimal.
         fingerprint: String,

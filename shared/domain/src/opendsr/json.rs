@@ -104,7 +104,7 @@ pub enum InvalidJson {
         position: usize,
     },
     /// A key stands twice in one object.
-    #[error("a key stands twice in one object (line {line}, column {column})")]
+    #[error("a key appears twice in one object (line {line}, column {column})")]
     DuplicateKey {
         /// From 1.
         line: usize,

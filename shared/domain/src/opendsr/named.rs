@@ -60,7 +60,7 @@ impl Named<'_> {
             return;
         }
         let Some(map) = value.as_object() else {
-            return self.problems.add(field, "invalid", "must be an object from identity type to value and encoding");
+            return self.problems.add(field, "invalid", "must be an object of identity types with value and encoding");
         };
         for (name, entry) in map {
             if !self.has_room() {
@@ -120,10 +120,10 @@ impl Named<'_> {
             let names = IdentityType::names(standard);
             let rule = if standard {
                 format!(
-                    "names an identity type that OpenDSR does not know; it knows {names} (others belong into the extension)"
+                    "names an identity type that is not in OpenDSR, which has {names} (others belong in the extension)"
                 )
             } else {
-                format!("names an unknown identity type; known are {names}")
+                format!("names an unknown identity type; the known ones are {names}")
             };
             return self.problems.add(field, "identity_type", &rule);
         };

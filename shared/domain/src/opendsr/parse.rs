@@ -43,7 +43,7 @@ impl Parser {
         let version = version_of(&object, path_version, &mut problems);
         let request = self.fields(&object, version, &mut problems);
         if problems.too_many {
-            return Err(ApiError::new(413, format!("a request holds at most {MAX_IDENTITIES} identities")));
+            return Err(ApiError::new(413, format!("a request may name at most {MAX_IDENTITIES} identities")));
         }
         match request {
             Some(request) if problems.errors.is_empty() => Ok(request),
@@ -68,7 +68,7 @@ impl Parser {
         let submitted_time = problems.required(
             object,
             "submitted_time",
-            "an RFC 3339 time or an ISO date, of the years 1 to 9999",
+            "an RFC 3339 time or an ISO date, in the years 1 to 9999",
             |value| read_time(value.as_str()?),
         );
         let regulation = match version {
@@ -99,7 +99,7 @@ impl Parser {
             problems.add("subject_identities", "required", "must name at least one identity");
         }
         if version == ApiVersion::V3 && !mpids.is_empty() && !identities.is_empty() {
-            problems.add("extensions", "mpid_not_alone", "must not name an mpid beside other identities");
+            problems.add("extensions", "mpid_not_alone", "must not name an mpid together with other identities");
         }
         Some(SubjectRequest {
             api_version: version,

@@ -63,7 +63,7 @@ pub struct ControllerId(String);
 
 /// The text is not a valid controller id.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("a controller id has 1 to 64 characters out of A-Z, a-z, 0-9, _ and -")]
+#[error("a controller id has 1 to 64 characters from A-Z, a-z, 0-9, _ and -")]
 pub struct InvalidControllerId;
 
 impl ControllerId {

@@ -1,7 +1,7 @@
 //! Import of subject data from JSON Lines into the built-in store (contract 8).
 //!
-//! A line of profiles is the whole profile: what it no longer has goes. A line of event batches is added. What cannot be
-//! taken is named by line, field and rule.
+//! A line of profiles is the whole profile: what it no longer has is removed. A line of event batches is added. What
+//! cannot be imported is named by line, field and rule.
 
 mod group;
 mod line;
@@ -91,7 +91,7 @@ pub enum ImportError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// Two runs of one import are under way.
-    #[error("another run of this import has stored further lines meanwhile; begin again with --resume once it is over")]
+    #[error("another run of this import has stored more lines meanwhile; start again with --resume once it has ended")]
     Overtaken,
 }
 

@@ -35,17 +35,17 @@ pub enum Rule {
     CarriageReturn,
     #[error("is longer than 64 MiB; each line holds one JSON object")]
     TooLong,
-    #[error("must be a 64-bit signed integer, as a number or as a text")]
+    #[error("must be a 64-bit signed integer, as a number or a string")]
     Mpid,
     #[error("is required: a 64-bit signed integer")]
     MissingMpid,
-    #[error("holds a key twice in one object")]
+    #[error("has the same key twice in one object")]
     DuplicateKey,
-    #[error("must be an object from identity type to value")]
+    #[error("must be an object that maps identity types to values")]
     Identities,
-    #[error("holds an unknown identity type; known are {}", IdentityType::names(false))]
+    #[error("holds an unknown identity type; the known ones are {}", IdentityType::names(false))]
     IdentityType,
-    #[error("must be a text, an integer, or a list of these")]
+    #[error("must be a string, an integer, or a list of these")]
     IdentityValue,
     #[error("holds the character U+0000, which PostgreSQL cannot store")]
     Nul,
@@ -67,7 +67,7 @@ fn refusal(sqlstate: &str) -> String {
     let meaning = match sqlstate {
         "22003" => "a number is out of range",
         "22021" | "22P05" => "a character that it cannot store",
-        "22P02" | "22032" => "not JSON as it reads it",
+        "22P02" | "22032" => "not JSON that it accepts",
         "23502" | "23514" => "a check of the table fails",
         "54000" | "54001" => "nested too deeply, or too large",
         _ => return format!("SQLSTATE {sqlstate}"),
