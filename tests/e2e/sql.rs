@@ -23,6 +23,19 @@ async fn every_statement_can_be_prepared() {
     }
 }
 
+#[tokio::test]
+async fn what_was_erased_does_not_wait_for_a_fifth_of_the_table_to_be_dead() {
+    let world = World::new().await;
+    world.controller("acme").await;
+    let options = "SELECT i.inhparent::regclass || ' ' || array_to_string(c.reloptions || t.reloptions, ' ')
+                     FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid JOIN pg_class t ON t.oid = c.reltoastrelid
+                    WHERE c.relnamespace = 'subject_data'::regnamespace AND c.relkind = 'r' ORDER BY 1";
+    let soon = "autovacuum_vacuum_scale_factor=0.001";
+    let wanted = ["event_batches", "profile_identities", "profiles"]
+        .map(|table| format!("subject_data.{table} {soon} {soon}"));
+    assert_eq!(world.all::<String>(options, &[]).await, wanted);
+}
+
 /// What is small for good, or is folded as it grows.
 const SMALL: [&str; 6] =
     ["batches", "callback_deltas", "import_progress", "installation", "pg_publication", "request_deltas"];
