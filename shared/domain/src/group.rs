@@ -1,6 +1,6 @@
 //! Groups of messages that are worked on together. Each member is open until it is settled with an outcome: a step may
 //! settle some of them early, and the others go on, each with what was found for it. The outcomes come in the order of the
-//! members.
+//! members ([`Group`]). Where one member spoils the work for all, it goes on in [`Parts`].
 
 /// Members on their way to an outcome.
 #[derive(Debug)]
@@ -59,11 +59,64 @@ impl<T, O> Group<T, O> {
     }
 }
 
+/// A group that is worked on as a whole, or in parts where one member spoils it for all: such a part is halved until that
+/// member stands alone. Parts come in the order of the members.
+#[derive(Debug)]
+pub struct Parts<'a, T> {
+    /// The last one is next.
+    left: Vec<&'a [T]>,
+}
+
+impl<'a, T> Parts<'a, T> {
+    /// All of it as one part.
+    #[must_use]
+    pub fn new(group: &'a [T]) -> Self {
+        Self { left: vec![group] }
+    }
+
+    /// The next part, which is not empty; `None` at the end.
+    pub fn take(&mut self) -> Option<&'a [T]> {
+        self.left.pop().filter(|part| !part.is_empty())
+    }
+
+    /// Puts a part back as its two halves.
+    pub fn halve(&mut self, part: &'a [T]) {
+        let (first, second) = part.split_at(part.len() / 2);
+        self.left.extend([second, first].into_iter().filter(|half| !half.is_empty()));
+    }
+
+    /// Puts a part back as it is.
+    pub fn put_back(&mut self, part: &'a [T]) {
+        self.left.push(part);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    proptest! {
+        #[test]
+        fn whoever_spoils_a_part_stands_alone_in_the_end_and_the_others_are_done_in_order(spoilers: Vec<bool>) {
+            let mut parts = Parts::new(&spoilers);
+            let (mut done, mut alone, mut tries) = (Vec::new(), 0, 0);
+            while let Some(part) = parts.take() {
+                tries += 1;
+                if tries == 1 {
+                    parts.put_back(part);
+                } else if part.len() == 1 || !part.contains(&true) {
+                    alone += usize::from(part == [true]);
+                    done.extend_from_slice(part);
+                } else {
+                    parts.halve(part);
+                }
+            }
+            prop_assert_eq!(alone, spoilers.iter().filter(|spoils| **spoils).count());
+            prop_assert_eq!(&done, &spoilers);
+        }
+    }
 
     proptest! {
         #[test]

@@ -14,7 +14,7 @@ use lethe_db::requests::{self, Cancellation, Overtaking, RequestRow, Target};
 use lethe_db::{Db, DbError};
 use lethe_domain::crypto::Keys;
 use lethe_domain::disposition::Disposition;
-use lethe_domain::group::Group;
+use lethe_domain::group::{Group, Parts};
 use lethe_domain::opendsr::answer::{CancellationReceived, RequestReceived, StatusAnswer};
 use lethe_domain::opendsr::{ApiError, ApiVersion, Parser};
 use lethe_domain::request::{BatchId, ControllerId, RequestKey, SubjectRequestId};
@@ -130,14 +130,10 @@ impl Intake {
     }
 
     async fn record(&self, valid: &[&Submission]) -> Vec<Result<Recorded, Unanswered>> {
-        // Halves still to be recorded; the last one is next, so that outcomes come in order.
-        let mut pending = vec![valid];
+        let mut parts = Parts::new(valid);
         let mut outcomes = Vec::with_capacity(valid.len());
         let (mut recorded, mut suspects) = (0_usize, Vec::new());
-        while let Some(part) = pending.pop() {
-            if part.is_empty() {
-                continue;
-            }
+        while let Some(part) = parts.take() {
             match self.shared.context.record(&self.db, part).await {
                 Ok(group) => {
                     fault::point("intake.after_commit");
@@ -152,9 +148,7 @@ impl Intake {
                         && (recorded > 0 || suspects.len() < 4)
                         && !fault::defect("no_split") =>
                 {
-                    let (first, second) = part.split_at(part.len() / 2);
-                    pending.push(second);
-                    pending.push(first);
+                    parts.halve(part);
                 }
                 Err(error)
                     if error.disposition() == Disposition::Poison && (part.len() == 1 || fault::defect("no_split")) =>

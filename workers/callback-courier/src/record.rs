@@ -7,6 +7,7 @@ use lethe_db::{Db, DbError};
 use lethe_domain::backoff::jitter;
 use lethe_domain::delivery_attempt::DeliveryAttempt;
 use lethe_domain::disposition::Disposition;
+use lethe_domain::group::Parts;
 use lethe_process::fault;
 use lethe_process::reconnect::Reconnect;
 use tokio::sync::{mpsc, oneshot};
@@ -60,9 +61,9 @@ async fn record_all(db: Db, ready: Arc<Ready>, load: Load, give_up: GiveUp, mut 
 /// Records a group, however long that takes: without the record a delivered callback would be sent again. Where the
 /// database refuses one outcome and nothing else, the group is halved until that one stands alone and is left out.
 async fn record_group(db: &Db, ready: &Ready, give_up: &GiveUp, outcomes: &[(ClaimedCallback, DeliveryAttempt)]) {
-    let mut parts = vec![outcomes];
+    let mut parts = Parts::new(outcomes);
     let mut reconnect = Reconnect::default();
-    while let Some(part) = parts.pop() {
+    while let Some(part) = parts.take() {
         match callbacks::record(db, &ready.policy, part, jitter).await {
             Ok(recorded) => {
                 fault::point("record.after_commit");
@@ -74,8 +75,7 @@ async fn record_group(db: &Db, ready: &Ready, give_up: &GiveUp, outcomes: &[(Cla
                 recorded.unanswered.into_iter().for_each(|endpoint| give_up.tell(endpoint));
             }
             Err(error) if is_of_one_outcome(&error) && part.len() > 1 => {
-                let (first, second) = part.split_at(part.len() / 2);
-                parts.extend([second, first]);
+                parts.halve(part);
             }
             Err(error) if is_of_one_outcome(&error) => {
                 tracing::error!(%error, "an outcome cannot be recorded; its callback will be sent again");
@@ -84,7 +84,7 @@ async fn record_group(db: &Db, ready: &Ready, give_up: &GiveUp, outcomes: &[(Cla
                 if reconnect.is_first() {
                     tracing::warn!(%error, outcomes = part.len(), "outcomes could not be recorded; trying again");
                 }
-                parts.push(part);
+                parts.put_back(part);
                 reconnect.wait().await;
             }
         }
