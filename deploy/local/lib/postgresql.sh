@@ -115,7 +115,9 @@ postgresql_stop() {
 # called "standby" is whole.
 postgresql_copy() {
     local folder=$STATE_DIR/postgresql
-    as_server rm -rf "$folder/standby" "$folder/standby.new"
+    # What is half removed is not called so any more.
+    ! as_server test -d "$folder/standby" || as_server mv "$folder/standby" "$folder/standby.old"
+    as_server rm -rf "$folder/standby.old" "$folder/standby.new"
     if [[ -x $(postgresql_bin)/pg_basebackup ]]; then
         PGPASSWORD=$POSTGRESQL_PASSWORD as_server "$(postgresql_bin)/pg_basebackup" --no-sync --checkpoint=fast \
             -h 127.0.0.1 -p "$POSTGRESQL_PORT" -U lethe -D "$folder/standby.new" >>"$LOG_DIR/postgresql.log" 2>&1 ||
@@ -137,12 +139,12 @@ postgresql_copy_files() {
         >>"$LOG_DIR/postgresql.log" 2>&1 <<'SQL' || die_with_log "$LOG_DIR/postgresql.log" "PostgreSQL could not be copied"
 SELECT pg_create_physical_replication_slot('copy', true, true);
 SELECT pg_backup_start('copy', true);
-\! cd "$FOLDER" && mkdir -m 700 standby.new && tar -C data --warning=no-file-changed --warning=no-file-removed --ignore-failed-read -cf - . | tar -C standby.new -xpf - && echo files >>copied
+\! cd "$FOLDER" && mkdir -m 700 standby.new && { tar -C data --warning=no-file-changed --warning=no-file-removed --ignore-failed-read -cf - . && echo sent >>copied; } | tar -C standby.new -xpf - && echo files >>copied
 \! cd "$FOLDER/standby.new" && rm -rf postmaster.* pg_replslot/* pg_dynshmem/* pg_notify/* pg_serial/* pg_snapshots/* pg_subtrans/* && echo rest >>../copied
 SELECT labelfile FROM pg_backup_stop(false) \g :label
 \! cp -a "$FOLDER/data/pg_wal/." "$FOLDER/standby.new/pg_wal/" && echo log >>"$FOLDER/copied"
 SQL
-    [[ $(as_server cat "$folder/copied" 2>/dev/null | wc -l) == 3 ]] ||
+    [[ $(as_server cat "$folder/copied" 2>/dev/null | wc -l) == 4 ]] ||
         die_with_log "$LOG_DIR/postgresql.log" "PostgreSQL could not be copied whole"
 }
 
