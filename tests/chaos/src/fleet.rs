@@ -45,7 +45,12 @@ impl Slot {
     /// What a process that has ended should not have done.
     fn fault_of(&self, status: ExitStatus) -> Option<String> {
         let log = self.worker.as_ref().map(Worker::log).unwrap_or_default();
-        let is_fine = (self.is_told && status.code() == Some(0)) || self.has_killed_itself(status);
+        // Who was told to end before it could listen for that, is ended by the signal; and what harm holds up for longer than
+        // a process may drain, it leaves to others, and says so.
+        let has_drained = status.code() == Some(0)
+            || (status.signal() == Some(SIGTERM) && !log.contains("starting"))
+            || (status.code() == Some(1) && log.contains("work was unfinished"));
+        let is_fine = (self.is_told && has_drained) || self.has_killed_itself(status);
         if is_fine {
             return panicked(self.name, &log);
         }
@@ -59,6 +64,7 @@ impl Slot {
 }
 
 const SIGKILL: i32 = 9;
+const SIGTERM: i32 = 15;
 
 /// A panic that a task has survived is one all the same.
 fn panicked(name: &str, log: &str) -> Option<String> {
@@ -135,6 +141,7 @@ impl Fleet {
     pub async fn kill(&self, index: usize, fault: Option<&str>) {
         let mut slot = self.slots[index].lock().await;
         if let Some(status) = slot.worker.as_mut().and_then(Worker::ended) {
+            self.fired.fetch_add(usize::from(slot.has_killed_itself(status)), Ordering::SeqCst);
             self.deserters.lock().unwrap().extend(slot.fault_of(status));
         } else if let Some(worker) = slot.worker.take() {
             self.deserters.lock().unwrap().extend(panicked(slot.name, &worker.log()));
@@ -219,6 +226,7 @@ impl Fleet {
             let mut slot = slot.lock().await;
             let Some(worker) = slot.worker.as_mut() else { continue };
             match tokio::time::timeout(Duration::from_secs(40), worker.wait()).await {
+                Ok(status) if status.code() == Some(1) => stubborn.push(format!("{} did not drain", slot.name)),
                 Ok(status) => stubborn.extend(slot.fault_of(status)),
                 Err(_) => stubborn.push(format!("{} did not end within 40 s of SIGTERM", slot.name)),
             }

@@ -35,8 +35,9 @@ pub use isolation::hurdles_hold;
 pub use outcome::{Sampler, sample};
 pub use trail::{Id, Trail};
 
-/// What was said just before its cause was lost arrives no later than this.
-const ON_ITS_WAY: Duration = Duration::from_secs(2);
+/// What was said just before its cause was lost arrives no later than this: a process may have stood still meanwhile, until
+/// its leases had run out (`Driver::outlive`).
+const ON_ITS_WAY: Duration = Duration::from_secs(6);
 
 /// Something that a guarantee rules out.
 #[derive(Clone, Debug, PartialEq, Eq)]
