@@ -3,7 +3,7 @@
 use lethe_db::callback_list::{self, Filter, Replay};
 use lethe_domain::request::CallbackState;
 use lethe_testing::World;
-use lethe_testing::plans::explained;
+use lethe_testing::plans::{PLANNED, explained};
 use lethe_testing::wait::{becomes, seconds};
 
 /// Two controllers; "acme" with 4 endpoints and a share of everything, "other" with 400 endpoints and the rest. Callbacks
@@ -46,7 +46,7 @@ async fn is_served_by_indexes(
     (name, types, values): (&str, &str, &str),
     blocks: u64,
 ) {
-    let mut reading = explained(world, statements, name, types, values).await;
+    let mut reading = explained(world, statements, name, types, values, PLANNED).await;
     reading.whole.retain(|(table, _)| table != "controllers");
     assert!(reading.whole.is_empty(), "{name} ({values}): {reading:?}");
     assert!(reading.blocks <= blocks, "{name} ({values}): {reading:?}");

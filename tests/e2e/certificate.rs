@@ -127,10 +127,17 @@ fn no_lie_fits_the_trail(world: &World, file: &str) {
         certificate::verify(Document { payload, signature, ..document.clone() }.write().as_bytes(), None).map(drop)
     };
     assert_eq!(signed(|_| ()), Ok(()));
-    let other_line: [fn(&mut Statement); 7] = [
+    let other_line: [fn(&mut Statement); 14] = [
         |one| one.subject_request_id = uuid::Uuid::nil().to_string(),
         |one| one.controller_id = "zeta".to_owned(),
         |one| one.request.content_digest = "00".repeat(32),
+        |one| one.request.subject_request_type = "access".to_owned(),
+        |one| one.request.regulation = Some("ccpa".to_owned()),
+        |one| one.request.api_version = "1.0".to_owned(),
+        |one| one.request.submitted_time = jiff::Timestamp::UNIX_EPOCH,
+        |one| one.execution.lane = "expedited".to_owned(),
+        |one| one.execution.batch_id = None,
+        |one| one.execution.began_at = None,
         |one| one.execution.completed_at = jiff::Timestamp::UNIX_EPOCH,
         |one| one.execution.profiles += 1,
         |one| one.stores[0].rows_deleted += 1,

@@ -4,7 +4,7 @@
 use lethe_db::give_up::{self, GivenUpBy};
 use lethe_domain::request::EndpointId;
 use lethe_testing::cli::{json, lethe};
-use lethe_testing::plans::explained;
+use lethe_testing::plans::{PLANNED, explained};
 use lethe_testing::wait::{becomes, eventually, seconds};
 use lethe_testing::{Odd, OddReceiver, Publisher, Receiver, Request, SECONDS, Worker, World, seconds_with};
 
@@ -240,11 +240,11 @@ async fn endpoints_with_nothing_ready_cost_nothing() {
     assert!(lethe_db::endpoints::to_wake(&session, 2.0, 500).await.unwrap().is_empty(), "none twice within the pause");
 
     let statements = lethe_db::endpoints::STATEMENTS;
-    let reading = explained(&world, statements, "WITH_READY", "bigint, bigint", "0, 2000").await;
+    let reading = explained(&world, statements, "WITH_READY", "bigint, bigint", "0, 2000", PLANNED).await;
     assert!(reading.whole.is_empty() && reading.blocks < 20 * 12, "for 20 endpoints of 20,000: {reading:?}");
     let ready: Vec<String> = (1..=20).map(|thousand| (1_000 * thousand).to_string()).collect();
     let values = format!("0, 500, '{{{}}}'", ready.join(","));
-    let reading = explained(&world, statements, "TO_WAKE", "float8, bigint, bigint[]", &values).await;
+    let reading = explained(&world, statements, "TO_WAKE", "float8, bigint, bigint[]", &values, PLANNED).await;
     assert!(reading.whole.is_empty() && reading.blocks < 20 * 40, "for 20 endpoints of 20,000: {reading:?}");
 
     // More than one call looks at: each has its turn, wherever the last call has ended.

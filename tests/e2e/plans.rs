@@ -1,12 +1,12 @@
 //! Whatever loops and commands ask again and again is served by an index: asserted by what the plans read, since a machine may
 //! be slow and an index is not (DESIGN rule 18).
 
-use lethe_db::{batches, leader, overview, purge, put_off, records, release, request_lists, results};
+use lethe_db::{audit, batches, leader, overview, purge, put_off, records, release, request_lists, results};
 use lethe_domain::request::{BatchId, RequestKey, RequestStatus, Stage};
 use lethe_testing::World;
 use lethe_testing::cli::json;
 use lethe_testing::history::History;
-use lethe_testing::plans::{Kept, reading};
+use lethe_testing::plans::{Kept, explained, reading};
 use tokio_postgres::types::ToSql;
 
 const HISTORY: History = History { requests: 20_000, batches: 40, endpoints: 50 };
@@ -45,7 +45,11 @@ async fn world_with_history() -> (World, Kept) {
              SELECT gen_random_uuid(), request_key, 'x', sha256(request_key::text::bytea), 'x', 'text/plain', 1, 1, 'x', now(),
                     now() + interval '1 day' FROM lethe.requests WHERE status = 'completed' LIMIT 5000;
              UPDATE lethe.requests SET status = 'cancelled', cancelled_at = now() WHERE status = 'pending' AND request_key % 10 = 0;
-             UPDATE lethe.requests SET batch_id = NULL, approval = 'needed' WHERE status = 'pending' AND request_key % 10 = 1",
+             UPDATE lethe.requests SET batch_id = NULL, approval = 'needed' WHERE status = 'pending' AND request_key % 10 = 1;
+             INSERT INTO lethe.audit_entries (controller_id, slice_id, event, details, requests)
+             SELECT CASE n % 2 WHEN 0 THEN 'acme' ELSE 'quiet' END, n, 'requests.completed', '{\"columns\":[]}', '[[]]'
+               FROM generate_series(1, 20000) AS n;
+             DELETE FROM lethe.audit_unsealed WHERE entry_id < (SELECT max(entry_id) - 10 FROM lethe.audit_entries)",
         )
         .await;
     (world, kept)
@@ -121,6 +125,9 @@ async fn what_the_leader_asks(world: &World, how: &How) {
     for (name, _) in put_off::STATEMENTS {
         is_served(world, how, put_off::STATEMENTS, name, &[&3_600.0, &500_i64]).await;
     }
+    let left_out: Vec<&str> = Vec::new();
+    is_served(world, how, audit::STATEMENTS, "TAKE", &[&left_out, &2_000_i64, &16_000_000_i64]).await;
+    is_served(world, how, audit::STATEMENTS, "COMPLETIONS", &[&RequestKey(1)]).await;
     let holder = uuid::Uuid::new_v4();
     is_served(world, how, leader::STATEMENTS, "ACQUIRE", &[&holder, &15.0, &None::<jiff::Timestamp>]).await;
     for name in ["EXPIRE", "EXPIRED_OBJECTS"] {
@@ -147,6 +154,29 @@ async fn plans_from_before_there_was_anything_read_no_more() {
     let how = How::Kept(kept);
     lists(&world, &how).await;
     what_the_leader_asks(&world, &how).await;
+}
+
+/// Beside row-level security only plain comparisons choose rows of an index (ADR 0020).
+#[tokio::test]
+async fn a_certificate_is_found_by_an_index_under_the_role_of_the_gateway() {
+    let (world, _) = world_with_history().await;
+    world.run("ANALYZE").await;
+    let request: i64 = world
+        .one("SELECT max(request_key) FROM lethe.requests WHERE controller_id = 'acme' AND slice_id IS NOT NULL", &[])
+        .await;
+    let acting = "SET LOCAL ROLE lethe_gateway; SET LOCAL lethe.controller_id = 'acme'; SET LOCAL plan_cache_mode = ";
+    for mode in ["force_custom_plan", "force_generic_plan"] {
+        let read = explained(
+            &world,
+            audit::STATEMENTS,
+            "COMPLETIONS",
+            "bigint",
+            &request.to_string(),
+            &format!("{acting}{mode}"),
+        )
+        .await;
+        assert!(read.rows <= 10, "{mode}: {}", read.plan);
+    }
 }
 
 #[tokio::test]

@@ -31,8 +31,8 @@ async fn what_was_erased_does_not_wait_for_a_fifth_of_the_table_to_be_dead() {
                      FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid JOIN pg_class t ON t.oid = c.reltoastrelid
                     WHERE c.relnamespace = 'subject_data'::regnamespace AND c.relkind = 'r' ORDER BY 1";
     let soon = "autovacuum_vacuum_scale_factor=0.001";
-    let wanted = ["event_batches", "profile_identities", "profiles"]
-        .map(|table| format!("subject_data.{table} {soon} {soon}"));
+    let wanted =
+        ["event_batches", "profile_identities", "profiles"].map(|table| format!("subject_data.{table} {soon} {soon}"));
     assert_eq!(world.all::<String>(options, &[]).await, wanted);
 }
 

@@ -1,7 +1,7 @@
 //! The trail as JSON Lines, to be kept and verified elsewhere.
 
 use std::borrow::Cow;
-use std::collections::VecDeque;
+use std::iter::{Enumerate, Peekable};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::verify::{Finding, Problem, Verifier};
 use super::{Trust, trail};
 use lethe_db::audit::SealedRow;
-use lethe_domain::audit_chain::{Digest, Entry, Head};
+use lethe_domain::audit_chain::{Digest, Entry, Head, Unfolded, Unfolding};
 use lethe_domain::crypto;
 
 /// A line of an export.
@@ -108,17 +108,30 @@ pub struct SignedHead {
     pub signed_at: Timestamp,
 }
 
-/// The lines of the requests of a set at a place.
-fn unfold(entry: &Entry, position: i64) -> impl Iterator<Item = RequestLine> {
-    let (chain, recorded_at) = (entry.chain().to_owned(), entry.recorded_at);
-    entry.unfold().into_iter().enumerate().map(move |(line, unfolded)| RequestLine {
-        chain: chain.clone(),
-        position,
-        line,
-        event: unfolded.event,
-        recorded_at,
-        details: unfolded.details,
-    })
+/// The lines of the requests of a set on their way.
+#[derive(Debug)]
+struct Lines {
+    chain: String,
+    position: i64,
+    recorded_at: Timestamp,
+    unfolding: Enumerate<Unfolding>,
+}
+
+impl Lines {
+    fn new(head: &Head, entry: &Entry, unfolding: Unfolding) -> Self {
+        let (chain, recorded_at) = (head.chain.clone(), entry.recorded_at);
+        Self { chain, position: head.position, recorded_at, unfolding: unfolding.enumerate() }
+    }
+}
+
+impl Iterator for Lines {
+    type Item = RequestLine;
+
+    fn next(&mut self) -> Option<RequestLine> {
+        let (line, Unfolded { event, details }) = self.unfolding.next()?;
+        let (chain, position, recorded_at) = (self.chain.clone(), self.position, self.recorded_at);
+        Some(RequestLine { chain, position, line, event, recorded_at, details })
+    }
 }
 
 impl Line<'_> {
@@ -126,7 +139,9 @@ impl Line<'_> {
     #[must_use]
     pub fn of_row(row: SealedRow) -> Vec<Self> {
         let SealedRow { head, signature, entry_id, entry } = row;
-        let requests: Vec<_> = entry.iter().flat_map(|entry| unfold(entry, head.position)).map(Line::Request).collect();
+        // What cannot be read is exported as it is, and found by whoever verifies it.
+        let lines = entry.as_ref().and_then(|entry| Some(Lines::new(&head, entry, entry.unfold()?)));
+        let requests: Vec<_> = lines.into_iter().flatten().map(Line::Request).collect();
         let raw = |text: String| RawValue::from_string(text).ok().map(Cow::Owned);
         let entry = entry.and_then(|entry| {
             Some(ExportedEntry {
@@ -157,16 +172,22 @@ impl Line<'_> {
 #[derive(Debug)]
 pub struct Reader {
     verifier: Verifier,
-    /// What the last set tells of requests, as far as their lines have not come.
-    expected: VecDeque<RequestLine>,
+    /// The last set, as far as the lines of its requests have not come; `None` where that is not to be known.
+    lines: Option<Peekable<Lines>>,
     /// Where the last set stands.
     set: Option<(String, i64, i64)>,
     end: Option<(u64, i64)>,
 }
 
 /// Why a line of an export cannot be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum BadLine {
+    /// Not JSON, or not one of these lines.
+    #[error("it is not a line of an export")]
+    Json(#[from] serde_json::Error),
+    /// There is one way to write a line: no other member, none twice, no white space.
+    #[error("it is not written as an export is: it was changed")]
+    Form,
     /// It comes after the last one.
     #[error("it follows the end of the export")]
     AfterEnd,
@@ -195,59 +216,73 @@ impl Reader {
     /// Accepts the signatures of these.
     #[must_use]
     pub fn new(trust: Trust) -> Self {
-        Self { verifier: Verifier::new(trust), expected: VecDeque::new(), set: None, end: None }
+        Self { verifier: Verifier::new(trust), lines: None, set: None, end: None }
     }
 
-    /// The next line.
+    /// The next line, without the line feed at its end.
     ///
     /// # Errors
     /// [`BadLine`].
-    pub fn line(&mut self, line: Line<'_>) -> Result<(), BadLine> {
+    pub fn line(&mut self, text: &str) -> Result<(), BadLine> {
         if self.end.is_some() {
             return Err(BadLine::AfterEnd);
         }
+        let line: Line<'_> = serde_json::from_str(text)?;
+        if serde_json::to_string(&line)? != text {
+            return Err(BadLine::Form);
+        }
         if let Line::Request(line) = line {
-            if self.expected.pop_front().as_ref() != Some(&line) {
-                // The place may be wrong as well: the set before it is meant.
-                let (chain, position, entry_id) = self.set.clone().unwrap_or((line.chain, line.position, 0));
-                self.verifier.found(&chain, Some(position), Some(entry_id), Problem::Unfolded);
-                self.expected.clear();
+            if self.lines.as_mut().is_some_and(|lines| lines.next().as_ref() != Some(&line)) {
+                self.lines_differ();
+            } else if self.set.is_none() {
+                self.verifier.found(&line.chain, Some(line.position), None, Problem::Unfolded);
             }
             return Ok(());
         }
-        self.all_lines_came();
+        if self.lines.as_mut().is_some_and(|lines| lines.peek().is_some()) {
+            self.lines_differ();
+        }
         match line {
             Line::Request(_) => {}
-            Line::Seal(seal) => {
-                let signed_at = seal.signed_at.unwrap_or(Timestamp::UNIX_EPOCH);
-                let digest = read_digest(&seal.digest).ok_or(BadLine::Digest)?;
-                let head = Head { chain: seal.chain, position: seal.position, digest, signed_at };
-                let entry = seal.entry.map(|entry| Entry {
-                    entry_id: seal.entry_id,
-                    controller_id: entry.controller_id,
-                    request_key: entry.request_key,
-                    event: entry.event,
-                    details: entry.details.get().to_owned(),
-                    requests: entry.requests.map(|requests| requests.get().to_owned()),
-                    recorded_at: entry.recorded_at,
-                });
-                self.verifier.sealed(&head, seal.entry_id, seal.signature.as_deref(), entry.as_ref());
-                self.expected = entry.iter().flat_map(|entry| unfold(entry, head.position)).collect();
-                self.set = Some((head.chain, head.position, seal.entry_id));
-            }
+            Line::Seal(seal) => self.seal(seal)?,
             Line::Head(SignedHead { chain, position, digest, signature, signed_at }) => {
                 let digest = read_digest(&digest).ok_or(BadLine::Digest)?;
                 self.verifier.head(Head { chain, position, digest, signed_at }, signature);
+                (self.lines, self.set) = (None, None);
             }
             Line::End { entries, unsealed } => self.end = Some((entries, unsealed)),
         }
         Ok(())
     }
 
-    fn all_lines_came(&mut self) {
-        if let (false, Some((chain, position, entry_id))) = (self.expected.is_empty(), self.set.take()) {
-            self.verifier.found(&chain, Some(position), Some(entry_id), Problem::Unfolded);
-            self.expected.clear();
+    fn seal(&mut self, seal: Seal<'_>) -> Result<(), BadLine> {
+        let times = [seal.signed_at, seal.entry.as_ref().map(|entry| entry.recorded_at)];
+        // Digests and signatures know microseconds.
+        if times.into_iter().flatten().any(|time| time.subsec_nanosecond() % 1_000 != 0) {
+            return Err(BadLine::Form);
+        }
+        let signed_at = seal.signed_at.unwrap_or(Timestamp::UNIX_EPOCH);
+        let digest = read_digest(&seal.digest).ok_or(BadLine::Digest)?;
+        let head = Head { chain: seal.chain, position: seal.position, digest, signed_at };
+        let entry = seal.entry.map(|entry| Entry {
+            entry_id: seal.entry_id,
+            controller_id: entry.controller_id,
+            request_key: entry.request_key,
+            event: entry.event,
+            details: entry.details.get().to_owned(),
+            requests: entry.requests.map(|requests| requests.get().to_owned()),
+            recorded_at: entry.recorded_at,
+        });
+        let unfolding = self.verifier.sealed(&head, seal.entry_id, seal.signature.as_deref(), entry.as_ref());
+        self.lines = entry.zip(unfolding).map(|(entry, unfolding)| Lines::new(&head, &entry, unfolding).peekable());
+        self.set = Some((head.chain, head.position, seal.entry_id));
+        Ok(())
+    }
+
+    fn lines_differ(&mut self) {
+        self.lines = None;
+        if let Some((chain, position, entry_id)) = &self.set {
+            self.verifier.found(chain, Some(*position), Some(*entry_id), Problem::Unfolded);
         }
     }
 

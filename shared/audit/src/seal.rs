@@ -138,12 +138,14 @@ impl Sealer {
         for entry in &entries {
             let Some(head) = heads.get_mut(entry.chain()) else { continue };
             head.position += 1;
-            head.digest = entry.digest(&head.digest, head.position);
+            let set = entry.set();
+            head.digest = entry.digest_by(set, &head.digest, head.position);
             seals.push(NewSeal {
                 chain: entry.chain(),
                 position: head.position,
                 entry_id: entry.entry_id,
                 digest: head.digest,
+                lines: set.map_or(0, |set| set.length),
             });
         }
         let bodies = heads.values().map(|head| (SignatureAlgorithm::RsaPkcs1v15, head.message())).collect();

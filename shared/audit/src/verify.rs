@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use super::Trust;
-use lethe_domain::audit_chain::{Digest, Entry, GENESIS, Head};
+use lethe_domain::audit_chain::{Digest, Entry, GENESIS, Head, Unfolding};
 
 /// What is wrong.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -39,6 +39,8 @@ pub enum Problem {
     ForgedHead,
     /// The lines of an export that tell of single requests do not follow from their set.
     Unfolded,
+    /// The entry tells of requests in a way that we do not write.
+    Unreadable,
     /// The entry is in no chain, and the sealer was never told of it.
     Unchained,
     /// The sealer was told of the entry, and it is gone.
@@ -85,6 +87,7 @@ impl fmt::Display for Finding {
             Problem::Unsigned => f.write_str(": the chain continues beyond its signed end"),
             Problem::NoHead => f.write_str(": the chain has no signed end"),
             Problem::ForgedHead => f.write_str(": the signed end is not ours"),
+            Problem::Unreadable => f.write_str(": what the entry tells of requests cannot be read"),
             Problem::Unfolded => f.write_str(": the lines after it do not follow from the set: they were changed"),
             Problem::Unchained => f.write_str(": the entry is in no chain"),
             Problem::Vanished => f.write_str(": the entry was removed before it was sealed"),
@@ -135,16 +138,23 @@ impl Verifier {
     }
 
     /// The next place of a chain: its digest, the signature where the sealer signed here, and its entry where that is
-    /// still there.
-    pub fn sealed(&mut self, head: &Head, entry_id: i64, signature: Option<&str>, entry: Option<&Entry>) {
+    /// still there. Returns what that tells of requests, if it is what was chained here.
+    pub fn sealed(
+        &mut self,
+        head: &Head,
+        entry_id: i64,
+        signature: Option<&str>,
+        entry: Option<&Entry>,
+    ) -> Option<Unfolding> {
         let (chain, position) = (head.chain.as_str(), head.position);
         self.entries += 1;
         let (last, previous, signed) =
             self.chains.get(chain).map_or((0, GENESIS, 0), |before| (before.position, before.digest, before.signed));
         let mut now = Chain { position, digest: head.digest, signed };
+        let mut unfolding = None;
         match entry {
-            _ if position != last + 1 => {
-                self.found(chain, Some(position), None, Problem::Missing { from: last + 1 });
+            _ if position != last.saturating_add(1) => {
+                self.found(chain, Some(position), None, Problem::Missing { from: last.saturating_add(1) });
             }
             None => self.found(chain, Some(position), Some(entry_id), Problem::Removed),
             Some(entry) if entry.chain() != chain => {
@@ -153,16 +163,22 @@ impl Verifier {
             Some(entry) if entry.digest(&previous, position) != head.digest => {
                 self.found(chain, Some(position), Some(entry_id), Problem::Changed);
             }
-            Some(_) => {}
+            Some(entry) => {
+                unfolding = entry.unfold();
+                if unfolding.is_none() {
+                    self.found(chain, Some(position), Some(entry_id), Problem::Unreadable);
+                }
+            }
         }
         if let Some(signature) = signature {
             if self.trust.verifies(&head.message(), signature) {
                 now.signed = position;
             } else {
-                self.found(chain, Some(position), Some(entry_id), Problem::Forged { from: signed + 1 });
+                self.found(chain, Some(position), Some(entry_id), Problem::Forged { from: signed.saturating_add(1) });
             }
         }
         self.chains.insert(chain.to_owned(), now);
+        unfolding
     }
 
     /// The signed end of a chain.
@@ -195,9 +211,9 @@ impl Verifier {
             } else if ends_at < head.position {
                 self.found(name, at, None, Problem::Truncated { ends_at });
             } else if ends_at > head.position {
-                self.found(name, Some(head.position + 1), None, Problem::Unsigned);
+                self.found(name, Some(head.position.saturating_add(1)), None, Problem::Unsigned);
             } else if chains.get(name).is_some_and(|chain| chain.digest != head.digest) {
-                let from = chains.get(name).map_or(1, |chain| chain.signed + 1);
+                let from = chains.get(name).map_or(1, |chain| chain.signed.saturating_add(1));
                 self.found(name, at, None, Problem::Forged { from });
             }
         }

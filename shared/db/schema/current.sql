@@ -7,11 +7,12 @@ CREATE TABLE lethe.audit_entries (
     event text NOT NULL,
     details json NOT NULL DEFAULT '{}'::json,
     recorded_at timestamp with time zone NOT NULL DEFAULT lethe.now(),
+    slice_id bigint,
     requests json,
     CONSTRAINT audit_entries_event_check CHECK ((event ~~ '_%._%'::text)),
     CONSTRAINT audit_entries_pkey PRIMARY KEY (entry_id)
 );
-CREATE INDEX audit_entries_of_slice ON lethe.audit_entries USING btree ((((details ->> 'slice_id'::text))::bigint)) WHERE (event = 'requests.completed'::text);
+CREATE INDEX audit_entries_of_slice ON lethe.audit_entries USING btree (slice_id) WHERE (event = 'requests.completed'::text);
 CREATE TRIGGER announce AFTER INSERT ON lethe.audit_entries REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION lethe.announce_audit_entries();
 CREATE TRIGGER append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON lethe.audit_entries FOR EACH STATEMENT EXECUTE FUNCTION lethe.refuse_change();
 ALTER TABLE lethe.audit_entries ENABLE ROW LEVEL SECURITY;
@@ -34,6 +35,7 @@ CREATE TABLE lethe.audit_seals (
     digest bytea NOT NULL,
     signature text,
     signed_at timestamp with time zone,
+    lines integer NOT NULL,
     CONSTRAINT audit_seals_digest_check CHECK ((octet_length(digest) = 32)),
     CONSTRAINT audit_seals_entry_id_key UNIQUE (entry_id),
     CONSTRAINT audit_seals_pkey PRIMARY KEY (chain, "position"),
@@ -637,6 +639,7 @@ CREATE OR REPLACE FUNCTION lethe.audit_changed_requests()
  LANGUAGE plpgsql
  SECURITY DEFINER
  SET search_path TO 'pg_catalog', 'pg_temp'
+ SET enable_nestloop TO 'off'
 AS $function$
 DECLARE
     illegal record;
@@ -650,8 +653,8 @@ BEGIN
     IF FOUND THEN
         RAISE EXCEPTION 'a request cannot go from % to %', illegal.before, illegal.after USING ERRCODE = 'LT002';
     END IF;
-    INSERT INTO lethe.audit_entries (controller_id, event, details, requests, recorded_at)
-    SELECT controller_id, event,
+    INSERT INTO lethe.audit_entries (controller_id, slice_id, event, details, requests, recorded_at)
+    SELECT controller_id, slice_id, event,
            json_strip_nulls(json_build_object('batch_id', batch_id, 'slice_id', slice_id, 'columns', columns::json)),
            json_agg(line ORDER BY request_key), (SELECT lethe.now())
       FROM (SELECT n.controller_id, n.request_key, t.event, t.batch_id, t.slice_id, t.columns, t.line,
@@ -681,10 +684,10 @@ BEGIN
                 UNION ALL
                 -- Profiles and receipts are told here: a certificate proves by this line what was done (ADR 0012).
                 SELECT 'requests.completed', n.batch_id, n.slice_id,
-                       '["subject_request_id","type","regulation","api_version","content_digest","received_at","expected_completion_time","completed_at","profiles","stores"]',
+                       '["subject_request_id","type","regulation","api_version","content_digest","lane","submitted_time","received_at","expected_completion_time","in_progress_at","completed_at","profiles","stores"]',
                        json_build_array(n.subject_request_id, n.request_type, n.regulation, n.api_version,
-                                        encode(n.content_digest, 'hex'), n.received_at, n.expected_completion_time,
-                                        n.completed_at,
+                                        encode(n.content_digest, 'hex'), n.lane, n.submitted_time, n.received_at,
+                                        n.expected_completion_time, n.in_progress_at, n.completed_at,
                                         (SELECT count(*) FROM lethe.request_mpids m WHERE m.request_key = n.request_key),
                                         coalesce((SELECT json_agg(json_build_object(
                                                              'store', e.store, 'as_of', e.as_of, 'rows_deleted', e.rows_deleted,
@@ -1041,6 +1044,7 @@ BEGIN
         END IF;
         EXECUTE format('CREATE TABLE subject_data.%I (LIKE subject_data.%I INCLUDING ALL, CHECK (controller_id = %L))',
                        child, parent, new_controller);
+        PERFORM lethe.vacuum_soon(('subject_data.' || child)::regclass);
         EXECUTE format('ALTER TABLE subject_data.%I ATTACH PARTITION subject_data.%I FOR VALUES IN (%L)',
                        parent, child, new_controller);
     END LOOP;
@@ -1257,6 +1261,15 @@ CREATE OR REPLACE FUNCTION lethe.sha1(value text)
  LANGUAGE sql
  IMMUTABLE PARALLEL SAFE STRICT
 AS $function$SELECT public.digest(convert_to(value, 'UTF8'), 'sha1')$function$;
+
+CREATE OR REPLACE FUNCTION lethe.vacuum_soon(partition regclass)
+ RETURNS void
+ LANGUAGE plpgsql
+AS $function$
+BEGIN
+    EXECUTE format('ALTER TABLE %s SET (autovacuum_vacuum_scale_factor = 0.001, toast.autovacuum_vacuum_scale_factor = 0.001)',
+                   partition);
+END $function$;
 
 CREATE OR REPLACE FUNCTION lethe.wall_clock()
  RETURNS timestamp with time zone

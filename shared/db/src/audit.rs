@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
 
 use super::pool::Session;
 use super::{DbError, Tx, statements};
@@ -18,9 +19,13 @@ statements! {
     /// names it.
     TAKE = "
         WITH listed AS MATERIALIZED (
-            SELECT e.entry_id, sum(pg_column_size(e.requests)) OVER (ORDER BY q.entry_id) AS bytes,
+            SELECT q.entry_id, sum(e.size) OVER (ORDER BY q.entry_id) AS bytes,
                    row_number() OVER (ORDER BY q.entry_id) AS place
-              FROM lethe.audit_unsealed q JOIN lethe.audit_entries e USING (entry_id)
+              FROM lethe.audit_unsealed q
+             -- Probed one by one: the whole trail must not be read for its end.
+             CROSS JOIN LATERAL (
+                SELECT pg_column_size(e.requests) AS size, e.controller_id FROM lethe.audit_entries e
+                 WHERE e.entry_id = q.entry_id LIMIT 1) e
              WHERE coalesce(e.controller_id, '') <> ALL ($1) ORDER BY q.entry_id LIMIT $2),
         chosen AS MATERIALIZED (
             SELECT e.entry_id, e.controller_id, e.request_key, e.event, e.details, e.requests, e.recorded_at
@@ -36,9 +41,11 @@ statements! {
          WHERE chain = ANY ($1) ORDER BY chain FOR UPDATE";
     /// The last place of each chain in a group is signed.
     WRITE_SEALS = "
-        INSERT INTO lethe.audit_seals (chain, position, entry_id, digest, signature, signed_at)
-        SELECT s.chain, s.position, s.entry_id, s.digest, h.signature, CASE WHEN h.chain IS NOT NULL THEN $8::timestamptz END
-          FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bytea[]) AS s (chain, position, entry_id, digest)
+        INSERT INTO lethe.audit_seals (chain, position, entry_id, digest, lines, signature, signed_at)
+        SELECT s.chain, s.position, s.entry_id, s.digest, s.lines, h.signature,
+               CASE WHEN h.chain IS NOT NULL THEN $8::timestamptz END
+          FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bytea[], $9::integer[])
+               AS s (chain, position, entry_id, digest, lines)
           LEFT JOIN unnest($5::text[], $6::bigint[], $7::text[]) AS h (chain, position, signature) USING (chain, position)
          ORDER BY s.chain, s.position";
     WRITE_HEADS = "
@@ -93,11 +100,15 @@ statements! {
         SELECT e.entry_id, e.controller_id, e.request_key, e.event, e.details::text, e.requests::text, e.recorded_at,
                s.position, s.digest, p.digest AS previous
           FROM lethe.requests r
-          JOIN lethe.audit_entries e
-            ON e.event = 'requests.completed' AND (e.details ->> 'slice_id')::bigint = r.slice_id
-           AND e.controller_id = r.controller_id
-          LEFT JOIN lethe.audit_seals s USING (entry_id)
-          LEFT JOIN lethe.audit_seals p ON p.chain = s.chain AND p.position = s.position - 1
+         -- Each with a limit that none reaches: the planner has no other way than by the index.
+         CROSS JOIN LATERAL (
+            SELECT * FROM lethe.audit_entries e
+             WHERE e.event = 'requests.completed' AND e.slice_id = r.slice_id AND e.controller_id = r.controller_id
+             LIMIT 10000) e
+          LEFT JOIN LATERAL (
+            SELECT * FROM lethe.audit_seals s WHERE s.entry_id = e.entry_id LIMIT 1) s ON true
+          LEFT JOIN LATERAL (
+            SELECT * FROM lethe.audit_seals p WHERE p.chain = s.chain AND p.position = s.position - 1 LIMIT 1) p ON true
          WHERE r.request_key = $1 ORDER BY e.entry_id";
 }
 
@@ -178,6 +189,8 @@ pub struct NewSeal<'a> {
     pub entry_id: i64,
     /// The digest at this place.
     pub digest: Digest,
+    /// How many lines of a set it covers.
+    pub lines: usize,
 }
 
 /// Writes places, and the new ends of their chains with their signatures.
@@ -194,8 +207,10 @@ pub async fn write_seals(tx: &Tx, seals: &[NewSeal<'_>], heads: &[(Head, String)
     let ends: Vec<i64> = heads.iter().map(|(head, _)| head.position).collect();
     let last: Vec<&[u8]> = heads.iter().map(|(head, _)| head.digest.as_slice()).collect();
     let signatures: Vec<&str> = heads.iter().map(|(_, signature)| signature.as_str()).collect();
-    tx.execute(WRITE_SEALS, &[&chains, &positions, &entries, &digests, &names, &ends, &signatures, &first.signed_at])
-        .await?;
+    let lines: Vec<i32> = seals.iter().map(|seal| i32::try_from(seal.lines).unwrap_or(i32::MAX)).collect();
+    let params: [&(dyn ToSql + Sync); 9] =
+        [&chains, &positions, &entries, &digests, &names, &ends, &signatures, &first.signed_at, &lines];
+    tx.execute(WRITE_SEALS, &params).await?;
     tx.execute(WRITE_HEADS, &[&names, &ends, &last, &signatures, &first.signed_at]).await?;
     Ok(())
 }

@@ -28,7 +28,17 @@ const STEPS: &[Step] = &[
     Step::Index {
         schema: "lethe",
         name: "audit_entries_of_slice",
-        definition: "ON lethe.audit_entries (((details ->> 'slice_id')::bigint)) WHERE event = 'requests.completed'",
+        definition: "ON lethe.audit_entries (slice_id) WHERE event = 'requests.completed'",
+    },
+    // The partitions from before V0026.
+    Step::Rows {
+        statement: "
+            SELECT lethe.vacuum_soon(i.inhrelid::regclass)
+              FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+             WHERE i.inhparent IN ('subject_data.profiles'::regclass, 'subject_data.profile_identities'::regclass,
+                                   'subject_data.event_batches'::regclass)
+               AND NOT coalesce(c.reloptions @> ARRAY['autovacuum_vacuum_scale_factor=0.001'], false)
+             LIMIT 50",
     },
 ];
 

@@ -61,7 +61,13 @@ impl Trust {
     /// Passes on what came of a statement, and takes note of a server that writes no more.
     fn heed<T>(&self, outcome: Result<T, tokio_postgres::Error>) -> Result<T, DbError> {
         outcome.map_err(|error| {
-            if error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION) {
+            // A session holds statements by name. One whose result was changed by a migration runs in none from before it.
+            let lost = [
+                &SqlState::READ_ONLY_SQL_TRANSACTION,
+                &SqlState::FEATURE_NOT_SUPPORTED,
+                &SqlState::INVALID_SQL_STATEMENT_NAME,
+            ];
+            if error.code().is_some_and(|code| lost.contains(&code)) {
                 self.lose();
             }
             DbError::from(error)

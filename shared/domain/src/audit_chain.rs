@@ -1,5 +1,7 @@
 //! What is chained and signed, byte by byte. Simple enough to be recomputed with a shell.
 
+use std::collections::{BTreeSet, VecDeque};
+
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -46,12 +48,18 @@ impl Entry {
     /// hexadecimal.
     #[must_use]
     pub fn digest(&self, previous: &Digest, position: i64) -> Digest {
-        let set = self.requests.as_deref().map(|requests| match lines_of(requests) {
+        self.digest_by(self.set(), previous, position)
+    }
+
+    /// What the digest covers of its lines; `None` where it is not a set.
+    #[must_use]
+    pub fn set(&self) -> Option<Set> {
+        let requests = self.requests.as_deref()?;
+        Some(match lines_of(requests) {
             Some(lines) => Set { length: lines.len(), root: merkle::root(&leaves(&lines)) },
-            // Nothing that we write. As one line it is covered all the same.
-            None => Set { length: 1, root: merkle::leaf(requests.as_bytes()) },
-        });
-        self.digest_by(set, previous, position)
+            // Nothing that we write: covered as it is, and in no other way than a set of lines.
+            None => Set { length: 0, root: merkle::leaf(requests.as_bytes()) },
+        })
     }
 
     /// The same where of its lines only the root is known.
@@ -73,17 +81,22 @@ impl Entry {
         crypto::sha256(text.as_bytes())
     }
 
-    /// The lines of a set, unfolded; empty for any other entry, and where they are not what we write.
+    /// The lines of a set, unfolded one by one; empty where it is not a set, `None` where it is not one that we write.
     #[must_use]
-    pub fn unfold(&self) -> Vec<Unfolded> {
-        let lines = self.requests.as_deref().and_then(lines_of).unwrap_or_default();
-        let unfolded = lines.iter().map(|line| {
-            let details = fields(&self.details, line.get())?;
-            Some(Unfolded { event: self.event.replacen("requests.", "request.", 1), details })
-        });
-        unfolded.collect::<Option<_>>().unwrap_or_default()
+    pub fn unfold(&self) -> Option<Unfolding> {
+        let Some(requests) = self.requests.as_deref() else { return Some(Unfolding::default()) };
+        let lines = lines_of(requests).filter(|lines| lines.len() <= MOST_LINES)?;
+        let columns = Columns::read(&self.details)?;
+        let event = self.event.strip_prefix("requests.")?;
+        // What does not fit shows before the first line is taken.
+        lines.iter().all(|line| columns.fields(line.get()).is_some()).then_some(())?;
+        let lines = lines.iter().map(|line| line.get().to_owned()).collect();
+        Some(Unfolding { event: format!("request.{event}"), columns, lines })
     }
 }
+
+/// Lines of a set at most.
+const MOST_LINES: usize = 2_000;
 
 /// The lines of a set, as far as the digest of its entry covers them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,10 +116,29 @@ pub struct Unfolded {
     pub details: Map<String, Value>,
 }
 
-/// The texts of the lines of a set.
+/// The lines of a set on their way.
+#[derive(Clone, Debug, Default)]
+pub struct Unfolding {
+    event: String,
+    columns: Columns,
+    lines: VecDeque<String>,
+}
+
+impl Iterator for Unfolding {
+    type Item = Unfolded;
+
+    fn next(&mut self) -> Option<Unfolded> {
+        let details = self.columns.fields(&self.lines.pop_front()?)?;
+        Some(Unfolded { event: self.event.clone(), details })
+    }
+}
+
+/// The texts of the lines of a set; `None` where it is not written as PostgreSQL writes an array of them.
 #[must_use]
 pub fn lines_of(requests: &str) -> Option<Vec<&RawValue>> {
-    serde_json::from_str(requests).ok()
+    let lines: Vec<&RawValue> = serde_json::from_str(requests).ok()?;
+    let texts: Vec<&str> = lines.iter().map(|line| line.get()).collect();
+    (format!("[{}]", texts.join(", ")) == requests).then_some(lines)
 }
 
 /// The hashes of lines.
@@ -115,22 +147,34 @@ pub fn leaves(lines: &[&RawValue]) -> Vec<Digest> {
     lines.iter().map(|line| merkle::leaf(line.get().as_bytes())).collect()
 }
 
-/// A line of a set by the names of its columns, with what the details of the set say of all; `None` where they do not fit.
-#[must_use]
-pub fn fields(details: &str, line: &str) -> Option<Map<String, Value>> {
-    #[derive(Deserialize)]
-    struct Head {
-        columns: Vec<String>,
-        #[serde(flatten)]
-        of_all: Map<String, Value>,
+/// What the details of a set say: the names of the values of a line, and what holds for all of them.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct Columns {
+    columns: Vec<String>,
+    #[serde(flatten)]
+    of_all: Map<String, Value>,
+}
+
+impl Columns {
+    /// `None` where they are not what we write: no name stands twice.
+    #[must_use]
+    pub fn read(details: &str) -> Option<Self> {
+        let read: Self = serde_json::from_str(details).ok()?;
+        let names: BTreeSet<&String> = read.columns.iter().chain(read.of_all.keys()).collect();
+        (names.len() == read.columns.len() + read.of_all.len()).then_some(read)
     }
-    let Head { columns, of_all: mut fields } = serde_json::from_str(details).ok()?;
-    let values: Vec<Value> = serde_json::from_str(line).ok()?;
-    if columns.len() != values.len() {
-        return None;
+
+    /// A line by these names, with what holds for all; `None` where it does not fit.
+    #[must_use]
+    pub fn fields(&self, line: &str) -> Option<Map<String, Value>> {
+        let values: Vec<Value> = serde_json::from_str(line).ok()?;
+        if self.columns.len() != values.len() {
+            return None;
+        }
+        let mut fields = self.of_all.clone();
+        fields.extend(self.columns.iter().cloned().zip(values));
+        Some(fields)
     }
-    fields.extend(columns.into_iter().zip(values));
-    Some(fields)
 }
 
 /// How far a chain goes.
@@ -222,10 +266,12 @@ mod tests {
             r#"[["a", 1], ["b", 2], ["b", 2]]"#,
             r#"[["a", 1], ["b", 3]]"#,
             r#"[["a", 1], ["b",2]]"#,
+            r#"[["a", 1],["b", 2]]"#,
             "[]",
             "{}",
             r#"{"a": 1}"#,
         ];
+        assert_ne!(set(r#"{"a": 1}"#).digest(&GENESIS, 1), set(r#"[{"a": 1}]"#).digest(&GENESIS, 1));
         for other in others {
             assert_ne!(set(other).digest(&GENESIS, 1), entry.digest(&GENESIS, 1), "{other}");
         }
@@ -236,8 +282,8 @@ mod tests {
     }
 
     #[test]
-    fn a_set_unfolds_into_what_it_tells_of_each_request() {
-        let unfolded = set(r#"[["a", 1], ["b", null]]"#).unfold();
+    fn a_set_unfolds_into_what_it_tells_of_each_request_or_not_at_all() {
+        let unfolded: Vec<Unfolded> = set(r#"[["a", 1], ["b", null]]"#).unfold().unwrap().collect();
         let details: Vec<Value> = unfolded.iter().map(|one| one.details.clone().into()).collect();
         let wanted = [
             serde_json::json!({"slice_id": 5, "subject_request_id": "a", "n": 1}),
@@ -245,8 +291,15 @@ mod tests {
         ];
         assert_eq!(details, wanted);
         assert!(unfolded.iter().all(|one| one.event == "request.released"));
-        for unlike in [r#"[["a"]]"#, r#"[["a", 1, 2]]"#, "{}", r#"["a"]"#] {
-            assert_eq!(set(unlike).unfold(), [], "{unlike}");
+        let many = format!("[{}]", vec![r#"["a", 1]"#; 2_001].join(", "));
+        for unlike in [r#"[["a", 1], ["a"]]"#, r#"[["a", 1, 2]]"#, "{}", r#"["a"]"#, r#"[["a", 1],["b", 1]]"#, &many] {
+            assert!(set(unlike).unfold().is_none(), "{unlike}");
         }
+        for details in [r#"{"columns":["n","n"]}"#, r#"{"slice_id":1,"columns":["slice_id","n"]}"#, "{}"] {
+            let entry = Entry { details: details.to_owned(), ..set(r#"[["a", 1]]"#) };
+            assert!(entry.unfold().is_none(), "{details}");
+        }
+        let single = Entry { requests: None, ..set("") };
+        assert_eq!(single.unfold().unwrap().count(), 0);
     }
 }

@@ -119,7 +119,7 @@ async fn several_at_once<T>(calls: impl Iterator<Item: Future<Output = T>>) -> V
     futures_util::stream::iter(calls).buffer_unordered(DELETED_AT_ONCE).collect().await
 }
 
-/// The folder of the object at a path.
+/// The folder of the object at a path. Each lies in one; otherwise it is one that is not there, so that nothing else goes.
 #[must_use]
 pub fn folder_of(path: &str) -> String {
     path.rsplit_once('/').map_or(path, |(folder, _)| folder).to_owned()

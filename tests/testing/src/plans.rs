@@ -43,11 +43,21 @@ pub async fn reading(
     of_plan(&row.get::<_, Value>(0))
 }
 
-/// The same of a statement whose parameters are written as SQL: their types, and their values.
-pub async fn explained(world: &World, statements: &[(&str, &str)], name: &str, types: &str, values: &str) -> Reading {
+/// Settings under which a statement is planned for what it is given.
+pub const PLANNED: &str = "SET LOCAL plan_cache_mode = force_custom_plan";
+
+/// The same of a statement whose parameters are written as SQL, their types and their values, under settings.
+pub async fn explained(
+    world: &World,
+    statements: &[(&str, &str)],
+    name: &str,
+    types: &str,
+    values: &str,
+    settings: &str,
+) -> Reading {
     let sql = statements.iter().find(|(one, _)| *one == name).unwrap_or_else(|| panic!("no statement {name}")).1;
     let session = world.db.session().await.unwrap();
-    let prepare = format!("BEGIN; SET LOCAL plan_cache_mode = force_custom_plan; PREPARE one ({types}) AS {sql}");
+    let prepare = format!("BEGIN; {settings}; PREPARE one ({types}) AS {sql}");
     session.batch_execute(&prepare).await.unwrap();
     let explain = format!("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE one ({values})");
     let row = session.raw().query_one(&explain, &[]).await.unwrap_or_else(|error| panic!("{name}: {error:?}"));

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use super::line::CompletedLine;
-use super::{ALGORITHM, Asked, AuditPosition, Document, Execution, FORMAT, Inclusion, SetEntry, Statement};
+use super::{ALGORITHM, AuditPosition, Document, FORMAT, Inclusion, SetEntry, Statement};
 use crate::Signatory;
 use lethe_db::audit::{self, Place};
 use lethe_db::certificates::{self, Facts};
 use lethe_db::requests::Target;
 use lethe_db::{Db, DbError};
-use lethe_domain::audit_chain::{Entry, fields, leaves, lines_of};
+use lethe_domain::audit_chain::{Columns, Entry, leaves, lines_of};
 use lethe_domain::crypto::{hex, sha256};
 use lethe_domain::merkle;
 use lethe_domain::request::{RequestStatus, RequestType};
@@ -56,14 +56,27 @@ pub async fn issue(
 ) -> Result<Result<String, NoCertificate>, IssueError> {
     let tx = db.begin_snapshot("issue_certificate").await?;
     let Some(facts) = certificates::facts(&tx, target).await? else { return Ok(Err(NoCertificate::Unknown)) };
+    if let Err(reason) = is_certified(&facts) {
+        return Ok(Err(reason));
+    }
     let completions = audit::completions(&tx, facts.request_key).await?;
     tx.commit().await?;
+    let id = target.1.to_string();
+    let found = completions.iter().find_map(|(entry, place)| told(entry, place.as_ref()?, &id));
+    let Some((line, audit)) = found else { return Ok(Err(NoCertificate::NotSealed)) };
     let signer = &signatory.processor.signer;
     loop {
         let certificate = signer.certificate(SignatureAlgorithm::RsaPkcs1v15).ok_or(SigningError::Failed)?;
-        let statement = match statement(signatory, &certificate.chain, target, &facts, &completions) {
-            Ok(statement) => statement,
-            Err(reason) => return Ok(Err(reason)),
+        let statement = Statement {
+            format: FORMAT.to_owned(),
+            processor_domain: signatory.processor.domain.clone(),
+            controller_id: target.0.to_string(),
+            subject_request_id: id.clone(),
+            request: line.asked(),
+            execution: line.execution(facts.runs_at),
+            stores: line.stores(),
+            audit: audit.clone(),
+            certificate_chain_sha256: hex(&sha256(certificate.chain.as_bytes())),
         };
         let payload = serde_json::to_string(&statement).map_err(|_| SigningError::Failed)?;
         let (signing, bytes) = (signer.clone(), payload.clone());
@@ -77,52 +90,20 @@ pub async fn issue(
     }
 }
 
-fn statement(
-    signatory: &Signatory,
-    chain: &str,
-    (controller_id, subject_request_id): &Target,
-    facts: &Facts,
-    completions: &[(Entry, Option<Place>)],
-) -> Result<Statement, NoCertificate> {
-    if facts.request_type != RequestType::Erasure {
-        return Err(NoCertificate::NoErasure);
+/// Only completed erasures are certified.
+fn is_certified(facts: &Facts) -> Result<(), NoCertificate> {
+    match (facts.request_type, facts.status) {
+        (RequestType::Erasure, RequestStatus::Completed) => Ok(()),
+        (RequestType::Erasure, status) => Err(NoCertificate::NotCompleted(status)),
+        _ => Err(NoCertificate::NoErasure),
     }
-    let completed_at = facts.completed_at.filter(|_| facts.status == RequestStatus::Completed);
-    let completed_at = completed_at.ok_or(NoCertificate::NotCompleted(facts.status))?;
-    let found =
-        completions.iter().find_map(|(entry, place)| told(entry, place.as_ref()?, &subject_request_id.to_string()));
-    let (line, audit) = found.ok_or(NoCertificate::NotSealed)?;
-    Ok(Statement {
-        format: FORMAT.to_owned(),
-        processor_domain: signatory.processor.domain.clone(),
-        controller_id: controller_id.to_string(),
-        subject_request_id: subject_request_id.to_string(),
-        request: Asked {
-            subject_request_type: facts.request_type.to_string(),
-            regulation: facts.regulation.map(|law| law.to_string()),
-            api_version: facts.api_version.to_string(),
-            content_digest: hex(&facts.content_digest),
-            submitted_time: facts.submitted_time,
-            received_time: facts.received_at,
-        },
-        execution: Execution {
-            lane: facts.lane.to_string(),
-            batch_id: facts.batch_id.map(|batch| batch.0),
-            scheduled_for: facts.runs_at,
-            began_at: facts.in_progress_at,
-            completed_at,
-            profiles: line.profiles,
-        },
-        stores: line.stores(),
-        audit,
-        certificate_chain_sha256: hex(&sha256(chain.as_bytes())),
-    })
 }
 
 /// What a sealed set tells of a request, and the proof that it does; `None` where it tells nothing of it.
 fn told(entry: &Entry, place: &Place, subject_request_id: &str) -> Option<(CompletedLine, AuditPosition)> {
     let lines = lines_of(entry.requests.as_deref()?)?;
-    let of_line = |line: &str| CompletedLine::read(fields(&entry.details, line)?);
+    let columns = Columns::read(&entry.details)?;
+    let of_line = |line: &str| CompletedLine::read(columns.fields(line)?);
     let (index, line) = lines
         .iter()
         .enumerate()

@@ -4,18 +4,24 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::StoreReceipt;
+use super::{Asked, Execution, StoreReceipt};
 
 /// A line of `requests.completed`; what else is in it, reports ask for.
 #[derive(Debug, Deserialize)]
 pub(super) struct CompletedLine {
     pub(super) subject_request_id: String,
     #[serde(rename = "type")]
-    pub(super) subject_request_type: String,
-    pub(super) content_digest: String,
-    pub(super) received_at: Timestamp,
-    pub(super) completed_at: Timestamp,
-    pub(super) profiles: i64,
+    subject_request_type: String,
+    regulation: Option<String>,
+    api_version: String,
+    content_digest: String,
+    lane: String,
+    batch_id: Option<i64>,
+    submitted_time: Timestamp,
+    received_at: Timestamp,
+    in_progress_at: Option<Timestamp>,
+    completed_at: Timestamp,
+    profiles: i64,
     stores: Vec<Receipt>,
 }
 
@@ -32,6 +38,30 @@ impl CompletedLine {
     /// `None` where a field is missing, or is something else.
     pub(super) fn read(fields: Map<String, Value>) -> Option<Self> {
         serde_json::from_value(Value::Object(fields)).ok()
+    }
+
+    /// What was asked.
+    pub(super) fn asked(&self) -> Asked {
+        Asked {
+            subject_request_type: self.subject_request_type.clone(),
+            regulation: self.regulation.clone(),
+            api_version: self.api_version.clone(),
+            content_digest: self.content_digest.clone(),
+            submitted_time: self.submitted_time,
+            received_time: self.received_at,
+        }
+    }
+
+    /// How it was executed. When the batch was to run is not in the line.
+    pub(super) fn execution(&self, scheduled_for: Option<Timestamp>) -> Execution {
+        Execution {
+            lane: self.lane.clone(),
+            batch_id: self.batch_id,
+            scheduled_for,
+            began_at: self.in_progress_at,
+            completed_at: self.completed_at,
+            profiles: self.profiles,
+        }
     }
 
     /// What each store did. A request is completed only when every store, asked again, has held nothing more of it.

@@ -8,7 +8,7 @@ use super::line::CompletedLine;
 use super::{ALGORITHM, AuditPosition, Document, FORMAT, Statement};
 use crate::Trust;
 use crate::export::read_digest;
-use lethe_domain::audit_chain::{Entry, Set, fields};
+use lethe_domain::audit_chain::{Columns, Entry, Set};
 use lethe_domain::crypto::{Digest, hex, sha256};
 use lethe_domain::merkle;
 
@@ -126,17 +126,14 @@ fn is_included(audit: &AuditPosition) -> Option<bool> {
 /// Whether the line says what the certificate says.
 fn is_told(statement: &Statement) -> Option<bool> {
     let audit = &statement.audit;
-    let line = CompletedLine::read(fields(&audit.entry.details, &audit.inclusion.line)?)?;
-    let (asked, execution) = (&statement.request, &statement.execution);
+    let columns = Columns::read(&audit.entry.details)?;
+    let line = CompletedLine::read(columns.fields(&audit.inclusion.line)?)?;
     Some(
         audit.chain == statement.controller_id
             && audit.entry.event == "requests.completed"
             && line.subject_request_id == statement.subject_request_id
-            && line.subject_request_type == asked.subject_request_type
-            && line.content_digest == asked.content_digest
-            && line.received_at == asked.received_time
-            && line.completed_at == execution.completed_at
-            && line.profiles == execution.profiles
+            && line.asked() == statement.request
+            && line.execution(statement.execution.scheduled_for) == statement.execution
             && line.stores() == statement.stores,
     )
 }

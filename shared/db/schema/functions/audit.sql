@@ -21,9 +21,10 @@ END $$;
 
 -- The state machine once more, where nobody can get around it (docs/reference/state-machine.md); and each change of a status
 -- enters the trail by the statement that makes it. What ends a request is told with all that a report may ask for later:
--- the rest is removed one day.
+-- the rest is removed one day. Plans are kept: one that was made for a statement with one row must not compare each row of
+-- a large one with each.
 CREATE OR REPLACE FUNCTION lethe.audit_changed_requests() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_nestloop = off AS $$
 DECLARE
     illegal record;
 BEGIN
@@ -36,8 +37,8 @@ BEGIN
     IF FOUND THEN
         RAISE EXCEPTION 'a request cannot go from % to %', illegal.before, illegal.after USING ERRCODE = 'LT002';
     END IF;
-    INSERT INTO lethe.audit_entries (controller_id, event, details, requests, recorded_at)
-    SELECT controller_id, event,
+    INSERT INTO lethe.audit_entries (controller_id, slice_id, event, details, requests, recorded_at)
+    SELECT controller_id, slice_id, event,
            json_strip_nulls(json_build_object('batch_id', batch_id, 'slice_id', slice_id, 'columns', columns::json)),
            json_agg(line ORDER BY request_key), (SELECT lethe.now())
       FROM (SELECT n.controller_id, n.request_key, t.event, t.batch_id, t.slice_id, t.columns, t.line,
@@ -67,10 +68,10 @@ BEGIN
                 UNION ALL
                 -- Profiles and receipts are told here: a certificate proves by this line what was done (ADR 0012).
                 SELECT 'requests.completed', n.batch_id, n.slice_id,
-                       '["subject_request_id","type","regulation","api_version","content_digest","received_at","expected_completion_time","completed_at","profiles","stores"]',
+                       '["subject_request_id","type","regulation","api_version","content_digest","lane","submitted_time","received_at","expected_completion_time","in_progress_at","completed_at","profiles","stores"]',
                        json_build_array(n.subject_request_id, n.request_type, n.regulation, n.api_version,
-                                        encode(n.content_digest, 'hex'), n.received_at, n.expected_completion_time,
-                                        n.completed_at,
+                                        encode(n.content_digest, 'hex'), n.lane, n.submitted_time, n.received_at,
+                                        n.expected_completion_time, n.in_progress_at, n.completed_at,
                                         (SELECT count(*) FROM lethe.request_mpids m WHERE m.request_key = n.request_key),
                                         coalesce((SELECT json_agg(json_build_object(
                                                              'store', e.store, 'as_of', e.as_of, 'rows_deleted', e.rows_deleted,

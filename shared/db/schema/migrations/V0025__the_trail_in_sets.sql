@@ -1,20 +1,26 @@
 -- Requests enter the trail in sets (ADR 0040).
 
-ALTER TABLE lethe.audit_entries ADD COLUMN requests json;
--- It is read as a whole, and compressing it would cost more than it saves.
-ALTER TABLE lethe.audit_entries ALTER COLUMN requests SET STORAGE EXTERNAL;
+-- In the order in which workers lock these tables.
+-- The guard of the statuses looks at a statement once, and not at each row.
+DROP TRIGGER guard_status ON lethe.requests;
+DROP FUNCTION lethe.guard_request_status();
 
 -- What was verified is told with the completion.
 DROP TRIGGER audit_verified ON lethe.erasure_receipts;
 DROP TRIGGER audit_verified_at_once ON lethe.erasure_receipts;
 DROP FUNCTION lethe.audit_receipts();
 
--- The certificate of an erasure finds the set by the slice: the index for it is built beside the workers, after this.
+-- The certificate of an erasure finds the set by the slice: the index for it is built beside the workers, after this. A
+-- column, since beside row-level security only plain comparisons choose rows of an index; the details say the same.
+ALTER TABLE lethe.audit_entries ADD COLUMN slice_id bigint, ADD COLUMN requests json;
+-- It is read as a whole, and compressing it would cost more than it saves.
+ALTER TABLE lethe.audit_entries ALTER COLUMN requests SET STORAGE EXTERNAL;
 DROP INDEX lethe.audit_entries_completed;
 
--- The guard of the statuses looks at a statement once, and not at each row.
-DROP TRIGGER guard_status ON lethe.requests;
-DROP FUNCTION lethe.guard_request_status();
+-- How many lines the digest covers. Without a default, so that the sealer of an earlier release, which would leave the lines
+-- out of its digests, seals nothing at all.
+ALTER TABLE lethe.audit_seals ADD COLUMN lines integer NOT NULL DEFAULT 0;
+ALTER TABLE lethe.audit_seals ALTER COLUMN lines DROP DEFAULT;
 
 -- Requests enter it in sets (ADR 0040): one entry for all requests of a controller that a statement moves, of one slice, each
 -- a line of values in the order of "columns". The lines stand in the order of the keys, two thousand at most.
@@ -37,9 +43,10 @@ END $$;
 
 -- The state machine once more, where nobody can get around it (docs/reference/state-machine.md); and each change of a status
 -- enters the trail by the statement that makes it. What ends a request is told with all that a report may ask for later:
--- the rest is removed one day.
+-- the rest is removed one day. Plans are kept: one that was made for a statement with one row must not compare each row of
+-- a large one with each.
 CREATE OR REPLACE FUNCTION lethe.audit_changed_requests() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_nestloop = off AS $$
 DECLARE
     illegal record;
 BEGIN
@@ -52,8 +59,8 @@ BEGIN
     IF FOUND THEN
         RAISE EXCEPTION 'a request cannot go from % to %', illegal.before, illegal.after USING ERRCODE = 'LT002';
     END IF;
-    INSERT INTO lethe.audit_entries (controller_id, event, details, requests, recorded_at)
-    SELECT controller_id, event,
+    INSERT INTO lethe.audit_entries (controller_id, slice_id, event, details, requests, recorded_at)
+    SELECT controller_id, slice_id, event,
            json_strip_nulls(json_build_object('batch_id', batch_id, 'slice_id', slice_id, 'columns', columns::json)),
            json_agg(line ORDER BY request_key), (SELECT lethe.now())
       FROM (SELECT n.controller_id, n.request_key, t.event, t.batch_id, t.slice_id, t.columns, t.line,
@@ -83,10 +90,10 @@ BEGIN
                 UNION ALL
                 -- Profiles and receipts are told here: a certificate proves by this line what was done (ADR 0012).
                 SELECT 'requests.completed', n.batch_id, n.slice_id,
-                       '["subject_request_id","type","regulation","api_version","content_digest","received_at","expected_completion_time","completed_at","profiles","stores"]',
+                       '["subject_request_id","type","regulation","api_version","content_digest","lane","submitted_time","received_at","expected_completion_time","in_progress_at","completed_at","profiles","stores"]',
                        json_build_array(n.subject_request_id, n.request_type, n.regulation, n.api_version,
-                                        encode(n.content_digest, 'hex'), n.received_at, n.expected_completion_time,
-                                        n.completed_at,
+                                        encode(n.content_digest, 'hex'), n.lane, n.submitted_time, n.received_at,
+                                        n.expected_completion_time, n.in_progress_at, n.completed_at,
                                         (SELECT count(*) FROM lethe.request_mpids m WHERE m.request_key = n.request_key),
                                         coalesce((SELECT json_agg(json_build_object(
                                                              'store', e.store, 'as_of', e.as_of, 'rows_deleted', e.rows_deleted,

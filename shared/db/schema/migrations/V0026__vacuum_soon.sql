@@ -1,4 +1,4 @@
--- What was erased leaves the tables of subject data soon.
+-- What was erased leaves the tables of subject data soon. Partitions that are there are changed after this, some at a time.
 
 -- What was erased lies in the table until a vacuum: that comes once a thousandth of the rows is dead, and not only with a fifth,
 -- which a weekly batch would take months to reach.
@@ -29,8 +29,3 @@ BEGIN
                        parent, child, new_controller);
     END LOOP;
 END $$;
-
-SELECT lethe.vacuum_soon(inhrelid::regclass)
-  FROM pg_inherits
- WHERE inhparent IN ('subject_data.profiles'::regclass, 'subject_data.profile_identities'::regclass,
-                     'subject_data.event_batches'::regclass);
