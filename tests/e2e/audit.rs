@@ -90,7 +90,7 @@ async fn every_step_is_on_the_trail_and_the_trail_is_sealed() {
     let events: Vec<&str> =
         told.iter().filter(of_erasure).map(|line| line["request"]["event"].as_str().unwrap()).collect();
     assert_eq!(events, ["request.received", "request.released", "request.completed"]);
-    let completed = &told.iter().filter(of_erasure).next_back().unwrap()["request"]["details"];
+    let completed = &told.iter().rfind(of_erasure).unwrap()["request"]["details"];
     assert_eq!((&completed["profiles"], &completed["type"]), (&1.into(), &"erasure".into()), "{completed}");
     assert_eq!(completed["stores"][0]["rows_deleted"], 4, "{completed}");
     let report = json(&world, &["audit", "verify", "--file", &file]).await;
@@ -169,9 +169,9 @@ async fn each_change_of_a_status_of_each_request_is_in_exactly_one_line_whatever
     let _scheduler = Worker::start(&world, "scheduler", &[]).await;
     all_is_sealed(&world).await;
     let exported = lethe(&world, &["audit", "export"]).await;
-    let requests = exported.out.lines().filter(|line| line.starts_with(r#"{"request""#)).count() as i64;
-    let lines = "SELECT sum(json_array_length(requests)) FROM lethe.audit_entries";
-    assert_eq!(requests, world.one::<i64>(lines, &[]).await);
+    let requests = exported.out.lines().filter(|line| line.starts_with(r#"{"request""#)).count();
+    let in_sets = "SELECT sum(json_array_length(requests)) FROM lethe.audit_entries";
+    assert_eq!(i64::try_from(requests).unwrap(), world.one::<i64>(in_sets, &[]).await);
     let file = write(&world, "trail.jsonl", &exported.out);
     let report = json(&world, &["audit", "verify", "--file", &file]).await;
     assert_eq!(report["findings"], serde_json::json!([]), "{report}");

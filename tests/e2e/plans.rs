@@ -57,7 +57,7 @@ async fn world_with_history() -> (World, Kept) {
 
 /// Asks with a plan that was made for nothing, or with one for what is asked.
 enum How {
-    Kept(Kept),
+    Kept(Box<Kept>),
     Planned,
 }
 
@@ -151,7 +151,7 @@ async fn what_the_leader_asks(world: &World, how: &How) {
 #[tokio::test]
 async fn plans_from_before_there_was_anything_read_no_more() {
     let (world, kept) = world_with_history().await;
-    let how = How::Kept(kept);
+    let how = How::Kept(Box::new(kept));
     lists(&world, &how).await;
     what_the_leader_asks(&world, &how).await;
 }

@@ -66,8 +66,9 @@ impl Entry {
     #[must_use]
     pub fn digest_by(&self, set: Option<Set>, previous: &Digest, position: i64) -> Digest {
         let request = self.request_key.map_or_else(|| "-".to_owned(), |key| key.to_string());
-        let mut text = format!(
-            "{}\n{}\n{position}\n{}\n{request}\n{}\n{}\n{}",
+        let lines = set.map_or_else(String::new, |Set { length, root }| format!("\n{length} {}", crypto::hex(&root)));
+        let text = format!(
+            "{}\n{}\n{position}\n{}\n{request}\n{}\n{}\n{}{lines}",
             crypto::hex(previous),
             self.chain(),
             self.entry_id,
@@ -75,9 +76,6 @@ impl Entry {
             self.recorded_at.as_microsecond(),
             self.details,
         );
-        if let Some(Set { length, root }) = set {
-            text.push_str(&format!("\n{length} {}", crypto::hex(&root)));
-        }
         crypto::sha256(text.as_bytes())
     }
 
