@@ -34,7 +34,7 @@ pub(super) async fn check(evidence: &Evidence, metrics: &[String]) -> Vec<Violat
     }
     for queue in ["dsr.erasure-execution", "dsr.access-compilation", "dsr.callback-delivery"] {
         for name in [queue.to_owned(), format!("{queue}.dead")] {
-            for message in evidence.world.messages(&name).await {
+            for message in evidence.world.wake_ups(&name).await {
                 look(&name, &message.to_string());
             }
         }
