@@ -19,20 +19,17 @@ statements! {
     /// names it.
     TAKE = "
         WITH listed AS MATERIALIZED (
-            SELECT q.entry_id, sum(e.size) OVER (ORDER BY q.entry_id) AS bytes,
+            SELECT e.*, sum(pg_column_size(e.requests)) OVER (ORDER BY q.entry_id) AS bytes,
                    row_number() OVER (ORDER BY q.entry_id) AS place
               FROM lethe.audit_unsealed q
              -- Probed one by one: the whole trail must not be read for its end.
-             CROSS JOIN LATERAL (
-                SELECT pg_column_size(e.requests) AS size, e.controller_id FROM lethe.audit_entries e
-                 WHERE e.entry_id = q.entry_id LIMIT 1) e
+             CROSS JOIN LATERAL (SELECT * FROM lethe.audit_entries e WHERE e.entry_id = q.entry_id LIMIT 1) e
              WHERE coalesce(e.controller_id, '') <> ALL ($1) ORDER BY q.entry_id LIMIT $2),
         chosen AS MATERIALIZED (
-            SELECT e.entry_id, e.controller_id, e.request_key, e.event, e.details, e.requests, e.recorded_at
-              FROM listed JOIN lethe.audit_entries e USING (entry_id)
-             WHERE listed.place = 1 OR coalesce(listed.bytes, 0) <= $3),
+            SELECT entry_id, controller_id, request_key, event, details, requests, recorded_at FROM listed
+             WHERE place = 1 OR coalesce(bytes, 0) <= $3),
         taken AS (
-            DELETE FROM lethe.audit_unsealed u USING chosen WHERE u.entry_id = chosen.entry_id)
+            DELETE FROM lethe.audit_unsealed WHERE entry_id = ANY (ARRAY (SELECT entry_id FROM chosen)))
         SELECT entry_id, controller_id, request_key, event, details::text, requests::text, recorded_at
           FROM chosen ORDER BY entry_id";
     NOW = "SELECT lethe.now()";
