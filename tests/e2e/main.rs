@@ -3,6 +3,7 @@
 
 mod access;
 mod audit;
+mod audit_sets;
 mod calendar;
 mod callback_answers;
 mod callback_lists;

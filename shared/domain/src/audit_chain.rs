@@ -273,7 +273,7 @@ mod tests {
         for other in others {
             assert_ne!(set(other).digest(&GENESIS, 1), entry.digest(&GENESIS, 1), "{other}");
         }
-        // A set is no entry without one, whatever its details say.
+        // Without its lines it is another entry, whatever its details say.
         let mut without = entry.clone();
         without.requests = None;
         assert_ne!(without.digest(&GENESIS, 1), entry.digest(&GENESIS, 1));

@@ -79,7 +79,7 @@ impl SliceWork for Compiler {
         // A compilation is a slice of one request; none is left where an earlier attempt committed and then died.
         let Some(member) = members.first() else { return Ok(Attempt::Done) };
         // An attempt that died between writing and recording left an object that no record names. The lease is checked after
-        // the folder was listed: what was there while the lease was ours is no successor's, however late it is deleted.
+        // the folder was listed: what was there while the lease was ours does not belong to a successor, however late it is deleted.
         let (results, url) = (&self.ready.results, &self.ready.results_url);
         let left = Content::of(results, url, &folder(claimed)).await;
         slices::hold(&self.db.session().await?, claimed).await?;
