@@ -102,6 +102,20 @@ async fn a_statement_with_many_requests_is_no_square_after_one_with_a_single_one
     assert_eq!(world.told("requests.released").await, 20_000);
 }
 
+/// The first line of a kind with a time that is finer than what is signed.
+fn finer(lines: &[&str], kind: &str, time: &str) -> String {
+    let at = lines.iter().position(|line| line.starts_with(kind)).unwrap();
+    let key = format!("\"{time}\":\"");
+    let begin = lines[at].find(&key).unwrap() + key.len();
+    let end = begin + lines[at][begin..].find('"').unwrap();
+    let old: jiff::Timestamp = lines[at][begin..end].parse().unwrap();
+    let new = old + jiff::SignedDuration::from_nanos(1);
+    let changed = format!("{}{new}{}", &lines[at][..begin], &lines[at][end..]);
+    let mut lines = lines.to_vec();
+    lines[at] = &changed;
+    lines.join("\n") + "\n"
+}
+
 /// What an export tells of single requests is not believed: it must follow from the sets.
 async fn changed_lines(world: &World, export: &str) {
     let lines: Vec<&str> = export.lines().collect();
@@ -123,7 +137,11 @@ async fn changed_lines(world: &World, export: &str) {
         with(&|lines| lines[first] = lines[first].replace("{\"chain\"", "{\"note\":\"x\",\"chain\"")),
         with(&|lines| lines[first - 1] = lines[first - 1].replace(", [\"", ",  [\"")),
         with(&|lines| lines[first] = lines[first].replace("\"line\":", "\"line\": ")),
+        // Digests and signatures know microseconds.
+        finer(&lines, r#"{"seal""#, "recorded_at"),
+        finer(&lines, r#"{"head""#, "signed_at"),
     ];
+    assert!(forms.iter().all(|changed| changed != export), "each is a change");
     for changed in forms {
         let file = write(world, "changed.jsonl", &changed);
         let verified = lethe(world, &["audit", "verify", "--file", &file]).await;

@@ -130,7 +130,8 @@ postgresql_copy() {
 
 # What pg_basebackup does, where the package has none and the distribution's is too old for the server. The slot keeps the
 # write-ahead log until it is copied as well; both end with the session. psql goes on after a command of the shell that
-# failed: what has succeeded is counted. cp says 1 for a file that the server has removed meanwhile, which the log makes up for.
+# failed: what has succeeded is counted. A file that the server changes or removes meanwhile is no failure: the log makes up
+# for it.
 postgresql_copy_files() {
     local folder=$1
     as_server rm -f "$folder/copied"

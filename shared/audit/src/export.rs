@@ -246,6 +246,7 @@ impl Reader {
             Line::Request(_) => {}
             Line::Seal(seal) => self.seal(seal)?,
             Line::Head(SignedHead { chain, position, digest, signature, signed_at }) => {
+                in_microseconds(signed_at)?;
                 let digest = read_digest(&digest).ok_or(BadLine::Digest)?;
                 self.verifier.head(Head { chain, position, digest, signed_at }, signature);
                 (self.lines, self.set) = (None, None);
@@ -257,10 +258,7 @@ impl Reader {
 
     fn seal(&mut self, seal: Seal<'_>) -> Result<(), BadLine> {
         let times = [seal.signed_at, seal.entry.as_ref().map(|entry| entry.recorded_at)];
-        // Digests and signatures know microseconds.
-        if times.into_iter().flatten().any(|time| time.subsec_nanosecond() % 1_000 != 0) {
-            return Err(BadLine::Form);
-        }
+        times.into_iter().flatten().try_for_each(in_microseconds)?;
         let signed_at = seal.signed_at.unwrap_or(Timestamp::UNIX_EPOCH);
         let digest = read_digest(&seal.digest).ok_or(BadLine::Digest)?;
         let head = Head { chain: seal.chain, position: seal.position, digest, signed_at };
@@ -299,6 +297,11 @@ impl Reader {
         let findings: Vec<Finding> = self.verifier.finish();
         Ok(trail::Report { chains, entries: found, unsealed, findings })
     }
+}
+
+/// Digests and signatures know microseconds: what is finer would not be covered.
+fn in_microseconds(time: Timestamp) -> Result<(), BadLine> {
+    if time.subsec_nanosecond() % 1_000 == 0 { Ok(()) } else { Err(BadLine::Form) }
 }
 
 /// A digest in hexadecimal.

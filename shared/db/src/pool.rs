@@ -217,9 +217,9 @@ impl Db {
 /// A session of the pool.
 ///
 /// A statement is prepared once per session, and its plan is kept where PostgreSQL finds that planning it again gains nothing:
-/// look-ups by a key. Statements on subject data run unnamed, and are planned for what they are given: a generic plan on
-/// partitioned tables would lock the partitions of every controller before it prunes them. So do lists with optional filters
-/// (ADR 0041).
+/// look-ups by a key. Two kinds run unnamed and are planned for what they are given (ADR 0041). Those on subject data: a generic
+/// plan on partitioned tables would lock the partitions of every controller before it prunes them. And lists with optional
+/// filters: a generic plan could not use an index for a filter that may be absent.
 #[derive(Debug)]
 pub struct Session {
     object: Object,
