@@ -18,11 +18,11 @@ async fn filled() -> World {
             "INSERT INTO lethe.endpoints (controller_id, scheme, host, port)
              SELECT CASE WHEN n <= 4 THEN 'acme' ELSE 'other' END, 'https', n || '.example.com', 443
                FROM generate_series(1, 404) AS n;
-             INSERT INTO lethe.requests (controller_id, subject_request_id, api_version, request_type, status, lane, sealed_request,
+             INSERT INTO lethe.requests (controller_id, subject_request_id, api_version, request_type, status, lane, details_week,
                                          content_digest, submitted_time, received_at, expected_completion_time)
              SELECT CASE WHEN n % 20 = 0 AND n < 8000 THEN 'acme' ELSE 'other' END, gen_random_uuid(), '3.0', 'erasure',
-                    'pending', 'erasure', '', sha256('x'), now(), now() - (12000 - n) * interval '1 s', now()
-               FROM generate_series(1, 12000) AS n;
+                    'pending', 'erasure', w.week, sha256('x'), now(), now() - (12000 - n) * interval '1 s', now()
+               FROM lethe.open_week(now(), '7 days') w, generate_series(1, 12000) AS n;
              INSERT INTO lethe.callbacks (callback_id, request_key, url_no, sequence, endpoint_id, request_status,
                                           expected_completion_time, state, next_attempt_at, created_at, attempts)
              SELECT gen_random_uuid(), request_key, 0, sequence,
@@ -117,14 +117,24 @@ async fn every_list_of_endpoints_is_served_by_an_index() {
 
 #[tokio::test]
 async fn a_replay_waits_for_a_purge_that_is_under_way_and_sends_nothing_of_it() {
+    // Of one request, and of a whole week.
+    for purge in
+        ["UPDATE lethe.requests SET details_week = NULL", "SELECT lethe.drop_week(max(week)) FROM lethe.detail_weeks"]
+    {
+        a_replay_waits_for(purge).await;
+    }
+}
+
+async fn a_replay_waits_for(statement: &str) {
     let world = World::new().await;
     world.controller("acme").await;
     world
         .run(
             "INSERT INTO lethe.endpoints (controller_id, scheme, host, port) VALUES ('acme', 'https', 'example.com', 443);
-             INSERT INTO lethe.requests (controller_id, subject_request_id, api_version, request_type, status, lane, sealed_request,
+             INSERT INTO lethe.requests (controller_id, subject_request_id, api_version, request_type, status, lane, details_week,
                                          content_digest, submitted_time, received_at, expected_completion_time)
-             VALUES ('acme', gen_random_uuid(), '3.0', 'erasure', 'pending', 'erasure', 'x', sha256('x'), now(), now(), now());
+             SELECT 'acme', gen_random_uuid(), '3.0', 'erasure', 'pending', 'erasure', w.week, sha256('x'), now(), now(), now()
+               FROM lethe.open_week(now(), '7 days') w;
              INSERT INTO lethe.callbacks (callback_id, request_key, url_no, sequence, endpoint_id, request_status,
                                           expected_completion_time, state, next_attempt_at, created_at)
              SELECT gen_random_uuid(), request_key, 0, 0, endpoint_id, 'pending', now(), 'delivered', now(), now()
@@ -134,7 +144,7 @@ async fn a_replay_waits_for_a_purge_that_is_under_way_and_sends_nothing_of_it() 
     let acme = "acme".parse().unwrap();
     let what = Replay { callbacks: None, controller_id: Some(&acme), state: CallbackState::Delivered, limit: 10 };
     let purge = world.db.begin("purging").await.unwrap();
-    purge.batch_execute("UPDATE lethe.requests SET sealed_request = NULL, purged_at = lethe.now()").await.unwrap();
+    purge.batch_execute(statement).await.unwrap();
     let waiting =
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
     let purging = async {

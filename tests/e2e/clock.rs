@@ -51,8 +51,8 @@ async fn a_clock_that_jumps_ahead_closes_releases_and_destroys_nothing_until_an_
 
     let untouched = async || {
         let open = "SELECT count(*) FROM lethe.batches WHERE state <> 'open'";
-        let purged = "SELECT count(*) FROM lethe.requests WHERE sealed_request IS NULL";
-        world.one::<i64>(open, &[]).await == 0 && world.one::<i64>(purged, &[]).await == 0 && key.exists()
+        let kept = "SELECT count(*) FROM lethe.request_details";
+        world.one::<i64>(open, &[]).await == 0 && world.one::<i64>(kept, &[]).await == 2 && key.exists()
     };
     world.run(AHEAD).await;
     doubts(&scheduler).await;

@@ -246,7 +246,8 @@ async fn the_holder_of_an_expired_lease_is_refused() {
     assert!(lost(slices::hold(&session, &first).await));
     assert!(lost(slices::keep_writers(&session, &first, &[]).await));
     assert!(lost(slices::finish_erasure(&world.db, &first, &[], &[]).await.map(drop)));
-    assert!(lost(slices::record_failure(&world.db, &first, "postgres", &[], "late").await));
+    let receipts = slices::open_receipts(&session, &first, "postgres").await.unwrap();
+    assert!(lost(slices::record_failure(&world.db, &first, &receipts, &[], "late").await));
     slices::hold(&session, &second).await.unwrap();
     give_back(&world, &first, Trouble::Controller).await;
     slices::hold(&session, &second).await.expect("the late one could not give away what is not its own");

@@ -4,6 +4,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use lethe_domain::signature_algorithm::SignatureAlgorithm;
 use lethe_intake::LIST_LIMIT;
+use lethe_testing::details::MPIDS;
 use lethe_testing::gateway::{Caller, HttpAnswer};
 use lethe_testing::requests::{fixture, renamed};
 use lethe_testing::{Gateway, Request, World};
@@ -199,9 +200,9 @@ async fn liberal_input(world: &World, acme: &Caller<'_>) {
     );
     let answer = acme.post("/v2/requests", body).await;
     assert_eq!(answer.status, 201, "{}", answer.text());
-    let sql = "SELECT mpid FROM lethe.request_mpids JOIN lethe.requests USING (request_key)
-                WHERE subject_request_id::text = $1 AND source = 'named' ORDER BY mpid";
-    let named: Vec<i64> = world.all(sql, &[&id]).await;
+    let sql =
+        format!("SELECT mpid FROM {MPIDS} m WHERE subject_request_id::text = $1 AND source = 'named' ORDER BY mpid");
+    let named: Vec<i64> = world.all(&sql, &[&id]).await;
     assert_eq!(named, [-3_718_039_598_335_680_577, 9_007_199_254_740_993, 8_070_450_532_247_928_833]);
     let sql = "SELECT submitted_time = '2026-03-02T00:00:00Z' FROM lethe.requests WHERE subject_request_id::text = $1";
     assert!(world.one::<bool>(sql, &[&id]).await, "a date is midnight, UTC");
@@ -210,9 +211,8 @@ async fn liberal_input(world: &World, acme: &Caller<'_>) {
         json!({"opendsr.mparticle.com": {"subject_identities": {"mpid": {"value": 9_007_199_254_740_995_i64}}}});
     let request = Request::new("erasure").with("extensions", number);
     acme.request(&request).await;
-    let mpid = "SELECT mpid FROM lethe.request_mpids JOIN lethe.requests USING (request_key)
-                 WHERE subject_request_id::text = $1";
-    assert_eq!(world.one::<i64>(mpid, &[&request.id]).await, 9_007_199_254_740_995);
+    let mpid = format!("SELECT mpid FROM {MPIDS} m WHERE subject_request_id::text = $1");
+    assert_eq!(world.one::<i64>(&mpid, &[&request.id]).await, 9_007_199_254_740_995);
     // JSON by another name, with a character set, or without any type at all.
     for media_type in ["application/json; charset=utf-8", "Application/JSON", "application/vnd.api+json"] {
         let body = Request::erasure("ada@example.com").bytes();

@@ -6,8 +6,15 @@ use lethe_testing::{Gateway, Receiver, Request, SECONDS, Worker, World};
 use serde_json::json;
 
 /// Tables that the gateway's role may read though they are under no policy: they hold nothing of any controller.
-const SHARED: [&str; 6] =
-    ["lethe.batches", "lethe.calendars", "lethe.clock", "lethe.installation", "lethe.lanes", "lethe.schema_support"];
+const SHARED: [&str; 7] = [
+    "lethe.batches",
+    "lethe.calendars",
+    "lethe.clock",
+    "lethe.detail_weeks",
+    "lethe.installation",
+    "lethe.lanes",
+    "lethe.schema_support",
+];
 
 #[tokio::test]
 async fn no_call_gives_away_that_another_has_a_request() {
@@ -125,7 +132,8 @@ async fn every_table_is_closed_to_the_gateway_or_under_a_policy_or_shared_on_pur
     let expected = BTreeSet::from(["lethe.requests".to_owned(), "lethe.callbacks".to_owned()]);
     assert_eq!(changes, expected);
     // The role is nobody: it has no membership, cannot log in, and passes by no policy; and no function lends it more
-    // than the three that open something to whoever has the secret. Triggers cannot be called.
+    // than the three that open something to whoever has the secret, and the one that opens a week of details. Triggers cannot
+    // be called.
     let role = "SELECT NOT (rolcanlogin OR rolsuper OR rolbypassrls OR rolcreaterole OR rolcreatedb)
                    AND NOT EXISTS (SELECT FROM pg_auth_members m WHERE m.member = r.oid)
                   FROM pg_roles r WHERE rolname = 'lethe_gateway'";
@@ -136,7 +144,12 @@ async fn every_table_is_closed_to_the_gateway_or_under_a_policy_or_shared_on_pur
     let lent: Vec<String> = world.all(sql, &[]).await;
     assert_eq!(
         lent,
-        ["lethe.find_api_key(text)", "lethe.find_result(bytea)", "lethe.record_download(bytea,bigint,bigint,integer)"]
+        [
+            "lethe.find_api_key(text)",
+            "lethe.find_result(bytea)",
+            "lethe.open_week(timestamp with time zone,interval)",
+            "lethe.record_download(bytea,bigint,bigint,integer)"
+        ]
     );
 }
 
@@ -159,7 +172,7 @@ async fn under_the_gateways_role_only_the_rows_of_the_acting_controller_exist() 
     let open: Vec<String> =
         tables(&world, PRIVILEGED).await.into_iter().filter(|name| !SHARED.contains(&name.as_str())).collect();
     let owned = |table: &str, id: &str| {
-        let by_request = ["lethe.request_mpids", "lethe.callbacks", "lethe.results", "lethe.erasure_receipts"];
+        let by_request = ["lethe.callbacks", "lethe.results"];
         if by_request.contains(&table) {
             format!("request_key IN (SELECT request_key FROM lethe.requests WHERE controller_id = '{id}')")
         } else if table == "lethe.audit_seals" {
@@ -182,7 +195,7 @@ async fn under_the_gateways_role_only_the_rows_of_the_acting_controller_exist() 
             assert_eq!(seen(&world, nobody, &count).await, Ok(0), "{table}, acting for {nobody:?}");
         }
     }
-    assert_eq!(open.len(), 11, "{open:?}");
+    assert_eq!(open.len(), 10, "{open:?}");
     // Partitions are no way around, nor are the tables that are closed.
     let closed = tables(&world, &format!("NOT {PRIVILEGED}")).await;
     assert!(closed.iter().filter(|name| name.starts_with("subject_data.")).count() >= 8, "{closed:?}");
@@ -212,7 +225,12 @@ async fn under_the_gateways_role_only_the_rows_of_the_acting_controller_exist() 
             submitted_time, received_at, expected_completion_time)
          VALUES ('other', gen_random_uuid(), '3.0', 'erasure', 'pending', 'erasure', decode(repeat('00', 32), 'hex'), now(), now(), now())"
             .to_owned(),
-        format!("INSERT INTO lethe.request_mpids VALUES ({other_key}, 1, 'named')"),
+        format!(
+            "INSERT INTO lethe.request_details (week, request_key, controller_id, sealed_request)
+             SELECT max(week), {other_key}, 'other', 'x' FROM lethe.detail_weeks"
+        ),
+        "SELECT lethe.drop_week(1)".to_owned(),
+        "DELETE FROM lethe.detail_weeks".to_owned(),
         "INSERT INTO lethe.endpoints (controller_id, scheme, host, port) VALUES ('other', 'https', 'x', 443)".to_owned(),
         "UPDATE lethe.requests SET controller_id = 'other'".to_owned(),
         "DELETE FROM lethe.requests".to_owned(),

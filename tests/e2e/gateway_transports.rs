@@ -2,6 +2,7 @@
 //! each transport works while the other's server is away.
 
 use lethe_domain::signature_algorithm::SignatureAlgorithm;
+use lethe_testing::details::MPIDS;
 use lethe_testing::proxy::{Proxy, Way};
 use lethe_testing::requests::fixture;
 use lethe_testing::wait::{becomes, eventually, patiently, seconds};
@@ -135,15 +136,16 @@ async fn what_either_transport_records_is_the_same() {
         publisher.request("by-amqp", body).await;
     }
     let of = async |controller: &str| -> Vec<String> {
-        let sql =
+        let sql = format!(
             "SELECT concat_ws(' ', subject_request_id, api_version, regulation, request_type, status, lane, batch_id,
                           submitted_time, expected_completion_time, approval, group_digest IS NOT NULL,
-                          (SELECT array_agg((mpid, source) ORDER BY mpid) FROM lethe.request_mpids m
+                          (SELECT array_agg((mpid, source) ORDER BY mpid) FROM {MPIDS} m
                             WHERE m.request_key = r.request_key),
                           (SELECT array_agg((url_no, sequence, request_status, state)) FROM lethe.callbacks c
                             WHERE c.request_key = r.request_key))
-                     FROM lethe.requests r WHERE controller_id = $1 ORDER BY subject_request_id";
-        world.all(sql, &[&controller]).await
+                     FROM lethe.requests r WHERE controller_id = $1 ORDER BY subject_request_id"
+        );
+        world.all(&sql, &[&controller]).await
     };
     let rows = of("by-http").await;
     assert_eq!(rows.len(), 5);

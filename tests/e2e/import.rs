@@ -4,6 +4,7 @@ use lethe_domain::opendsr::DeniedValues;
 use lethe_domain::request::ControllerId;
 use lethe_stores::import::ProfileLine;
 use lethe_testing::cli::{json, lethe, write};
+use lethe_testing::details::MPIDS;
 use lethe_testing::plans::all_statements;
 use lethe_testing::wait::{eventually, seconds};
 use lethe_testing::{Publisher, Request, Worker, World};
@@ -62,7 +63,7 @@ async fn a_line_is_the_whole_profile_and_the_same_line_changes_nothing() {
     let publisher = Publisher::connect(&world).await;
     let request = Request::erasure("shared@example.com");
     publisher.request("acme", &request).await;
-    let matched: Vec<i64> = world.all("SELECT mpid FROM lethe.request_mpids", &[]).await;
+    let matched: Vec<i64> = world.all(&format!("SELECT mpid FROM {MPIDS} m"), &[]).await;
     assert_eq!(matched, [1302]);
     import(&world, "profiles", r#"{"mpid":1301,"identities":[]}"#, &[]).await;
     assert_eq!(identities(&world).await, ["1302 email shared@example.com"]);

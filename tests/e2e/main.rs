@@ -15,6 +15,7 @@ mod claims;
 mod clock;
 mod command_line;
 mod dead_letter;
+mod details;
 mod endpoints;
 mod erasure;
 mod examples;

@@ -2,6 +2,7 @@
 
 use lethe_domain::crypto;
 use lethe_domain::opendsr::{IdentityFormat, IdentityType};
+use lethe_testing::details::MPIDS;
 use lethe_testing::plans::all_statements;
 use lethe_testing::wait::{eventually, seconds};
 use lethe_testing::{Publisher, Request, Worker, World};
@@ -10,9 +11,8 @@ use serde_json::json;
 const INTAKE: [&str; 2] = ["scheduler", "identity-matcher"];
 
 async fn sources(world: &World, id: &str) -> Vec<String> {
-    let sql = "SELECT mpid || ' ' || source FROM lethe.request_mpids JOIN lethe.requests USING (request_key)
-                WHERE subject_request_id::text = $1 ORDER BY mpid";
-    world.all(sql, &[&id]).await
+    let sql = format!("SELECT mpid || ' ' || source FROM {MPIDS} m WHERE subject_request_id::text = $1 ORDER BY mpid");
+    world.all(&sql, &[&id]).await
 }
 
 #[tokio::test]

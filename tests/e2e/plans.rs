@@ -26,20 +26,28 @@ async fn world_with_history() -> (World, Kept) {
              SELECT 'erasure', lethe.now() + n * interval '1 day', lethe.now() + n * interval '1 day', 1,
                     CASE n WHEN 1 THEN 'released' ELSE 'open' END FROM generate_series(1, 3) AS n;
              INSERT INTO lethe.requests (controller_id, subject_request_id, api_version, request_type, status, lane, batch_id,
-                                         content_digest, sealed_request, submitted_time, received_at, expected_completion_time)
+                                         content_digest, details_week, submitted_time, received_at, expected_completion_time)
              SELECT CASE n % 40 WHEN 0 THEN 'quiet' ELSE 'acme' END, gen_random_uuid(), '3.0', 'erasure', 'pending', 'erasure',
-                    (SELECT max(batch_id) FROM lethe.batches) - n % 3, sha256('x'), 'x', now(), now(), now()
-               FROM generate_series(1, 120) AS n;
+                    (SELECT max(batch_id) FROM lethe.batches) - n % 3, sha256('x'), w.week, now(), now(), now()
+               FROM lethe.open_week(now(), '7 days') w, generate_series(1, 120) AS n;
              INSERT INTO lethe.slices (batch_id, controller_id, stage, request_count, mpid_count, first_request, last_request)
              SELECT batch_id, controller_id, 'erasure', count(*), 1, min(request_key), max(request_key) FROM lethe.requests
               WHERE batch_id = (SELECT max(batch_id) - 2 FROM lethe.batches) GROUP BY 1, 2;
              UPDATE lethe.requests r SET status = 'in_progress', slice_id = s.slice_id FROM lethe.slices s
               WHERE s.state = 'ready' AND s.batch_id = r.batch_id AND s.controller_id = r.controller_id;
-             INSERT INTO lethe.request_mpids SELECT request_key, 1, 'receipt' FROM lethe.requests WHERE status = 'completed';
              SET session_replication_role = replica;
-             INSERT INTO lethe.erasure_receipts (request_key, store, as_of, rows_deleted)
-             SELECT request_key, 'postgres', now(), 2 FROM lethe.requests WHERE status = 'completed';
+             UPDATE lethe.requests r SET details_week = w.week FROM lethe.open_week(now() - interval '7 days', '7 days') w
+              WHERE r.status = 'completed';
+             UPDATE lethe.requests r SET slice_id = s.slice_id FROM lethe.slices s
+              WHERE r.status = 'completed' AND s.batch_id = r.batch_id AND s.controller_id = r.controller_id
+                AND r.request_key BETWEEN s.first_request AND s.last_request;
              RESET session_replication_role;
+             INSERT INTO lethe.request_details (week, request_key, controller_id, sealed_request, at_receipt)
+             SELECT details_week, request_key, controller_id, 'x', '{1}' FROM lethe.requests WHERE details_week IS NOT NULL;
+             INSERT INTO lethe.slice_receipts (slice_id, store, as_of, request_keys, rows_deleted, rows_arrived, verified_at, failures)
+             SELECT slice_id, 'postgres', now(), array_agg(request_key ORDER BY request_key), array_agg(2), array_agg(NULL::bigint),
+                    array_agg(NULL::timestamptz), array_agg(NULL::text)
+               FROM lethe.requests WHERE status = 'completed' GROUP BY slice_id;
              INSERT INTO lethe.results (result_id, request_key, token_salt, token_sha256, object_path, media_type, size_bytes,
                                         lines, wrapped_key, expiry_day, expires_at)
              SELECT gen_random_uuid(), request_key, 'x', sha256(request_key::text::bytea), 'x', 'text/plain', 1, 1, 'x', now(),
@@ -78,9 +86,9 @@ async fn is_served(
     };
     assert!(read.rows <= MOST, "{name} reads {} rows: {:?}", read.rows, read.whole);
     // Small tables may be read as a whole: batches, totals, leaders.
-    let large =
-        ["requests", "callbacks", "results", "callback_attempts", "audit_entries", "request_mpids", "erasure_receipts"];
-    let whole = read.whole.iter().find(|(table, rows)| *rows > 0 && large.contains(&table.as_str()));
+    let large = ["requests", "callbacks", "results", "callback_attempts", "audit_entries", "slice_receipts"];
+    let is_large = |table: &str| large.contains(&table) || table.starts_with("request_details");
+    let whole = read.whole.iter().find(|(table, rows)| *rows > 0 && is_large(table));
     assert!(whole.is_none(), "{name}: {whole:?}");
 }
 
@@ -138,9 +146,11 @@ async fn what_the_leader_asks(world: &World, how: &How) {
     is_served(world, how, release::STATEMENTS, "TAKE", &[&open, &500_i64, &4_000_000_i64, &"", &first]).await;
     is_served(world, how, release::STATEMENTS, "FINISH", &[&open]).await;
     let days = 30.0 * 86_400.0;
-    is_served(world, how, purge::STATEMENTS, "BATCHES", &[&days, &Vec::<BatchId>::new()]).await;
+    is_served(world, how, purge::STATEMENTS, "DUE", &[&days, &Vec::<i64>::new()]).await;
     let key = RequestKey(0);
-    is_served(world, how, purge::STATEMENTS, "OF_BATCH", &[&days, &days, &200_i64, &BatchId(1), &key]).await;
+    for week in world.all::<i64>("SELECT week FROM lethe.detail_weeks", &[]).await {
+        is_served(world, how, purge::STATEMENTS, "OF_WEEK", &[&days, &days, &200_i64, &week, &key]).await;
+    }
     let epoch = jiff::Timestamp::UNIX_EPOCH;
     is_served(world, how, purge::STATEMENTS, "OF_CANCELLED", &[&days, &days, &200_i64, &epoch, &key]).await;
     is_served(world, how, records::STATEMENTS, "NEXT_BATCH", &[&days, &Vec::<BatchId>::new()]).await;

@@ -4,6 +4,7 @@ use lethe_db::leader::{self, Term};
 use lethe_db::purge::{Purged, Retention, Walk};
 use lethe_db::{overview, records};
 use lethe_testing::cli::{json, lethe};
+use lethe_testing::details::has_details;
 use lethe_testing::wait::{becomes, eventually, seconds};
 use lethe_testing::worker::queue_workers;
 use lethe_testing::{Gateway, Publisher, Receiver, Reply, Request, Worker, World, seconds_with};
@@ -23,13 +24,14 @@ async fn the_retention_ends_whatever_is_undelivered_and_its_callbacks_are_given_
     let publisher = Publisher::connect(&world).await;
     let request = Request::erasure("ada@example.com").callback(&receiver.url("/never"));
     publisher.request("acme", &request).await;
-    let kept = "SELECT sealed_request IS NOT NULL FROM lethe.requests WHERE subject_request_id::text = $1";
-    becomes("what is kept", seconds(20), false, async || world.one(kept, &[&request.id]).await).await;
+    world.reaches(&request.id, "completed").await;
+    becomes("what is kept", seconds(20), false, async || has_details(&world, &request.id).await).await;
     let callbacks = "SELECT state || ' ' || coalesce(exhausted_because, '') FROM lethe.callbacks ORDER BY sequence";
     assert_eq!(world.all::<String>(callbacks, &[]).await, ["exhausted retention"; 3]);
     let told = "SELECT count(*) FROM lethe.audit_entries WHERE event = 'callback.exhausted'";
     assert_eq!(world.one::<i64>(told, &[]).await, 3);
-    let ended = "SELECT extract(epoch FROM purged_at - completed_at)::float8 FROM lethe.requests";
+    let ended = "SELECT extract(epoch FROM recorded_at - completed_at)::float8 FROM lethe.requests, lethe.audit_entries
+                  WHERE event = 'details.dropped' AND (details ->> 'requests')::integer > 0";
     assert!(world.one::<f64>(ended, &[]).await >= 3.0, "not before the couriers may have given up");
 }
 
@@ -42,9 +44,11 @@ async fn finished(world: &World, all: i32, blocked: i32) {
              INSERT INTO lethe.batches (lane, tick_at, runs_at, calendar_version, state)
              SELECT 'erasure', t, t, 1, 'completed' FROM (SELECT lethe.now() - interval '2 days') AS at (t);
              INSERT INTO lethe.requests (controller_id, subject_request_id, api_version, request_type, status, lane, batch_id,
-                                         content_digest, sealed_request, submitted_time, received_at, expected_completion_time)
-             SELECT 'acme', gen_random_uuid(), '3.0', 'erasure', 'pending', 'erasure', batch_id, sha256('x'), 'x', now(), now(), now()
-               FROM lethe.batches, generate_series(1, {all});
+                                         content_digest, details_week, submitted_time, received_at, expected_completion_time)
+             SELECT 'acme', gen_random_uuid(), '3.0', 'erasure', 'pending', 'erasure', batch_id, sha256('x'), w.week, now(), now(), now()
+               FROM lethe.open_week(lethe.now() - interval '25 hours', '1 hour') w, lethe.batches, generate_series(1, {all});
+             INSERT INTO lethe.request_details (week, request_key, controller_id, sealed_request)
+             SELECT details_week, request_key, controller_id, 'x' FROM lethe.requests;
              UPDATE lethe.requests SET status = 'in_progress';
              UPDATE lethe.requests SET status = 'completed', completed_at = lethe.now() - interval '1 day';
              INSERT INTO lethe.callbacks (callback_id, request_key, url_no, sequence, endpoint_id, request_status,
@@ -56,40 +60,37 @@ async fn finished(world: &World, all: i32, blocked: i32) {
 }
 
 #[tokio::test]
-async fn a_purge_does_not_walk_over_what_has_to_stay_again_and_again() {
+async fn a_purge_moves_what_has_to_stay_and_drops_the_rest_with_its_week() {
     let world = World::new().await;
     world.controller("acme").await;
     finished(&world, 900, 700).await;
     let holder = uuid::Uuid::new_v4();
-    let epoch = leader::acquire(&world.db, holder, std::time::Duration::from_mins(1)).await.unwrap().unwrap();
+    let epoch = leader::acquire(&world.db, holder, std::time::Duration::from_hours(200)).await.unwrap().unwrap();
     let term = Term::without_clock(epoch);
     let retention = Retention { after_end: seconds(36_000), for_callbacks: seconds(86_400) };
-    let mut walk = Walk::default();
-    let mut steps = Vec::new();
-    loop {
-        let step = walk.step(&world.db, &term, retention, 100).await.unwrap();
-        if !step.more {
-            break;
+    let purge = async |retention| {
+        let (mut walk, mut all) = (Walk::default(), Purged::default());
+        loop {
+            let step = walk.step(&world.db, &term, retention, 100).await.unwrap();
+            let sum = |a: &Purged, b: &Purged| (a.requests + b.requests, a.moved + b.moved, a.exhausted + b.exhausted);
+            let (requests, moved, exhausted) = sum(&all, &step);
+            all = Purged { requests, moved, exhausted, more: false };
+            if !step.more {
+                return all;
+            }
         }
-        steps.push(step.requests);
-    }
-    // Seven steps pass over what has to stay, two purge the rest, one sees the end.
-    assert_eq!(steps, [0, 0, 0, 0, 0, 0, 0, 100, 100, 0]);
-    let rested = walk.step(&world.db, &term, retention, 100).await.unwrap();
-    assert_eq!(rested, Purged::default(), "what had to stay is not looked at for a while");
-    // Beyond the time of the couriers nothing has to stay.
-    let short = Retention { for_callbacks: seconds(3_600), ..retention };
-    let mut walk = Walk::default();
-    let mut all = Purged { more: true, ..Purged::default() };
-    while all.more {
-        let step = walk.step(&world.db, &term, short, 100).await.unwrap();
-        all = Purged {
-            requests: all.requests + step.requests,
-            exhausted: all.exhausted + step.exhausted,
-            more: step.more,
-        };
-    }
-    assert_eq!((all.requests, all.exhausted), (700, 700));
+    };
+    // One pass over them, and what has to stay is not in the way of the next one.
+    assert_eq!(purge(retention).await, Purged { requests: 200, moved: 700, ..Purged::default() });
+    assert_eq!(purge(retention).await, Purged::default());
+    assert_eq!(world.one::<i64>("SELECT count(*) FROM lethe.request_details", &[]).await, 700);
+    let told = "SELECT (details ->> 'requests')::bigint FROM lethe.audit_entries WHERE event = 'details.dropped'";
+    assert_eq!(world.all::<i64>(told, &[]).await, [200]);
+    // Beyond the time of the couriers nothing has to stay: a day after the end, and the retention, and what the week lasts.
+    let later = world.now().await.checked_add(jiff::SignedDuration::from_hours(24 * 10)).unwrap();
+    world.set_clock(later).await;
+    assert_eq!(purge(retention).await, Purged { requests: 700, exhausted: 700, ..Purged::default() });
+    assert_eq!(world.all::<i64>(told, &[]).await, [200, 700]);
 }
 
 #[tokio::test]
@@ -116,7 +117,7 @@ async fn records_end_years_later_and_a_repetition_is_known_for_good() {
     let cancellation = publisher.cancel("acme", &cancelled.id).await.json();
     let left = "SELECT (SELECT count(*) FROM lethe.requests) + (SELECT count(*) FROM lethe.callbacks)
                      + (SELECT count(*) FROM lethe.callback_attempts) + (SELECT count(*) FROM lethe.results)
-                     + (SELECT count(*) FROM lethe.erasure_receipts) + (SELECT count(*) FROM lethe.request_mpids)
+                     + (SELECT count(*) FROM lethe.slice_receipts) + (SELECT count(*) FROM lethe.request_details)
                      + (SELECT count(*) FROM lethe.slices) + (SELECT count(*) FROM lethe.batch_totals WHERE total <> 0)
                      + (SELECT count(*) FROM lethe.batches WHERE state = 'completed')";
     becomes("what is left", seconds(60), 0, async || world.one::<i64>(left, &[]).await).await;
@@ -173,7 +174,7 @@ async fn a_repetition_that_meets_the_removal_of_its_request_is_known() {
     let publisher = Publisher::connect(&world).await;
     let request = Request::erasure("ada@example.com");
     let first = publisher.request("acme", &request).await.json();
-    world.run("UPDATE lethe.requests SET status = 'cancelled', cancelled_at = now(), sealed_request = NULL").await;
+    world.run("UPDATE lethe.requests SET status = 'cancelled', cancelled_at = now(), details_week = NULL").await;
     let removal = world.db.begin("test").await.unwrap();
     let remove = format!("SET LOCAL lethe.removing_records = 'on'; {PAST}; DELETE FROM lethe.requests");
     removal.batch_execute(&remove).await.unwrap();
@@ -196,7 +197,7 @@ async fn nothing_but_what_is_over_can_be_removed() {
     finished(&world, 3, 1).await;
     let session = world.db.session().await.unwrap();
     let past = format!("{PAST};");
-    let purge = "UPDATE lethe.requests SET sealed_request = NULL;";
+    let purge = "DELETE FROM lethe.detail_weeks;";
     let delivered = "UPDATE lethe.callbacks SET state = 'delivered';";
     for (steps, allowed) in [
         ("DELETE FROM lethe.requests".to_owned(), false),

@@ -26,12 +26,12 @@ async fn large(world: &World, requests: i32, bytes: i32) -> Vec<u8> {
     // What is sealed as a whole cannot be opened: who reads it fails.
     let sql = "INSERT INTO lethe.requests (controller_id, subject_request_id, api_version, request_type, status, lane,
                                            content_digest, submitted_time, received_at, expected_completion_time,
-                                           group_digest, sealed_request)
+                                           group_digest, details_week)
                SELECT 'acme', gen_random_uuid(), '3.0', 'erasure', 'pending', 'erasure', sha256('x'), now(), now(), now(), $1,
-                      (SELECT string_agg(sha256((n || ' ' || part)::bytea), '') FROM generate_series(1, $3 / 32) AS part)
-                 FROM generate_series(1, $2::int) AS n
+                      w.week
+                 FROM lethe.open_week(now(), '7 days') w, generate_series(1, $2::int) AS n
                RETURNING subject_request_id";
-    let rows = session.raw().query(sql, &[&digest, &requests, &bytes]).await.unwrap();
+    let rows = session.raw().query(sql, &[&digest, &requests]).await.unwrap();
     let parser = lethe_domain::opendsr::Parser {
         extension_domains: vec![],
         denied: lethe_domain::opendsr::DeniedValues::default(),
@@ -47,9 +47,13 @@ async fn large(world: &World, requests: i32, bytes: i32) -> Vec<u8> {
             (row.get::<_, uuid::Uuid>(0), sealed)
         })
         .unzip();
-    let sql = "UPDATE lethe.requests r SET sealed_reporting = q.sealed
-                 FROM unnest($1::uuid[], $2::bytea[]) AS q (id, sealed) WHERE r.subject_request_id = q.id";
-    session.raw().execute(sql, &[&ids, &sealed]).await.unwrap();
+    let sql = "INSERT INTO lethe.request_details (week, request_key, controller_id, sealed_request, sealed_reporting)
+               SELECT r.details_week, r.request_key, r.controller_id,
+                      (SELECT string_agg(sha256((r.request_key || ' ' || part)::bytea), '')
+                         FROM generate_series(1, $3 / 32) AS part), q.sealed
+                 FROM unnest($1::uuid[], $2::bytea[]) AS q (id, sealed)
+                 JOIN lethe.requests r ON r.subject_request_id = q.id";
+    session.raw().execute(sql, &[&ids, &sealed, &bytes]).await.unwrap();
     world
         .run(
             "INSERT INTO lethe.callbacks (callback_id, request_key, url_no, sequence, endpoint_id, request_status,
@@ -100,10 +104,11 @@ async fn a_group_list_and_a_claim_cost_kilobytes_whatever_the_requests_weigh() {
     let more = EndpointLimits { in_flight: 128, ..limits };
     assert_eq!(callbacks::claim(&tx, &keys, more, &[(EndpointId(1), 64)]).await.unwrap().len(), 64);
     let apart =
-        "SELECT pg_stat_get_xact_blocks_fetched(reltoastrelid) FROM pg_class WHERE oid = 'lethe.requests'::regclass";
+        "SELECT pg_stat_get_xact_blocks_fetched(reltoastrelid) FROM pg_class WHERE relname LIKE 'request\\_details\\_w%'
+            AND relkind = 'r'";
     let fetched: i64 = tx.raw().query_one(apart, &[]).await.unwrap().get(0);
     assert_eq!(fetched, 0, "blocks of large values");
-    tx.batch_execute("SELECT sha256(sealed_request) FROM lethe.requests LIMIT 1").await.unwrap();
+    tx.batch_execute("SELECT sha256(sealed_request) FROM lethe.request_details LIMIT 1").await.unwrap();
     let fetched: i64 = tx.raw().query_one(apart, &[]).await.unwrap().get(0);
     assert!(fetched > 0, "they would be seen");
     tx.rollback().await;
@@ -123,11 +128,14 @@ async fn what_was_received_before_is_reported_all_the_same() {
         publisher.request("acme", request).await;
     }
     world.count_reaches("completed", 3).await;
-    let sealed = "SELECT count(*) FROM lethe.requests WHERE octet_length(sealed_reporting) BETWEEN 30 AND 300";
+    let sealed = "SELECT count(*) FROM lethe.request_details WHERE octet_length(sealed_reporting) BETWEEN 30 AND 300";
     assert_eq!(world.one::<i64>(sealed, &[]).await, 3);
     let newest = &requests[2].id;
     world
-        .run(&format!("UPDATE lethe.requests SET sealed_reporting = NULL WHERE subject_request_id <> '{newest}'"))
+        .run(&format!(
+            "UPDATE lethe.request_details SET sealed_reporting = NULL FROM lethe.requests r
+              WHERE r.request_key = request_details.request_key AND r.subject_request_id <> '{newest}'"
+        ))
         .await;
     let _courier = Worker::start(&world, "callback-courier", SECONDS).await;
     becomes("delivered callbacks", seconds(20), 9, async || receiver.statuses("/x").len()).await;
@@ -141,10 +149,8 @@ async fn what_was_received_before_is_reported_all_the_same() {
     assert_eq!(list.as_array().unwrap().len(), 3);
     assert!(list.as_array().unwrap().iter().all(|one| one["group_id"] == "g"));
     drop(workers);
-    // Whoever purges a request purges this with it.
-    world.run("UPDATE lethe.requests SET sealed_request = NULL").await;
-    let left = "SELECT count(*) FROM lethe.requests WHERE sealed_reporting IS NOT NULL";
-    assert_eq!(world.one::<i64>(left, &[]).await, 0);
+    // Once the week is gone.
+    world.run("SELECT lethe.drop_week(week) FROM lethe.detail_weeks").await;
     let list = acme.get("/v3/requests?group_id=g").await.json();
     assert!(list.as_array().unwrap().iter().all(|one| one["group_id"].is_null()), "{list}");
 }

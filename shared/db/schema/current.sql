@@ -92,7 +92,9 @@ CREATE TABLE lethe.calendars (
     waiting_period interval NOT NULL,
     completion_margin interval NOT NULL,
     stored_at timestamp with time zone NOT NULL DEFAULT lethe.now(),
+    details_span interval NOT NULL DEFAULT '7 days'::interval,
     CONSTRAINT calendars_completion_margin_check CHECK ((completion_margin >= '00:00:00'::interval)),
+    CONSTRAINT calendars_details_span_check CHECK ((details_span > '00:00:00'::interval)),
     CONSTRAINT calendars_pkey PRIMARY KEY (version),
     CONSTRAINT calendars_waiting_period_check CHECK ((waiting_period >= '00:00:00'::interval))
 );
@@ -187,6 +189,15 @@ CREATE TRIGGER audit_added AFTER INSERT ON lethe.controllers FOR EACH ROW EXECUT
 CREATE TRIGGER audit_changed AFTER UPDATE OF api_secret_hash, amqp_user, any_amqp_user, signature_algorithm, include_profile ON lethe.controllers FOR EACH ROW EXECUTE FUNCTION lethe.audit_controllers();
 CREATE TRIGGER never_removed BEFORE DELETE ON lethe.controllers FOR EACH STATEMENT EXECUTE FUNCTION lethe.refuse_removal();
 
+CREATE TABLE lethe.detail_weeks (
+    week bigint NOT NULL GENERATED AS IDENTITY,
+    starts_at timestamp with time zone NOT NULL,
+    ends_at timestamp with time zone NOT NULL,
+    CONSTRAINT detail_weeks_check CHECK ((starts_at < ends_at)),
+    CONSTRAINT detail_weeks_pkey PRIMARY KEY (week),
+    CONSTRAINT detail_weeks_starts_at_ends_at_key UNIQUE (starts_at, ends_at)
+);
+
 CREATE TABLE lethe.early_cancellations (
     controller_id text NOT NULL,
     subject_request_id uuid NOT NULL,
@@ -225,21 +236,6 @@ CREATE INDEX endpoints_in_trouble ON lethe.endpoints USING btree (controller_id,
 CREATE TRIGGER never_removed BEFORE DELETE ON lethe.endpoints FOR EACH STATEMENT EXECUTE FUNCTION lethe.refuse_removal();
 ALTER TABLE lethe.endpoints ENABLE ROW LEVEL SECURITY;
 CREATE POLICY own ON lethe.endpoints FOR ALL USING ((controller_id = lethe.acting_controller()));
-
-CREATE TABLE lethe.erasure_receipts (
-    request_key bigint NOT NULL,
-    store text NOT NULL,
-    as_of timestamp with time zone NOT NULL,
-    rows_deleted bigint NOT NULL DEFAULT 0,
-    rows_arrived bigint,
-    verified_at timestamp with time zone,
-    failure text,
-    CONSTRAINT erasure_receipts_pkey PRIMARY KEY (request_key, store)
-);
-ALTER TABLE lethe.erasure_receipts ENABLE ROW LEVEL SECURITY;
-CREATE POLICY own ON lethe.erasure_receipts FOR ALL USING ((EXISTS ( SELECT
-   FROM lethe.requests r
-  WHERE (r.request_key = erasure_receipts.request_key))));
 
 CREATE TABLE lethe.import_progress (
     import_id uuid NOT NULL,
@@ -336,17 +332,20 @@ CREATE TABLE lethe.request_deltas (
     delta bigint NOT NULL
 );
 
-CREATE TABLE lethe.request_mpids (
+CREATE TABLE lethe.request_details (
+    week bigint NOT NULL,
     request_key bigint NOT NULL,
-    mpid bigint NOT NULL,
-    source text NOT NULL,
-    CONSTRAINT request_mpids_pkey PRIMARY KEY (request_key, mpid),
-    CONSTRAINT request_mpids_source_check CHECK ((source = ANY (ARRAY['named'::text, 'receipt'::text, 'release'::text])))
-);
-ALTER TABLE lethe.request_mpids ENABLE ROW LEVEL SECURITY;
-CREATE POLICY own ON lethe.request_mpids FOR ALL USING ((EXISTS ( SELECT
-   FROM lethe.requests r
-  WHERE (r.request_key = request_mpids.request_key))));
+    controller_id text NOT NULL,
+    sealed_request bytea NOT NULL,
+    sealed_reporting bytea,
+    named bigint[],
+    at_receipt bigint[],
+    at_release bigint[],
+    CONSTRAINT request_details_pkey PRIMARY KEY (week, request_key)
+) PARTITION BY LIST (week);
+CREATE TRIGGER hold_weeks AFTER INSERT ON lethe.request_details REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION lethe.hold_weeks();
+ALTER TABLE lethe.request_details ENABLE ROW LEVEL SECURITY;
+CREATE POLICY own ON lethe.request_details FOR ALL USING ((controller_id = lethe.acting_controller()));
 
 CREATE TABLE lethe.request_totals (
     request_type text NOT NULL,
@@ -367,7 +366,6 @@ CREATE TABLE lethe.requests (
     batch_id bigint,
     slice_id bigint,
     content_digest bytea NOT NULL,
-    sealed_request bytea,
     group_digest bytea,
     submitted_time timestamp with time zone NOT NULL,
     received_at timestamp with time zone NOT NULL,
@@ -378,8 +376,7 @@ CREATE TABLE lethe.requests (
     completed_at timestamp with time zone,
     cancelled_at timestamp with time zone,
     cancellation_received_at timestamp with time zone,
-    purged_at timestamp with time zone,
-    sealed_reporting bytea,
+    details_week bigint,
     CONSTRAINT requests_api_version_check CHECK ((api_version = ANY (ARRAY['1.0'::text, '2.0'::text, '3.0'::text]))),
     CONSTRAINT requests_approval_check CHECK ((approval = ANY (ARRAY['not_needed'::text, 'needed'::text, 'approved'::text]))),
     CONSTRAINT requests_content_digest_check CHECK ((octet_length(content_digest) = 32)),
@@ -393,11 +390,10 @@ CREATE TABLE lethe.requests (
 CREATE INDEX requests_awaiting_approval ON lethe.requests USING btree (request_key) WHERE ((approval = 'needed'::text) AND (cancelled_at IS NULL));
 CREATE INDEX requests_cancelled ON lethe.requests USING btree (request_key) WHERE (cancelled_at IS NOT NULL);
 CREATE INDEX requests_cancelled_of_controller ON lethe.requests USING btree (controller_id, request_key) WHERE (cancelled_at IS NOT NULL);
-CREATE INDEX requests_cancelled_to_purge ON lethe.requests USING btree (cancelled_at, request_key) WHERE ((sealed_request IS NOT NULL) AND (cancelled_at IS NOT NULL));
+CREATE INDEX requests_cancelled_to_purge ON lethe.requests USING btree (cancelled_at, request_key) WHERE ((cancelled_at IS NOT NULL) AND (details_week IS NOT NULL));
 CREATE INDEX requests_of_batch ON lethe.requests USING btree (batch_id, controller_id, request_key);
 CREATE INDEX requests_of_controller ON lethe.requests USING btree (controller_id, request_key);
 CREATE INDEX requests_of_group ON lethe.requests USING btree (controller_id, group_digest, request_key) WHERE (group_digest IS NOT NULL);
-CREATE INDEX requests_to_purge ON lethe.requests USING btree (batch_id, request_key) WHERE (sealed_request IS NOT NULL);
 CREATE TRIGGER audit_changed AFTER UPDATE ON lethe.requests REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION lethe.audit_changed_requests();
 CREATE TRIGGER audit_received AFTER INSERT ON lethe.requests REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION lethe.audit_new_requests();
 CREATE TRIGGER audit_removed AFTER DELETE ON lethe.requests REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION lethe.audit_removed_requests();
@@ -409,7 +405,6 @@ CREATE TRIGGER guard_birth BEFORE INSERT ON lethe.requests FOR EACH ROW WHEN ((n
 CREATE TRIGGER guard_removal AFTER DELETE ON lethe.requests REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION lethe.guard_removal();
 CREATE TRIGGER never_again AFTER INSERT ON lethe.requests REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION lethe.refuse_past_requests();
 CREATE TRIGGER never_removed BEFORE DELETE ON lethe.requests FOR EACH STATEMENT EXECUTE FUNCTION lethe.refuse_removal();
-CREATE TRIGGER purge_reporting BEFORE UPDATE OF sealed_request ON lethe.requests FOR EACH ROW WHEN ((new.sealed_request IS NULL)) EXECUTE FUNCTION lethe.purge_reporting();
 ALTER TABLE lethe.requests ENABLE ROW LEVEL SECURITY;
 CREATE POLICY own ON lethe.requests FOR ALL USING ((controller_id = lethe.acting_controller()));
 
@@ -448,6 +443,19 @@ CREATE TABLE lethe.schema_support (
     oldest_workers integer NOT NULL,
     CONSTRAINT schema_support_only_row_check CHECK (only_row),
     CONSTRAINT schema_support_pkey PRIMARY KEY (only_row)
+);
+
+CREATE TABLE lethe.slice_receipts (
+    slice_id bigint NOT NULL,
+    store text NOT NULL,
+    as_of timestamp with time zone NOT NULL,
+    request_keys bigint[] NOT NULL,
+    rows_deleted bigint[] NOT NULL,
+    rows_arrived bigint[] NOT NULL,
+    verified_at timestamp with time zone[] NOT NULL,
+    failures text[] NOT NULL,
+    CONSTRAINT slice_receipts_check CHECK ((cardinality(request_keys) = ALL (ARRAY[cardinality(rows_deleted), cardinality(rows_arrived), cardinality(verified_at), cardinality(failures)]))),
+    CONSTRAINT slice_receipts_pkey PRIMARY KEY (slice_id, store)
 );
 
 CREATE TABLE lethe.slices (
@@ -527,12 +535,26 @@ CREATE TABLE subject_data.profiles (
     CONSTRAINT profiles_pkey PRIMARY KEY (controller_id, mpid)
 ) PARTITION BY LIST (controller_id);
 
+CREATE VIEW lethe.erasure_receipts AS
+ SELECT s.slice_id,
+    u.request_key,
+    s.store,
+    s.as_of,
+    u.rows_deleted,
+    u.rows_arrived,
+    u.verified_at,
+    u.failure
+   FROM (lethe.slice_receipts s
+     CROSS JOIN LATERAL UNNEST(s.request_keys, s.rows_deleted, s.rows_arrived, s.verified_at, s.failures) u(request_key, rows_deleted, rows_arrived, verified_at, failure))
+  WHERE ((u.rows_deleted > 0) OR (u.verified_at IS NOT NULL) OR (u.failure IS NOT NULL));
+
 CREATE VIEW lethe.slice_members AS
  SELECT s.slice_id,
     r.request_key,
     r.subject_request_id,
     r.request_type,
-    r.status
+    r.status,
+    r.details_week
    FROM (lethe.slices s
      JOIN lethe.requests r ON (((r.batch_id = s.batch_id) AND (r.controller_id = s.controller_id) AND ((r.request_key >= s.first_request) AND (r.request_key <= s.last_request)) AND (r.slice_id = s.slice_id))));
 
@@ -640,6 +662,7 @@ CREATE OR REPLACE FUNCTION lethe.audit_changed_requests()
  SECURITY DEFINER
  SET search_path TO 'pg_catalog', 'pg_temp'
  SET enable_nestloop TO 'off'
+ SET enable_seqscan TO 'off'
 AS $function$
 DECLARE
     illegal record;
@@ -653,6 +676,19 @@ BEGIN
     IF FOUND THEN
         RAISE EXCEPTION 'a request cannot go from % to %', illegal.before, illegal.after USING ERRCODE = 'LT002';
     END IF;
+    -- Of the slices that something is completed of, by their numbers: never all receipts there are.
+    WITH receipts AS MATERIALIZED (
+        SELECT u.request_key,
+               json_agg(json_build_object('store', e.store, 'as_of', e.as_of, 'rows_deleted', u.rows_deleted,
+                                          'rows_arrived', u.rows_arrived, 'verified_at', u.verified_at)
+                        ORDER BY e.store) AS stores
+          FROM lethe.slice_receipts e
+         CROSS JOIN LATERAL unnest(e.request_keys, e.rows_deleted, e.rows_arrived, e.verified_at)
+                            AS u (request_key, rows_deleted, rows_arrived, verified_at)
+         WHERE e.slice_id = ANY (ARRAY (SELECT DISTINCT n.slice_id FROM new_rows n JOIN old_rows o USING (request_key)
+                                         WHERE o.status <> 'completed' AND n.status = 'completed'))
+           AND u.verified_at IS NOT NULL
+         GROUP BY u.request_key)
     INSERT INTO lethe.audit_entries (controller_id, slice_id, event, details, requests, recorded_at)
     SELECT controller_id, slice_id, event,
            json_strip_nulls(json_build_object('batch_id', batch_id, 'slice_id', slice_id, 'columns', columns::json)),
@@ -660,7 +696,7 @@ BEGIN
       FROM (SELECT n.controller_id, n.request_key, t.event, t.batch_id, t.slice_id, t.columns, t.line,
                    (row_number() OVER (PARTITION BY n.controller_id, t.event, t.batch_id, t.slice_id
                                        ORDER BY n.request_key) - 1) / 2000 AS part
-              FROM new_rows n JOIN old_rows o USING (request_key)
+              FROM new_rows n JOIN old_rows o USING (request_key) LEFT JOIN receipts USING (request_key)
               CROSS JOIN LATERAL (
                 SELECT 'requests.approved', n.batch_id, NULL::bigint,
                        '["subject_request_id","lane","expected_completion_time"]',
@@ -688,18 +724,16 @@ BEGIN
                        json_build_array(n.subject_request_id, n.request_type, n.regulation, n.api_version,
                                         encode(n.content_digest, 'hex'), n.lane, n.submitted_time, n.received_at,
                                         n.expected_completion_time, n.in_progress_at, n.completed_at,
-                                        (SELECT count(*) FROM lethe.request_mpids m WHERE m.request_key = n.request_key),
-                                        coalesce((SELECT json_agg(json_build_object(
-                                                             'store', e.store, 'as_of', e.as_of, 'rows_deleted', e.rows_deleted,
-                                                             'rows_arrived', e.rows_arrived, 'verified_at', e.verified_at)
-                                                         ORDER BY e.store)
-                                                    FROM lethe.erasure_receipts e
-                                                   WHERE e.request_key = n.request_key AND e.verified_at IS NOT NULL), '[]'))
+                                        (SELECT coalesce(cardinality(d.named), 0) + coalesce(cardinality(d.at_receipt), 0)
+                                                + coalesce(cardinality(d.at_release), 0)
+                                           FROM lethe.request_details d
+                                          WHERE d.week = n.details_week AND d.request_key = n.request_key),
+                                        coalesce(receipts.stores, '[]'))
                  WHERE o.status <> 'completed' AND n.status = 'completed'
                 UNION ALL
                 SELECT 'requests.purged', n.batch_id, NULL, '["subject_request_id","content_digest"]',
                        json_build_array(n.subject_request_id, encode(n.content_digest, 'hex'))
-                 WHERE o.sealed_request IS NOT NULL AND n.sealed_request IS NULL)
+                 WHERE o.details_week IS NOT NULL AND n.details_week IS NULL)
                 AS t (event, batch_id, slice_id, columns, line)) AS told
      GROUP BY controller_id, event, batch_id, slice_id, columns, part
      ORDER BY min(request_key), event;
@@ -875,11 +909,13 @@ BEGIN
            -- What found nothing, and cost nothing, is not worth a write.
            AND (places.new_ids IS NOT NULL OR places.back OR places.looked AND places.took > interval '1 ms'))
     SELECT c.callback_id, c.endpoint_id, c.url_no, c.request_status, c.expected_completion_time, c.attempts, instant,
-           r.controller_id, r.subject_request_id, r.api_version, r.sealed_reporting,
-           CASE WHEN r.sealed_reporting IS NULL THEN r.sealed_request END, k.signature_algorithm,
+           r.controller_id, r.subject_request_id, r.api_version, d.sealed_reporting,
+           CASE WHEN d.sealed_reporting IS NULL THEN d.sealed_request END, k.signature_algorithm,
            s.result_id, s.token_salt, s.lines, c.replays > 0
       FROM claimed c
       JOIN lethe.requests r ON r.request_key = c.request_key
+      LEFT JOIN LATERAL (SELECT * FROM lethe.request_details x
+                          WHERE x.week = r.details_week AND x.request_key = r.request_key OFFSET 0) d ON true
       JOIN lethe.controllers k ON k.controller_id = r.controller_id
       LEFT JOIN lethe.results s ON s.request_key = c.request_key;
 END $function$;
@@ -1050,6 +1086,42 @@ BEGIN
     END LOOP;
 END $function$;
 
+CREATE OR REPLACE FUNCTION lethe.drop_week(which bigint)
+ RETURNS bigint
+ LANGUAGE plpgsql
+ SET enable_seqscan TO 'on'
+ SET enable_hashjoin TO 'off'
+ SET enable_mergejoin TO 'off'
+AS $function$
+DECLARE
+    dropped lethe.detail_weeks;
+    total   bigint;
+BEGIN
+    -- First the week, which waits for those who hold it; the next statements see what they have added.
+    DELETE FROM lethe.detail_weeks w WHERE w.week = which RETURNING w.* INTO dropped;
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    IF EXISTS (SELECT FROM lethe.request_details d JOIN lethe.requests r ON r.request_key = d.request_key
+                WHERE d.week = which AND r.status IN ('pending', 'in_progress'))
+    THEN
+        RAISE EXCEPTION 'details of week % are needed', which USING ERRCODE = 'LT003';
+    END IF;
+    WITH told AS (
+        INSERT INTO lethe.audit_entries (controller_id, event, details)
+        SELECT d.controller_id, 'details.dropped',
+               json_build_object('week', which, 'starts_at', dropped.starts_at, 'ends_at', dropped.ends_at,
+                                 'requests', count(*))
+          FROM lethe.request_details d WHERE d.week = which GROUP BY d.controller_id ORDER BY d.controller_id
+        RETURNING (details ->> 'requests')::bigint AS requests)
+    SELECT coalesce(sum(requests), 0) INTO total FROM told;
+    -- The table is locked against everybody for as long as this takes. Whoever reads it for long is not waited for: all others
+    -- would wait as well.
+    PERFORM set_config('lock_timeout', '200ms', true);
+    EXECUTE format('DROP TABLE lethe.request_details_w%s', which);
+    RETURN total;
+END $function$;
+
 CREATE OR REPLACE FUNCTION lethe.eraser_lock()
  RETURNS bigint
  LANGUAGE sql
@@ -1099,7 +1171,7 @@ BEGIN
         -- Ended, purged, and kept as a past request.
         needed := EXISTS (
             SELECT FROM old_rows o
-             WHERE o.sealed_request IS NOT NULL
+             WHERE EXISTS (SELECT FROM lethe.detail_weeks w WHERE w.week = o.details_week)
                 OR NOT EXISTS (SELECT FROM lethe.past_requests p
                                 WHERE p.controller_id = o.controller_id AND p.subject_request_id = o.subject_request_id
                                   AND p.request_key = o.request_key AND p.content_digest = o.content_digest
@@ -1130,6 +1202,23 @@ CREATE OR REPLACE FUNCTION lethe.guard_request_birth()
 AS $function$
 BEGIN
     RAISE EXCEPTION 'a request begins as pending, not as %', NEW.status USING ERRCODE = 'LT002';
+END $function$;
+
+CREATE OR REPLACE FUNCTION lethe.hold_weeks()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+DECLARE
+    held integer;
+BEGIN
+    PERFORM 1 FROM lethe.detail_weeks w WHERE w.week IN (SELECT n.week FROM new_rows n) ORDER BY w.week FOR KEY SHARE;
+    GET DIAGNOSTICS held = ROW_COUNT;
+    IF held < (SELECT count(DISTINCT n.week) FROM new_rows n) THEN
+        RAISE EXCEPTION 'a week of details has been dropped' USING ERRCODE = '40001';
+    END IF;
+    RETURN NULL;
 END $function$;
 
 CREATE OR REPLACE FUNCTION lethe.identity_md5(identity_type text, value text)
@@ -1174,13 +1263,33 @@ AS $function$
     SELECT clock_timestamp() + drift + shift FROM lethe.clock
 $function$;
 
-CREATE OR REPLACE FUNCTION lethe.purge_reporting()
- RETURNS trigger
+CREATE OR REPLACE FUNCTION lethe.open_week(instant timestamp with time zone, span interval, OUT week bigint, OUT starts_at timestamp with time zone, OUT ends_at timestamp with time zone)
+ RETURNS record
  LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
 AS $function$
+DECLARE
+    wanted timestamptz := least(instant, lethe.now() + interval '2 years');
 BEGIN
-    NEW.sealed_reporting := NULL;
-    RETURN NEW;
+    FOR attempt IN 1 .. 10 LOOP
+        SELECT w.week, w.starts_at, w.ends_at INTO open_week.week, open_week.starts_at, open_week.ends_at
+          FROM lethe.detail_weeks w WHERE wanted >= w.starts_at AND wanted < w.ends_at ORDER BY w.week LIMIT 1;
+        IF FOUND THEN
+            RETURN;
+        END IF;
+        -- From a Monday on.
+        starts_at := date_bin(span, wanted, timestamptz '1970-01-05 00:00:00+00');
+        ends_at := starts_at + span;
+        -- Whoever opens the same one is waited for.
+        INSERT INTO lethe.detail_weeks AS w (starts_at, ends_at) VALUES (open_week.starts_at, open_week.ends_at)
+        ON CONFLICT ON CONSTRAINT detail_weeks_starts_at_ends_at_key DO NOTHING RETURNING w.week INTO open_week.week;
+        EXIT WHEN FOUND;
+    END LOOP;
+    EXECUTE format('CREATE TABLE lethe.request_details_w%s (LIKE lethe.request_details INCLUDING ALL, CHECK (week = %s))',
+                   week, week);
+    EXECUTE format('ALTER TABLE lethe.request_details ATTACH PARTITION lethe.request_details_w%s FOR VALUES IN (%s)',
+                   week, week);
 END $function$;
 
 CREATE OR REPLACE FUNCTION lethe.record_download(wanted bytea, first_byte bigint, last_byte bigint, most integer)

@@ -81,24 +81,28 @@ statements! {
          ORDER BY n.batch_id";
     /// What a batch that has not run yet would be executed on.
     PENDING = "
-        SELECT request_key, controller_id, subject_request_id, sealed_request, approval
-          FROM lethe.requests WHERE batch_id = $1 AND status = 'pending' AND request_key > $2
-         ORDER BY request_key LIMIT $3";
+        SELECT r.request_key, r.controller_id, r.subject_request_id, r.approval, r.details_week, d.sealed_request, d.at_receipt
+          FROM (SELECT * FROM lethe.requests
+                 WHERE batch_id = $1 AND status = 'pending' AND request_key > $2
+                 ORDER BY request_key LIMIT $3) r
+          LEFT JOIN LATERAL (SELECT sealed_request, at_receipt FROM lethe.request_details d
+                              WHERE d.week = r.details_week AND d.request_key = r.request_key OFFSET 0) d ON true
+         ORDER BY r.request_key";
     /// What it was executed on, by the source of each profile; request by request, so that nobody else's are read.
     EXECUTED_MPIDS = "
-        SELECT m.source, sum(m.count)::bigint AS profiles
+        SELECT m.source, sum(m.profiles)::bigint AS profiles
           FROM lethe.requests r
-         CROSS JOIN LATERAL (SELECT source, count(*) FROM lethe.request_mpids
-                              WHERE request_key = r.request_key GROUP BY source) m
-         WHERE r.batch_id = $1 AND r.status IN ('in_progress', 'completed') GROUP BY m.source ORDER BY m.source";
+         CROSS JOIN LATERAL (SELECT named, at_receipt, at_release FROM lethe.request_details d
+                              WHERE d.week = r.details_week AND d.request_key = r.request_key OFFSET 0) d
+         CROSS JOIN LATERAL (VALUES ('named', cardinality(d.named)), ('receipt', cardinality(d.at_receipt)),
+                                    ('release', cardinality(d.at_release))) AS m (source, profiles)
+         WHERE r.batch_id = $1 AND r.status IN ('in_progress', 'completed') AND m.profiles > 0
+         GROUP BY m.source ORDER BY m.source";
     EXECUTED_ROWS = "
-        SELECT e.store, sum(e.deleted)::bigint AS deleted, sum(e.arrived)::bigint AS arrived, sum(e.failing)::bigint AS failing
-          FROM lethe.requests r
-         CROSS JOIN LATERAL (
-            SELECT store, sum(rows_deleted) AS deleted, coalesce(sum(rows_arrived), 0) AS arrived,
-                   count(*) FILTER (WHERE failure IS NOT NULL) AS failing
-              FROM lethe.erasure_receipts WHERE request_key = r.request_key GROUP BY store) e
-         WHERE r.batch_id = $1 GROUP BY e.store ORDER BY e.store";
+        SELECT e.store, sum(e.rows_deleted)::bigint AS deleted, coalesce(sum(e.rows_arrived), 0)::bigint AS arrived,
+               count(*) FILTER (WHERE e.failure IS NOT NULL) AS failing
+          FROM lethe.slices s JOIN lethe.erasure_receipts e ON e.slice_id = s.slice_id
+         WHERE s.batch_id = $1 GROUP BY e.store ORDER BY e.store";
     NOW = "SELECT lethe.now()";
 }
 

@@ -15,13 +15,16 @@ statements! {
     LOAD = "
         SELECT version, erasure_schedule, expedited_schedule, access_schedule,
                extract(epoch FROM waiting_period)::float8 AS waiting_period,
-               extract(epoch FROM completion_margin)::float8 AS completion_margin
+               extract(epoch FROM completion_margin)::float8 AS completion_margin,
+               extract(epoch FROM details_span)::float8 AS details_span
           FROM lethe.calendars WHERE version = $1 OR $1 IS NULL ORDER BY version DESC LIMIT 1";
     /// Nobody may schedule by the old calendar once the new one is there: intake holds this lock shared.
     LOCK_OUT_INTAKE = "SELECT pg_advisory_xact_lock(lethe.calendar_lock())";
     STORE = "
-        INSERT INTO lethe.calendars (erasure_schedule, expedited_schedule, access_schedule, waiting_period, completion_margin)
-        VALUES ($1, $2, $3, make_interval(secs => $4), make_interval(secs => $5)) RETURNING version";
+        INSERT INTO lethe.calendars (erasure_schedule, expedited_schedule, access_schedule, waiting_period, completion_margin,
+                                     details_span)
+        VALUES ($1, $2, $3, make_interval(secs => $4), make_interval(secs => $5), make_interval(secs => $6))
+        RETURNING version";
 }
 
 /// A calendar and its version.
@@ -31,6 +34,8 @@ pub struct VersionedCalendar {
     pub version: i64,
     /// What it says.
     pub calendar: Calendar,
+    /// How long a week of details is ([`super::details`]).
+    pub details_span: SignedDuration,
 }
 
 fn read(row: &Row) -> Result<VersionedCalendar, DbError> {
@@ -44,6 +49,7 @@ fn read(row: &Row) -> Result<VersionedCalendar, DbError> {
             waiting_period: SignedDuration::from_secs_f64(row.get("waiting_period")),
             completion_margin: SignedDuration::from_secs_f64(row.get("completion_margin")),
         },
+        details_span: SignedDuration::from_secs_f64(row.get("details_span")),
     })
 }
 
@@ -55,21 +61,28 @@ pub async fn current(session: &Session) -> Result<Option<VersionedCalendar>, DbE
     session.query_opt(LOAD, &[&None::<i64>]).await?.as_ref().map(read).transpose()
 }
 
-/// Stores `calendar` unless it is the one in force already; returns its version and whether it is new.
+/// Stores `calendar`, and how long a week of details is, unless they are in force already; returns the version and whether it
+/// is new.
 ///
 /// # Errors
 /// [`DbError::LeadershipLost`] where `epoch` is over.
-pub async fn store(db: &Db, epoch: i64, calendar: &Calendar) -> Result<(i64, bool), DbError> {
+pub async fn store(
+    db: &Db,
+    epoch: i64,
+    calendar: &Calendar,
+    details_span: SignedDuration,
+) -> Result<(i64, bool), DbError> {
     let tx = db.begin("store_calendar").await?;
     leader::assert(&tx, epoch).await?;
     tx.query(LOCK_OUT_INTAKE, &[]).await?;
     let stored = match current(&tx).await? {
-        Some(stored) if stored.calendar == *calendar => (stored.version, false),
+        Some(stored) if stored.calendar == *calendar && stored.details_span == details_span => (stored.version, false),
         _ => {
             let (erasure, expedited, access) =
                 (calendar.erasure.to_string(), calendar.expedited.to_string(), calendar.access.to_string());
             let (wait, margin) = (calendar.waiting_period.as_secs_f64(), calendar.completion_margin.as_secs_f64());
-            let row = tx.query_one(STORE, &[&erasure, &expedited, &access, &wait, &margin]).await?;
+            let span = details_span.as_secs_f64();
+            let row = tx.query_one(STORE, &[&erasure, &expedited, &access, &wait, &margin, &span]).await?;
             (row.get("version"), true)
         }
     };

@@ -106,24 +106,29 @@ statements! {
          CROSS JOIN LATERAL (
             SELECT c.callback_id FROM lethe.callbacks c JOIN lethe.requests r ON r.request_key = c.request_key
              WHERE c.endpoint_id = e.endpoint_id AND c.state = 'exhausted' AND c.state <> 'delivered'
-               AND r.sealed_request IS NOT NULL
+               AND EXISTS (SELECT FROM lethe.detail_weeks w WHERE w.week = r.details_week)
              ORDER BY c.created_at DESC LIMIT $2) c
          WHERE e.controller_id = $1 LIMIT $2";
     DELIVERED_TO_REPLAY = "
         SELECT c.callback_id FROM (
             SELECT r.request_key FROM lethe.requests r
-             WHERE r.controller_id = $1 AND r.sealed_request IS NOT NULL ORDER BY r.request_key DESC) latest
+             WHERE (r.controller_id, r.request_key) >= ($1, 0)
+               AND (r.controller_id, r.request_key) <= ($1, 9223372036854775807)
+               AND EXISTS (SELECT FROM lethe.detail_weeks w WHERE w.week = r.details_week)
+             ORDER BY r.controller_id DESC, r.request_key DESC) latest
          CROSS JOIN LATERAL (
             SELECT c.callback_id FROM lethe.callbacks c
              WHERE c.request_key = latest.request_key AND c.state = 'delivered') c
          LIMIT $2";
-    /// The requests are locked as well: what a purge is under way with is waited for, and has nothing to send then.
+    /// The requests and their weeks are locked as well: what a purge is under way with is waited for, and has nothing to
+    /// send then.
     REPLAY = "
         WITH wanted AS MATERIALIZED (
-            SELECT c.callback_id FROM lethe.requests r JOIN lethe.callbacks c USING (request_key)
-             WHERE c.callback_id = ANY ($1) AND ($2::text IS NULL OR r.controller_id = $2)
-               AND c.state = $3 AND r.sealed_request IS NOT NULL
-             ORDER BY c.callback_id LIMIT $4 FOR SHARE OF r FOR UPDATE OF c)
+            SELECT c.callback_id FROM lethe.requests r
+              JOIN lethe.callbacks c USING (request_key)
+              JOIN lethe.detail_weeks w ON w.week = r.details_week
+             WHERE c.callback_id = ANY ($1) AND ($2::text IS NULL OR r.controller_id = $2) AND c.state = $3
+             ORDER BY c.callback_id LIMIT $4 FOR KEY SHARE OF w FOR SHARE OF r FOR UPDATE OF c)
         UPDATE lethe.callbacks c
            SET state = 'ready', replays = c.replays + 1, retrying_for = '0', next_attempt_at = lethe.now(),
                replayed_at = lethe.now(), exhausted_because = NULL, finished_at = NULL

@@ -39,7 +39,9 @@ statements! {
              WHERE request_key = ANY (ARRAY (SELECT r.request_key FROM lethe.callbacks c
                                                JOIN lethe.requests r USING (request_key)
                                               WHERE c.callback_id = ANY ($1) AND c.lease_token = $2
-                                                AND r.sealed_request IS NULL AND r.sealed_reporting IS NULL))
+                                                AND NOT EXISTS (SELECT FROM lethe.request_details d
+                                                                 WHERE d.week = r.details_week
+                                                                   AND d.request_key = r.request_key)))
                AND state IN ('waiting', 'ready') ORDER BY callback_id FOR UPDATE)
         UPDATE lethe.callbacks c
            SET state = 'exhausted', finished_at = lethe.now(), lease_token = NULL, lease_expires_at = NULL,

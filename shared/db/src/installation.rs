@@ -10,8 +10,8 @@ statements! {
     FIND = "SELECT master_key_fingerprint FROM lethe.installation";
     /// Something that was sealed before there was a record of the key.
     ANY_SEALED = "
-        SELECT controller_id, subject_request_id, sealed_request FROM lethe.requests
-         WHERE sealed_request IS NOT NULL LIMIT 1";
+        SELECT r.controller_id, r.subject_request_id, d.sealed_request
+          FROM lethe.request_details d JOIN lethe.requests r ON r.request_key = d.request_key LIMIT 1";
 }
 
 /// Checks that the database is used with this master key. The first who asks decides, unless something was sealed already.

@@ -7,12 +7,12 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::batches::{Intake, begin_intake, open_batch};
 use super::calendar::CalendarCache;
+use super::details::{self, Details, Week, WeekCache};
 use super::endpoints::EndpointCache;
-use super::matching::INSERT_MPIDS;
 use super::matching::{self, Matched, Wanted};
 use super::reporting::Reporting;
 use super::sealed::sealing_context;
@@ -21,8 +21,7 @@ use lethe_domain::crypto::Keys;
 use lethe_domain::opendsr::callback_url::Origin;
 use lethe_domain::opendsr::{ApiVersion, Regulation, SubjectRequest};
 use lethe_domain::request::{
-    Approval, BatchId, ControllerId, EndpointId, Lane, Mpid, RequestKey, RequestStatus, RequestType, Slot,
-    SubjectRequestId,
+    Approval, BatchId, ControllerId, EndpointId, Lane, RequestKey, RequestStatus, RequestType, Slot, SubjectRequestId,
 };
 use lethe_process::fault;
 
@@ -30,17 +29,14 @@ statements! {
     /// In the order of the unique key: two groups with the same requests then wait for each other in one direction.
     INSERT_REQUESTS = "
         INSERT INTO lethe.requests (controller_id, subject_request_id, api_version, regulation, request_type, status,
-                                    lane, batch_id, content_digest, sealed_request, group_digest, submitted_time,
-                                    received_at, expected_completion_time, approval, sealed_reporting)
+                                    lane, batch_id, content_digest, details_week, group_digest, submitted_time,
+                                    received_at, expected_completion_time, approval)
         SELECT controller_id, subject_request_id, api_version, regulation, request_type, 'pending', lane, batch_id,
-               content_digest, sealed_request, group_digest, submitted_time, $13, expected_completion_time, approval,
-               sealed_reporting
+               content_digest, details_week, group_digest, submitted_time, $13, expected_completion_time, approval
           FROM unnest($1::text[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[],
-                      $8::bytea[], $9::bytea[], $10::bytea[], $11::timestamptz[], $12::timestamptz[], $14::text[],
-                      $15::bytea[])
+                      $8::bytea[], $9::bigint[], $10::bytea[], $11::timestamptz[], $12::timestamptz[], $14::text[])
                AS q (controller_id, subject_request_id, api_version, regulation, request_type, lane, batch_id,
-                     content_digest, sealed_request, group_digest, submitted_time, expected_completion_time, approval,
-                     sealed_reporting)
+                     content_digest, details_week, group_digest, submitted_time, expected_completion_time, approval)
          -- Known for good, also after its records were removed.
          WHERE NOT EXISTS (SELECT FROM lethe.past_requests p WHERE p.controller_id = q.controller_id
                                                                AND p.subject_request_id = q.subject_request_id)
@@ -88,6 +84,7 @@ pub struct IntakeContext {
     endpoints: EndpointCache,
     /// Open batches, and when each was read or opened.
     batches: Mutex<HashMap<(Lane, Slot), (BatchId, Instant)>>,
+    weeks: WeekCache,
 }
 
 /// A valid request of a known controller.
@@ -145,6 +142,7 @@ impl IntakeContext {
             calendars: CalendarCache::default(),
             endpoints: EndpointCache::default(),
             batches: Mutex::default(),
+            weeks: WeekCache::default(),
         }
     }
 
@@ -177,7 +175,15 @@ impl IntakeContext {
                 prepared.push(Prepared { submission, digest, sealed, reporting });
             }
         }
-        let recorded = super::retrying(|| self.record_distinct(db, &prepared)).await?;
+        let recorded = super::retrying(|| async {
+            let recorded = self.record_distinct(db, &prepared).await;
+            if recorded.as_ref().is_err_and(DbError::is_conflict) {
+                // A week that is known may have been dropped.
+                self.weeks.forget();
+            }
+            recorded
+        })
+        .await?;
         let mut outcomes = Vec::with_capacity(group.len());
         let mut answered: HashSet<Id> = HashSet::new();
         for (id, digest) in digested {
@@ -211,23 +217,26 @@ impl IntakeContext {
         let calendar = self.calendars.get(&tx, version).await?;
 
         let (mut opened, read_at) = (HashMap::new(), Instant::now());
+        let mut weeks: Vec<Week> = Vec::new();
         let mut plans = Vec::with_capacity(group.len());
         let matched = self.matching(&tx, group).await?;
         for (prepared, matched) in group.iter().zip(&matched) {
             let lane = prepared.submission.request.lane();
             let slot = calendar.calendar.slot(lane, received_at)?;
+            let week = self.week(&tx, &mut weeks, slot, calendar.details_span).await?;
             // Over the cap there is no batch yet: the approval opens one.
             let batch = if matched.over_cap {
                 None
             } else {
                 Some(self.batch(&tx, &mut opened, lane, slot, calendar.version).await?)
             };
-            plans.push(Plan { lane, batch, expected: slot.expected_completion_time });
+            plans.push(Plan { lane, batch, week, expected: slot.expected_completion_time });
         }
         let keys = insert_requests(&tx, &self.keys, group, &plans, received_at).await?;
         let distinct = insert_consequences(&tx, group, &plans, &matched, &keys, &endpoints, received_at).await?;
         fault::point("intake.before_commit");
         tx.commit().await?;
+        self.weeks.remember(&weeks, read_at, received_at);
         let opened = opened.into_iter().map(|(slot, batch)| (slot, (batch, read_at)));
         self.batches.lock().unwrap_or_else(PoisonError::into_inner).extend(opened);
         Ok(distinct)
@@ -244,6 +253,18 @@ impl IntakeContext {
             })
             .collect();
         matching::find(tx, &wanted).await
+    }
+
+    /// The week in which the details of a request of a slot are kept; `opened` are those that this transaction has read.
+    async fn week(&self, tx: &Tx, opened: &mut Vec<Week>, slot: Slot, span: SignedDuration) -> Result<i64, DbError> {
+        let place = details::place(slot.runs_at, span);
+        if let Some(week) = opened.iter().find(|week| week.holds(place)).copied().or_else(|| self.weeks.find(tx, place))
+        {
+            return Ok(week.week);
+        }
+        let week = details::open_week(tx, place, span).await?;
+        opened.push(week);
+        Ok(week.week)
     }
 
     /// The open batch of a slot; the first request of a slot opens it.
@@ -284,6 +305,8 @@ fn id_of(submission: &Submission) -> Id {
 struct Plan {
     lane: Lane,
     batch: Option<BatchId>,
+    /// Of its details.
+    week: i64,
     expected: Timestamp,
 }
 
@@ -316,8 +339,7 @@ async fn insert_requests(
     let lanes: Vec<Lane> = plans.iter().map(|plan| plan.lane).collect();
     let batches: Vec<Option<BatchId>> = plans.iter().map(|plan| plan.batch).collect();
     let digests: Vec<&[u8]> = group.iter().map(|one| one.digest.as_slice()).collect();
-    let sealed: Vec<&[u8]> = group.iter().map(|one| one.sealed.as_slice()).collect();
-    let reporting: Vec<&[u8]> = group.iter().map(|one| one.reporting.as_slice()).collect();
+    let weeks: Vec<i64> = plans.iter().map(|plan| plan.week).collect();
     let groups: Vec<Option<Vec<u8>>> = group
         .iter()
         .map(|one| {
@@ -341,13 +363,12 @@ async fn insert_requests(
                 &lanes,
                 &batches,
                 &digests,
-                &sealed,
+                &weeks,
                 &groups,
                 &submitted,
                 &expected,
                 &received_at,
                 &approvals,
-                &reporting,
             ],
         )
         .await?;
@@ -369,7 +390,7 @@ async fn insert_consequences(
 ) -> Result<Distinct, DbError> {
     let mut rows = HashMap::with_capacity(group.len());
     let mut woken = BTreeSet::new();
-    let (mut mpid_keys, mut mpids, mut sources) = (Vec::new(), Vec::<Mpid>::new(), Vec::new());
+    let mut new_details = Vec::with_capacity(group.len());
     let (mut callback_keys, mut url_nos, mut endpoint_ids, mut expected) =
         (Vec::new(), Vec::<i16>::new(), Vec::new(), Vec::new());
     let (mut new_controllers, mut new_ids, mut new_keys) = (Vec::new(), Vec::new(), Vec::new());
@@ -381,12 +402,15 @@ async fn insert_consequences(
             old_ids.push(id.1);
             continue;
         };
-        let found = matched.mpids.iter().filter(|_| !matched.over_cap).map(|mpid| (*mpid, "receipt"));
-        for (mpid, source) in one.submission.request.mpids.iter().map(|mpid| (*mpid, "named")).chain(found) {
-            mpid_keys.push(*key);
-            mpids.push(mpid);
-            sources.push(source);
-        }
+        new_details.push(Details {
+            week: plan.week,
+            request_key: *key,
+            controller_id: &one.submission.controller_id,
+            sealed_request: &one.sealed,
+            sealed_reporting: &one.reporting,
+            named: &one.submission.request.mpids,
+            at_receipt: matched.mpids.iter().filter(|_| !matched.over_cap).copied().collect(),
+        });
         for (url_no, origin) in (0..).zip(&one.submission.origins) {
             let endpoint = endpoints.get(&(id.0.clone(), origin.clone()));
             let endpoint = *endpoint.ok_or(DbError::Unexpected { place: "endpoints" })?;
@@ -404,8 +428,8 @@ async fn insert_consequences(
             Row { digest: one.digest.clone(), received_at, expected_completion_time: plan.expected, inserted: true },
         );
     }
-    if !mpids.is_empty() {
-        tx.execute(INSERT_MPIDS, &[&mpid_keys, &mpids, &sources]).await?;
+    if !new_details.is_empty() {
+        details::insert(tx, &new_details).await?;
     }
     if !callback_keys.is_empty() {
         tx.execute(INSERT_FIRST_CALLBACKS, &[&callback_keys, &url_nos, &endpoint_ids, &expected, &received_at]).await?;

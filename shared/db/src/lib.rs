@@ -13,6 +13,7 @@ pub mod callback_list;
 pub mod callbacks;
 pub mod certificates;
 pub mod controllers;
+pub mod details;
 pub mod endpoint_list;
 pub mod endpoints;
 pub mod give_up;
@@ -63,6 +64,7 @@ pub fn all_statements() -> Vec<(&'static str, &'static str)> {
         callbacks::STATEMENTS,
         certificates::STATEMENTS,
         controllers::STATEMENTS,
+        details::STATEMENTS,
         endpoint_list::STATEMENTS,
         endpoints::STATEMENTS,
         installation::STATEMENTS,

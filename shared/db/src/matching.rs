@@ -11,10 +11,6 @@ use lethe_domain::opendsr::Identity;
 use lethe_domain::request::{ControllerId, Mpid};
 
 statements! {
-    /// Those that are known already are left out before: a speculative insert costs twice as much.
-    INSERT_MPIDS = "
-        INSERT INTO lethe.request_mpids (request_key, mpid, source)
-        SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::text[])";
     /// One probe of one index per identity, whatever the size: the lateral query with its limit leaves the planner no
     /// other way. One controller at a time, so that its partition is chosen, and locked, alone. Digests come from us: a
     /// call of an SQL function for each probe costs many times the probe, and beside the row-level security of the gateway

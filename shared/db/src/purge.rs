@@ -1,61 +1,63 @@
 //! The purge: what is personal in a request goes a while after the request has ended; keyed digests stay. Callbacks that are
 //! still to be delivered need their URL, and are waited for as long as a courier may try them, and no longer.
+//!
+//! Details are dropped with their week ([`super::details`]), once the retention has passed since its end. Before that the week
+//! is walked through: the details of what has not ended, or not long enough ago, move to the week from which they will be
+//! dropped in time. Requests that were cancelled end long before their week, and are purged by themselves.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio_postgres::Row;
+use tokio_postgres::error::SqlState;
 
 use super::leader::{self, Term};
-use super::{Db, DbError, Tx, statements};
-use lethe_domain::request::{BatchId, RequestKey};
+use super::{Db, DbError, Tx, details, statements};
+use lethe_domain::request::RequestKey;
 
 statements! {
-    /// What is completed was of a batch that has run: the many that still wait for theirs are not looked at, however short
-    /// the retention. The batches that have anything left are read one by one from the index.
-    BATCHES = "
-        WITH RECURSIVE sealed AS (
-            SELECT (SELECT min(batch_id) FROM lethe.requests WHERE sealed_request IS NOT NULL) AS batch_id
-            UNION ALL
-            SELECT (SELECT min(r.batch_id) FROM lethe.requests r
-                     WHERE r.sealed_request IS NOT NULL AND r.batch_id > sealed.batch_id)
-              FROM sealed WHERE sealed.batch_id IS NOT NULL)
-        SELECT b.batch_id FROM sealed JOIN lethe.batches b USING (batch_id)
-         WHERE b.runs_at <= lethe.now() - make_interval(secs => $1) AND b.batch_id <> ALL ($2)
-         ORDER BY b.runs_at LIMIT 1";
-    /// The next requests of a batch that hold something personal: whether each has ended long enough ago, and whether
-    /// callbacks still need it. Beyond the second span nothing does.
-    OF_BATCH = "
+    /// The oldest week that may go.
+    DUE = "
+        SELECT week FROM lethe.detail_weeks
+         WHERE ends_at <= lethe.now() - make_interval(secs => $1) AND week <> ALL ($2) ORDER BY ends_at, week LIMIT 1";
+    /// The next requests of a week: whether each has ended long enough ago, and whether callbacks still need it. Beyond the
+    /// second span nothing does. Details of no request at all are nobody's.
+    OF_WEEK = "
         WITH walked AS MATERIALIZED (
-            SELECT r.request_key, r.completed_at AS ended_at FROM lethe.requests r
-             WHERE r.batch_id = $4 AND r.sealed_request IS NOT NULL AND r.request_key > $5
-             ORDER BY r.request_key LIMIT $3),
+            SELECT d.request_key FROM lethe.request_details d
+             WHERE d.week = $4 AND d.request_key > $5 ORDER BY d.request_key LIMIT $3),
         instant AS MATERIALIZED (SELECT lethe.now() AS now)
-        SELECT w.request_key, w.ended_at, coalesce(w.ended_at <= now - make_interval(secs => $1), false) AS is_over,
+        SELECT w.request_key, coalesce(r.completed_at, r.cancelled_at) AS ended_at,
+               r.request_key IS NULL
+                   OR coalesce(coalesce(r.completed_at, r.cancelled_at) <= now - make_interval(secs => $1), false) AS is_over,
                -- Counted, and not asked for existence: that may be planned as one look at all callbacks.
                (SELECT count(*) FROM lethe.callbacks c
                  WHERE c.request_key = w.request_key AND c.state IN ('waiting', 'ready')) > 0 AS has_callbacks,
-               coalesce(w.ended_at <= now - make_interval(secs => $2), false) AS is_past_the_end
-          FROM walked w, instant ORDER BY w.request_key";
+               coalesce(coalesce(r.completed_at, r.cancelled_at) <= now - make_interval(secs => $2), false) AS is_past_the_end,
+               now
+          FROM walked w CROSS JOIN instant
+          LEFT JOIN LATERAL (SELECT request_key, completed_at, cancelled_at FROM lethe.requests r
+                              WHERE r.request_key = w.request_key OFFSET 0) r ON true
+         ORDER BY w.request_key";
     /// The same of those that were cancelled, with a batch or without.
     OF_CANCELLED = "
         WITH instant AS MATERIALIZED (SELECT lethe.now() AS now),
         walked AS MATERIALIZED (
             SELECT r.request_key, r.cancelled_at AS ended_at FROM lethe.requests r
-             WHERE r.sealed_request IS NOT NULL AND r.cancelled_at IS NOT NULL
+             WHERE r.details_week IS NOT NULL AND r.cancelled_at IS NOT NULL
                AND (r.cancelled_at, r.request_key) > ($4, $5)
                AND r.cancelled_at <= (SELECT now FROM instant) - make_interval(secs => $1)
              ORDER BY r.cancelled_at, r.request_key LIMIT $3)
         SELECT w.request_key, w.ended_at, true AS is_over,
                (SELECT count(*) FROM lethe.callbacks c
                  WHERE c.request_key = w.request_key AND c.state IN ('waiting', 'ready')) > 0 AS has_callbacks,
-               w.ended_at <= now - make_interval(secs => $2) AS is_past_the_end
+               w.ended_at <= now - make_interval(secs => $2) AS is_past_the_end, now
           FROM walked w, instant ORDER BY w.ended_at, w.request_key";
     /// In key order, before the callbacks of these requests are touched. Cancellation and completion are behind them.
     LOCK = "
-        SELECT request_key FROM lethe.requests
-         WHERE request_key = ANY ($1) AND sealed_request IS NOT NULL ORDER BY request_key FOR UPDATE SKIP LOCKED";
+        SELECT request_key, details_week FROM lethe.requests
+         WHERE request_key = ANY ($1) AND details_week IS NOT NULL ORDER BY request_key FOR UPDATE SKIP LOCKED";
     /// In key order, as everyone who locks several of them does. A delivery that is under way is not ours to record.
     EXHAUST = "
         WITH open AS MATERIALIZED (
@@ -65,9 +67,26 @@ statements! {
            SET state = 'exhausted', finished_at = lethe.now(), lease_token = NULL, lease_expires_at = NULL,
                exhausted_because = 'retention'
           FROM open WHERE c.callback_id = open.callback_id";
-    PURGE = "
-        UPDATE lethe.requests SET sealed_request = NULL, purged_at = lethe.now() WHERE request_key = ANY ($1)";
-    FORGET_MPIDS = "DELETE FROM lethe.request_mpids WHERE request_key = ANY ($1)";
+    FORGET_DETAILS = "DELETE FROM lethe.request_details WHERE week = ANY ($1) AND request_key = ANY ($2)";
+    PURGE = "UPDATE lethe.requests SET details_week = NULL WHERE request_key = ANY ($1)";
+    /// To another week; of those that are still in the one that they were found in.
+    MOVE = "
+        WITH locked AS MATERIALIZED (
+            SELECT request_key FROM lethe.requests
+             WHERE request_key = ANY ($3) AND details_week = $1 ORDER BY request_key FOR UPDATE),
+        moved AS (
+            DELETE FROM lethe.request_details
+             WHERE week = $1 AND request_key = ANY (ARRAY (SELECT request_key FROM locked)) RETURNING *),
+        placed AS (
+            INSERT INTO lethe.request_details (week, request_key, controller_id, sealed_request, sealed_reporting, named,
+                                               at_receipt, at_release)
+            SELECT $2, request_key, controller_id, sealed_request, sealed_reporting, named, at_receipt, at_release FROM moved)
+        UPDATE lethe.requests SET details_week = $2 WHERE request_key = ANY (ARRAY (SELECT request_key FROM locked))";
+    SPAN = "
+        SELECT extract(epoch FROM details_span)::float8 FROM lethe.calendars ORDER BY version DESC LIMIT 1";
+    DROP = "SELECT lethe.drop_week($1)";
+    /// A week of many millions is read as a whole once.
+    TAKE_TIME = "SELECT set_config('statement_timeout', '10min', true)";
 }
 
 /// How long what is personal stays.
@@ -80,16 +99,24 @@ pub struct Retention {
 }
 
 impl Retention {
-    /// When what was found to be needed still, or to be too young, is looked at again.
+    /// When what was found to be needed still is looked at again.
     fn look_again(&self) -> Duration {
         (self.after_end / 10).clamp(Duration::from_secs(1), Duration::from_hours(1))
     }
+
+    fn spans(&self) -> (f64, f64) {
+        let soft = self.after_end.as_secs_f64();
+        (soft, soft + self.for_callbacks.as_secs_f64())
+    }
 }
 
-/// How far the purge has come. What has to stay is passed over, and not looked at again with each step.
+/// When a week that somebody is reading is tried again.
+const HELD: Duration = Duration::from_mins(1);
+
+/// How far the purge has come.
 #[derive(Debug, Default)]
 pub struct Walk {
-    batches: HashMap<BatchId, (RequestKey, Option<Instant>)>,
+    weeks: HashMap<i64, (RequestKey, Option<Instant>)>,
     cancelled: (Option<(Timestamp, RequestKey)>, Option<Instant>),
 }
 
@@ -98,6 +125,8 @@ pub struct Walk {
 pub struct Purged {
     /// Requests whose personal data went.
     pub requests: usize,
+    /// Requests whose details moved to another week.
+    pub moved: u64,
     /// Callbacks that were given up with them.
     pub exhausted: u64,
     /// There may be more to do at once.
@@ -105,12 +134,13 @@ pub struct Purged {
 }
 
 impl Walk {
-    /// Purges the next requests, at most `limit`, and gives up the callbacks that have kept some of them for too long.
+    /// Purges the next requests that were cancelled, walks through the next requests of a week that is over, at most `limit`
+    /// of each, and drops the week at its end.
     ///
     /// # Errors
     /// [`DbError::LeadershipLost`], [`DbError::ClockAhead`].
     pub async fn step(&mut self, db: &Db, term: &Term, retention: Retention, limit: i64) -> Result<Purged, DbError> {
-        self.wake(retention.look_again());
+        self.wake(retention);
         let mut purged = Purged::default();
         if self.cancelled.1.is_none() {
             let (after, key) = self.cancelled.0.unwrap_or((Timestamp::UNIX_EPOCH, RequestKey(0)));
@@ -122,29 +152,44 @@ impl Walk {
                 self.cancelled.0 = Some(last);
             }
         }
-        let resting: Vec<BatchId> =
-            self.batches.iter().filter(|(_, (_, rest))| rest.is_some()).map(|(batch, _)| *batch).collect();
-        let due = db.session().await?.query_opt(BATCHES, &[&retention.after_end.as_secs_f64(), &resting]).await?;
-        if let Some(batch) = due.map(|row| row.get::<_, BatchId>("batch_id")) {
-            let after = self.batches.get(&batch).map_or(RequestKey(0), |(place, _)| *place);
-            let walked = super::retrying(|| of_batch(db, term, retention, limit, (batch, after))).await?;
-            purged = purged.with(&walked);
-            let place = if walked.is_last(limit) {
-                (RequestKey(0), Some(Instant::now()))
-            } else {
-                (walked.last.map_or(after, |(_, key)| key), None)
-            };
-            self.batches.insert(batch, place);
-            purged.more = true;
+        let resting: Vec<i64> =
+            self.weeks.iter().filter(|(_, (_, rest))| rest.is_some()).map(|(week, _)| *week).collect();
+        let due = db.session().await?.query_opt(DUE, &[&retention.after_end.as_secs_f64(), &resting]).await?;
+        let Some(week) = due.map(|row| row.get::<_, i64>("week")) else { return Ok(purged) };
+        let after = self.weeks.get(&week).map_or(RequestKey(0), |(place, _)| *place);
+        let walked = super::retrying(|| of_week(db, term, retention, limit, (week, after))).await?;
+        purged = purged.with(&walked);
+        purged.more = true;
+        let last = walked.last.map_or(after, |(_, key)| key);
+        if !walked.is_last(limit) {
+            self.weeks.insert(week, (last, None));
+            return Ok(purged);
+        }
+        match super::retrying(|| drop_week(db, term, week)).await {
+            Ok(requests) => {
+                self.weeks.remove(&week);
+                purged.requests += requests;
+            }
+            // Somebody reads it: a dump, say. Or something has not ended after all.
+            Err(error) if is_held(&error) || is_needed(&error) => {
+                tracing::warn!(%error, week, "a week of details cannot be dropped yet; it is tried again");
+                let place = if is_needed(&error) { RequestKey(0) } else { last };
+                self.weeks.insert(week, (place, Some(Instant::now())));
+            }
+            Err(error) => return Err(error),
         }
         Ok(purged)
     }
 
     /// Begins anew with what was walked through a while ago.
-    fn wake(&mut self, look_again: Duration) {
-        let rested = |since: &Option<Instant>| since.is_some_and(|since| since.elapsed() >= look_again);
-        self.batches.retain(|_, (_, rest)| !rested(rest));
-        if rested(&self.cancelled.1) {
+    fn wake(&mut self, retention: Retention) {
+        let rested = |since: &Option<Instant>, rest| since.is_some_and(|since| since.elapsed() >= rest);
+        for (_, since) in self.weeks.values_mut() {
+            if rested(since, retention.look_again().min(HELD)) {
+                *since = None;
+            }
+        }
+        if rested(&self.cancelled.1, retention.look_again()) {
             self.cancelled = (None, None);
         }
     }
@@ -154,6 +199,7 @@ impl Purged {
     fn with(self, walked: &Walked) -> Self {
         Self {
             requests: self.requests + walked.purged,
+            moved: self.moved + walked.moved,
             exhausted: self.exhausted + walked.exhausted,
             more: self.more || walked.seen > 0,
         }
@@ -164,16 +210,30 @@ impl Purged {
 struct Walked {
     seen: i64,
     purged: usize,
+    moved: u64,
     exhausted: u64,
     last: Option<(Timestamp, RequestKey)>,
 }
 
 impl Walked {
+    fn of(rows: &[Row]) -> Self {
+        let last = rows.last().map(|row| {
+            (row.get::<_, Option<Timestamp>>("ended_at").unwrap_or(Timestamp::UNIX_EPOCH), row.get("request_key"))
+        });
+        Self { seen: i64::try_from(rows.len()).unwrap_or(i64::MAX), last, ..Self::default() }
+    }
+
     const fn is_last(&self, limit: i64) -> bool {
         self.seen < limit
     }
 }
 
+/// Whether nothing needs the details of this request any more but callbacks that are given up with it.
+fn is_due(row: &Row) -> bool {
+    row.get("is_over") && (!row.get::<_, bool>("has_callbacks") || row.get::<_, bool>("is_past_the_end"))
+}
+
+/// Purges those of the next cancelled requests that are due.
 async fn of_cancelled(
     db: &Db,
     term: &Term,
@@ -183,51 +243,109 @@ async fn of_cancelled(
 ) -> Result<Walked, DbError> {
     let tx = db.begin("purge_requests").await?;
     leader::assert_term(&tx, term).await?;
-    let (soft, hard) = spans(retention);
+    let (soft, hard) = retention.spans();
     let rows = tx.query(OF_CANCELLED, &[&soft, &hard, &limit, &after, &key]).await?;
-    finish(tx, term, &rows).await
-}
-
-async fn of_batch(
-    db: &Db,
-    term: &Term,
-    retention: Retention,
-    limit: i64,
-    (batch, after): (BatchId, RequestKey),
-) -> Result<Walked, DbError> {
-    let tx = db.begin("purge_requests").await?;
-    leader::assert_term(&tx, term).await?;
-    let (soft, hard) = spans(retention);
-    let rows = tx.query(OF_BATCH, &[&soft, &hard, &limit, &batch, &after]).await?;
-    finish(tx, term, &rows).await
-}
-
-fn spans(retention: Retention) -> (f64, f64) {
-    let soft = retention.after_end.as_secs_f64();
-    (soft, soft + retention.for_callbacks.as_secs_f64())
-}
-
-/// Purges those of the walked requests that are due.
-async fn finish(tx: Tx, term: &Term, rows: &[Row]) -> Result<Walked, DbError> {
-    let mut walked = Walked { seen: i64::try_from(rows.len()).unwrap_or(i64::MAX), ..Walked::default() };
-    walked.last = rows.last().map(|row| {
-        (row.get::<_, Option<Timestamp>>("ended_at").unwrap_or(Timestamp::UNIX_EPOCH), row.get("request_key"))
-    });
-    let is_due = |row: &&Row| {
-        row.get("is_over") && (!row.get::<_, bool>("has_callbacks") || row.get::<_, bool>("is_past_the_end"))
-    };
-    let due: Vec<RequestKey> = rows.iter().filter(is_due).map(|row| row.get("request_key")).collect();
+    let mut walked = Walked::of(&rows);
+    let due: Vec<RequestKey> = rows.iter().filter(|row| is_due(row)).map(|row| row.get("request_key")).collect();
     if due.is_empty() {
         tx.rollback().await;
         return Ok(walked);
     }
-    let locked: Vec<RequestKey> = tx.values(LOCK, &[&due]).await?;
+    let rows = tx.query(LOCK, &[&due]).await?;
+    let locked: Vec<RequestKey> = rows.iter().map(|row| row.get("request_key")).collect();
+    let weeks: Vec<i64> = rows.iter().map(|row| row.get("details_week")).collect();
     // Callbacks of the others may have been replayed meanwhile: what is purged has none that is open.
     walked.exhausted = tx.execute(EXHAUST, &[&locked]).await?;
+    tx.execute(FORGET_DETAILS, &[&weeks, &locked]).await?;
     tx.execute(PURGE, &[&locked]).await?;
-    tx.execute(FORGET_MPIDS, &[&locked]).await?;
     walked.purged = locked.len();
     leader::assert_clock(&tx, term).await?;
     tx.commit().await?;
     Ok(walked)
+}
+
+/// Moves what has to stay of the next requests of a week, and gives up callbacks that have kept some of them for too long.
+async fn of_week(
+    db: &Db,
+    term: &Term,
+    retention: Retention,
+    limit: i64,
+    (week, after): (i64, RequestKey),
+) -> Result<Walked, DbError> {
+    let tx = db.begin("purge_requests").await?;
+    leader::assert_term(&tx, term).await?;
+    let (soft, hard) = retention.spans();
+    let rows = tx.query(OF_WEEK, &[&soft, &hard, &limit, &week, &after]).await?;
+    let mut walked = Walked::of(&rows);
+    let late: Vec<RequestKey> =
+        rows.iter().filter(|row| is_due(row) && row.get("has_callbacks")).map(|row| row.get("request_key")).collect();
+    let needed: Vec<&Row> = rows.iter().filter(|row| !is_due(row)).collect();
+    if late.is_empty() && needed.is_empty() {
+        tx.rollback().await;
+        return Ok(walked);
+    }
+    if !late.is_empty() {
+        walked.exhausted = tx.execute(EXHAUST, &[&late]).await?;
+    }
+    if !needed.is_empty() {
+        walked.moved = move_on(&tx, retention, week, &needed).await?;
+    }
+    leader::assert_clock(&tx, term).await?;
+    tx.commit().await?;
+    Ok(walked)
+}
+
+/// Moves details to the weeks from which they are dropped in time.
+async fn move_on(tx: &Tx, retention: Retention, from: i64, rows: &[&Row]) -> Result<u64, DbError> {
+    let span = SignedDuration::from_secs_f64(tx.value::<f64>(SPAN, &[]).await?);
+    let mut keys_by_week: HashMap<i64, Vec<RequestKey>> = HashMap::new();
+    let mut weeks: Vec<details::Week> = Vec::new();
+    for row in rows {
+        let place = stays_for(row, retention);
+        let week = match weeks.iter().find(|week| week.holds(place)) {
+            Some(week) => *week,
+            None => {
+                let week = details::open_week(tx, place, span).await?;
+                weeks.push(week);
+                week
+            }
+        };
+        keys_by_week.entry(week.week).or_default().push(row.get("request_key"));
+    }
+    let mut moved = 0;
+    for (week, keys) in keys_by_week.into_iter().filter(|(week, _)| *week != from) {
+        moved += tx.execute(MOVE, &[&from, &week, &keys]).await?;
+    }
+    Ok(moved)
+}
+
+/// The instant that the week of a request has to hold: of one that has ended the end, or so much later as callbacks may need
+/// it; of another one now.
+fn stays_for(row: &Row, retention: Retention) -> Timestamp {
+    let for_callbacks = if row.get("has_callbacks") { retention.for_callbacks } else { Duration::ZERO };
+    match row.get::<_, Option<Timestamp>>("ended_at") {
+        Some(ended_at) => ended_at.checked_add(for_callbacks).unwrap_or(ended_at),
+        None => row.get("now"),
+    }
+}
+
+fn is_held(error: &DbError) -> bool {
+    error.code().is_some_and(|code| *code == SqlState::LOCK_NOT_AVAILABLE) || error.is_too_much()
+}
+
+/// The database has found something in the week that has not ended.
+fn is_needed(error: &DbError) -> bool {
+    error.code().is_some_and(|code| code.code() == "LT003")
+}
+
+/// Drops a week that was walked through; the number of requests whose details were in it.
+async fn drop_week(db: &Db, term: &Term, week: i64) -> Result<usize, DbError> {
+    let tx = db.begin("drop_week").await?;
+    leader::assert_term(&tx, term).await?;
+    tx.query(TAKE_TIME, &[]).await?;
+    let requests: Option<i64> = tx.value(DROP, &[&week]).await?;
+    lethe_process::fault::point("purge.before_commit");
+    leader::assert_clock(&tx, term).await?;
+    tx.commit().await?;
+    Ok(requests.and_then(|requests| usize::try_from(requests).ok()).unwrap_or(0))
 }

@@ -22,21 +22,21 @@ statements! {
     WALK = "
         SELECT r.request_key, r.controller_id,
                coalesce(coalesce(r.completed_at, r.cancelled_at) <= (SELECT lethe.now()) - make_interval(secs => $1), false)
-                   AND r.sealed_request IS NULL
+                   AND w.week IS NULL
                    AND (SELECT count(*) FROM lethe.callbacks c
                          WHERE c.request_key = r.request_key AND c.state IN ('waiting', 'ready')) = 0
                    AND (SELECT count(*) FROM lethe.results s
                          WHERE s.request_key = r.request_key AND (s.expired_at IS NULL OR s.object_path IS NOT NULL)) = 0 AS is_due
-          FROM lethe.requests r
+          FROM lethe.requests r LEFT JOIN lethe.detail_weeks w ON w.week = r.details_week
          WHERE r.batch_id = $2 AND (r.controller_id, r.request_key) > ($3, $4)
          ORDER BY r.controller_id, r.request_key LIMIT $5";
     WALK_WITHOUT_BATCH = "
         SELECT r.request_key, r.controller_id,
                coalesce(r.cancelled_at <= (SELECT lethe.now()) - make_interval(secs => $1), false)
-                   AND r.sealed_request IS NULL
+                   AND w.week IS NULL
                    AND (SELECT count(*) FROM lethe.callbacks c
                          WHERE c.request_key = r.request_key AND c.state IN ('waiting', 'ready')) = 0 AS is_due
-          FROM lethe.requests r
+          FROM lethe.requests r LEFT JOIN lethe.detail_weeks w ON w.week = r.details_week
          WHERE r.batch_id IS NULL AND (r.controller_id, r.request_key) > ($2, $3)
          ORDER BY r.controller_id, r.request_key LIMIT $4";
     KEEP = "
@@ -50,14 +50,15 @@ statements! {
         DELETE FROM lethe.callback_attempts a USING lethe.callbacks c
          WHERE c.request_key = ANY ($1) AND a.callback_id = c.callback_id";
     REMOVE_RESULTS = "DELETE FROM lethe.results WHERE request_key = ANY ($1)";
-    REMOVE_RECEIPTS = "DELETE FROM lethe.erasure_receipts WHERE request_key = ANY ($1)";
-    REMOVE_MPIDS = "DELETE FROM lethe.request_mpids WHERE request_key = ANY ($1)";
     REMOVE_REQUESTS = "DELETE FROM lethe.requests WHERE request_key = ANY ($1)";
     REMOVE_CALLBACKS = "DELETE FROM lethe.callbacks WHERE request_key = ANY ($1)";
     IS_EMPTY = "SELECT NOT EXISTS (SELECT FROM lethe.requests WHERE batch_id = $1)";
+    /// With the receipts of all their requests.
     REMOVE_SLICES = "
-        DELETE FROM lethe.slices
-         WHERE slice_id = ANY (ARRAY (SELECT slice_id FROM lethe.slices WHERE batch_id = $1 LIMIT $2))";
+        WITH ended AS MATERIALIZED (SELECT slice_id FROM lethe.slices WHERE batch_id = $1 LIMIT $2),
+        receipts AS (
+            DELETE FROM lethe.slice_receipts WHERE slice_id = ANY (ARRAY (SELECT slice_id FROM ended)))
+        DELETE FROM lethe.slices WHERE slice_id = ANY (ARRAY (SELECT slice_id FROM ended))";
     /// A difference that comes to be folded later would leave a total of nothing behind. First the differences, as
     /// everyone who folds, and the totals with a look of their own: a fold may have ended meanwhile.
     FOLD_BATCH = "
@@ -172,9 +173,7 @@ async fn requests(
 /// First the requests, then their callbacks: the guard lets callbacks go that nothing refers to any more.
 async fn remove(tx: &Tx, due: &[i64]) -> Result<(), DbError> {
     tx.query(ANNOUNCE, &[]).await?;
-    for statement in
-        [KEEP, REMOVE_ATTEMPTS, REMOVE_RESULTS, REMOVE_RECEIPTS, REMOVE_MPIDS, REMOVE_REQUESTS, REMOVE_CALLBACKS]
-    {
+    for statement in [KEEP, REMOVE_ATTEMPTS, REMOVE_RESULTS, REMOVE_REQUESTS, REMOVE_CALLBACKS] {
         tx.execute(statement, &[&due]).await?;
     }
     Ok(())

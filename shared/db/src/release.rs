@@ -3,13 +3,13 @@
 //!
 //! **Invariant** (DESIGN rule 6): a step of a release is one transaction, bounded in requests, profiles and bytes.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 
 use tokio_postgres::Row;
 
 use super::batches::PENDING;
+use super::details::{self, FoundAtRelease};
 use super::leader::{self, Term};
-use super::matching::INSERT_MPIDS;
 use super::matching::{self, Matched, Wanted};
 use super::pool::{Column, Session};
 use super::sealed::open_request;
@@ -27,19 +27,23 @@ statements! {
          WHERE batch_id = $1 AND state = 'closed' AND runs_at <= lethe.now()";
     /// Locks in the order of the key, as cancellations do.
     TAKE = "
-        SELECT request_key, controller_id, subject_request_id, sealed_request, approval, chosen.place FROM (
+        SELECT r.request_key, r.controller_id, r.subject_request_id, r.approval, r.details_week, d.sealed_request,
+               d.at_receipt, chosen.place FROM (
             -- Bounded in bytes as well as in number; the first is taken whatever its size.
-            SELECT request_key, row_number() OVER (ORDER BY controller_id, request_key) AS place,
-                   sum(octet_length(sealed_request)) OVER (ORDER BY controller_id, request_key)
-                       - octet_length(sealed_request) AS bytes_before
-              FROM (SELECT request_key, controller_id, sealed_request FROM lethe.requests
+            SELECT first.request_key, row_number() OVER (ORDER BY first.controller_id, first.request_key) AS place,
+                   sum(octet_length(d.sealed_request)) OVER (ORDER BY first.controller_id, first.request_key)
+                       - octet_length(d.sealed_request) AS bytes_before
+              FROM (SELECT request_key, controller_id, details_week FROM lethe.requests
                      WHERE batch_id = $1 AND (controller_id, request_key) > ($4, $5) AND status = 'pending'
-                     ORDER BY controller_id, request_key LIMIT $2) first) chosen
+                     ORDER BY controller_id, request_key LIMIT $2) first
+              LEFT JOIN LATERAL (SELECT sealed_request FROM lethe.request_details d
+                                  WHERE d.week = first.details_week AND d.request_key = first.request_key OFFSET 0) d
+                ON true) chosen
           JOIN lethe.requests r USING (request_key)
+          LEFT JOIN LATERAL (SELECT sealed_request, at_receipt FROM lethe.request_details d
+                              WHERE d.week = r.details_week AND d.request_key = r.request_key OFFSET 0) d ON true
          WHERE r.status = 'pending' AND r.batch_id = $1 AND coalesce(chosen.bytes_before, 0) < $3
-         ORDER BY request_key FOR UPDATE OF r";
-    KNOWN_MPIDS = "
-        SELECT request_key, mpid FROM lethe.request_mpids WHERE request_key = ANY ($1)";
+         ORDER BY r.request_key FOR UPDATE OF r";
     /// Back to the operator: visible, cancellable, in no batch.
     HOLD_BACK = "
         UPDATE lethe.requests SET approval = 'needed', batch_id = NULL WHERE request_key = ANY ($1) AND status = 'pending'";
@@ -100,6 +104,10 @@ struct Candidate {
     key: RequestKey,
     controller_id: ControllerId,
     request: SubjectRequest,
+    /// Of its details.
+    week: i64,
+    /// What it matched as it was received.
+    known: BTreeSet<Mpid>,
     approved: bool,
 }
 
@@ -133,6 +141,8 @@ fn read_candidate(row: &Row, keys: &Keys) -> Result<Candidate, DbError> {
         key: row.get("request_key"),
         controller_id,
         request,
+        week: row.get::<_, Option<i64>>("details_week").ok_or_else(unexpected)?,
+        known: row.get::<_, Option<Vec<Mpid>>>("at_receipt").unwrap_or_default().into_iter().collect(),
         approved: row.column::<Approval>("approval")? == Approval::Approved,
     })
 }
@@ -210,7 +220,7 @@ async fn step_once(
     }
     candidates.sort_by(|a, b| (&a.controller_id, a.key).cmp(&(&b.controller_id, b.key)));
     let mut matched = match_again(&tx, &candidates, cap).await?;
-    let known = join_known(&tx, &candidates, &mut matched, cap).await?;
+    join_known(&candidates, &mut matched, cap);
 
     let mut step = Step::default();
     let mut held: Vec<RequestKey> =
@@ -239,7 +249,7 @@ async fn step_once(
         }
     }
     if !keys_of_slices.is_empty() {
-        insert_mpids(&tx, &ready, &known).await?;
+        details::add_released(&tx, &found_now(&ready)).await?;
         let released = tx.execute(BEGIN_PROGRESS, &[&keys_of_slices, &slice_ids]).await?;
         step.released = usize::try_from(released).unwrap_or(0);
         step.endpoints = callbacks::add(&tx, &keys_of_slices, RequestStatus::InProgress).await?.into_iter().collect();
@@ -251,28 +261,12 @@ async fn step_once(
 }
 
 /// The union with what was matched at receipt; data that has gone meanwhile still counts, since a store beside the
-/// built-in one may hold it. The cap counts the union. Returns what was known.
-async fn join_known(
-    tx: &Tx,
-    candidates: &[Candidate],
-    matched: &mut [Matched],
-    cap: u32,
-) -> Result<HashSet<(RequestKey, Mpid)>, DbError> {
-    let keys: Vec<RequestKey> = candidates.iter().map(|one| one.key).collect();
-    let index: std::collections::HashMap<RequestKey, usize> =
-        keys.iter().enumerate().map(|(i, key)| (*key, i)).collect();
-    let mut known = HashSet::new();
-    for row in tx.query(KNOWN_MPIDS, &[&keys]).await? {
-        let (key, mpid): (RequestKey, Mpid) = (row.get("request_key"), row.get("mpid"));
-        known.insert((key, mpid));
-        let place = index.get(&key).and_then(|i| candidates.get(*i).zip(matched.get_mut(*i)));
-        let Some((one, found)) = place else { continue };
-        if !one.request.mpids.contains(&mpid) {
-            found.mpids.insert(mpid);
-            found.over_cap |= !one.approved && found.mpids.len() > cap as usize;
-        }
+/// built-in one may hold it. The cap counts the union.
+fn join_known(candidates: &[Candidate], matched: &mut [Matched], cap: u32) {
+    for (one, found) in candidates.iter().zip(matched) {
+        found.mpids.extend(&one.known);
+        found.over_cap |= !one.approved && found.mpids.len() > cap as usize;
     }
-    Ok(known)
 }
 
 /// Cuts requests, sorted by controller, into slices: of one controller each, bounded in requests and in profiles.
@@ -302,24 +296,13 @@ fn cut<'a, 'b>(
 }
 
 /// What was matched now and not before: what is known from the receipt keeps its source.
-async fn insert_mpids(
-    tx: &Tx,
-    ready: &[(&Candidate, &Matched)],
-    known: &HashSet<(RequestKey, Mpid)>,
-) -> Result<(), DbError> {
-    let (mut keys, mut mpids) = (Vec::new(), Vec::new());
-    for (one, found) in ready {
-        for mpid in found.mpids.iter().filter(|mpid| !known.contains(&(one.key, **mpid))) {
-            keys.push(one.key);
-            mpids.push(*mpid);
-        }
-    }
-    if keys.is_empty() {
-        return Ok(());
-    }
-    let sources = vec!["release"; mpids.len()];
-    tx.execute(INSERT_MPIDS, &[&keys, &mpids, &sources]).await?;
-    Ok(())
+fn found_now(ready: &[(&Candidate, &Matched)]) -> Vec<FoundAtRelease> {
+    let new = |(one, found): &(&Candidate, &Matched)| FoundAtRelease {
+        week: one.week,
+        request_key: one.key,
+        mpids: found.mpids.difference(&one.known).copied().collect(),
+    };
+    ready.iter().map(new).filter(|found| !found.mpids.is_empty()).collect()
 }
 
 /// What a batch that has not run yet would be executed on, exact as of the caller's snapshot.
@@ -347,7 +330,7 @@ pub async fn plan(tx: &Tx, keys: &Keys, batch_id: BatchId, cap: u32) -> Result<P
         after = last.get("request_key");
         plan.held_back += unreadable.len();
         let mut matched = match_again(tx, &candidates, cap).await?;
-        join_known(tx, &candidates, &mut matched, cap).await?;
+        join_known(&candidates, &mut matched, cap);
         for (one, found) in candidates.iter().zip(matched) {
             if found.over_cap {
                 plan.held_back += 1;

@@ -20,7 +20,7 @@ pub struct Reporting {
 }
 
 impl Reporting {
-    /// Sealed for `lethe.requests.sealed_reporting`; empty where there is nothing to seal, so that it is told from NULL.
+    /// Sealed for `lethe.request_details.sealed_reporting`; empty where there is nothing to seal, so that it is told from NULL.
     ///
     /// # Errors
     /// [`CryptoError::Random`].

@@ -9,13 +9,18 @@ use lethe_domain::request::{BatchState, ControllerId, RequestKey, RequestStatus}
 statements! {
     LATEST = "
         SELECT request_key FROM lethe.requests ORDER BY request_key DESC LIMIT $1";
+    /// In the order of the index that leads to the controller's: a plan that is kept must not look for them among all.
     LATEST_OF_CONTROLLER = "
-        SELECT request_key FROM lethe.requests WHERE controller_id = $2 ORDER BY request_key DESC LIMIT $1";
+        SELECT request_key FROM lethe.requests
+         WHERE (controller_id, request_key) >= ($2, 0) AND (controller_id, request_key) <= ($2, 9223372036854775807)
+         ORDER BY controller_id DESC, request_key DESC LIMIT $1";
     CANCELLED = "
         SELECT request_key FROM lethe.requests WHERE cancelled_at IS NOT NULL ORDER BY request_key DESC LIMIT $1";
     CANCELLED_OF_CONTROLLER = "
-        SELECT request_key FROM lethe.requests WHERE controller_id = $2 AND cancelled_at IS NOT NULL
-         ORDER BY request_key DESC LIMIT $1";
+        SELECT request_key FROM lethe.requests
+         WHERE (controller_id, request_key) >= ($2, 0) AND (controller_id, request_key) <= ($2, 9223372036854775807)
+           AND cancelled_at IS NOT NULL
+         ORDER BY controller_id DESC, request_key DESC LIMIT $1";
     AWAITING_APPROVAL = "
         SELECT request_key FROM lethe.requests
          WHERE approval = 'needed' AND cancelled_at IS NULL AND ($2::text IS NULL OR controller_id = $2)
@@ -45,8 +50,10 @@ statements! {
     BY_KEYS = "
         SELECT r.request_key, r.controller_id, r.subject_request_id, r.api_version, r.request_type, r.status,
                r.expected_completion_time, NULL::bytea AS sealed_reporting, s.result_id, s.token_salt, s.lines, r.received_at, r.approval,
-               r.batch_id, r.slice_id, r.sealed_request IS NULL AS is_purged, NULL::bytea AS sealed_request
-          FROM lethe.requests r LEFT JOIN lethe.results s USING (request_key)
+               r.batch_id, r.slice_id, w.week IS NULL AS is_purged, NULL::bytea AS sealed_request
+          FROM lethe.requests r
+          LEFT JOIN lethe.detail_weeks w ON w.week = r.details_week
+          LEFT JOIN lethe.results s ON s.request_key = r.request_key
          WHERE r.request_key = ANY ($1) ORDER BY r.request_key DESC";
 }
 

@@ -57,26 +57,35 @@ statements! {
         DELETE FROM lethe.early_cancellations
          WHERE ctid = ANY (ARRAY (SELECT ctid FROM lethe.early_cancellations
                                    WHERE expires_at <= (SELECT lethe.now()) ORDER BY expires_at LIMIT $1))";
+    /// What is sealed only where there is a group: that is all that an answer needs of it.
     STATUS = "
-        SELECT r.request_key, r.controller_id, r.subject_request_id, r.api_version, r.request_type, r.status,
-               r.expected_completion_time, r.sealed_reporting, s.result_id, s.token_salt, s.lines, r.received_at, r.approval,
-               r.batch_id, r.slice_id, r.sealed_request IS NULL AS is_purged,
-               CASE WHEN r.sealed_reporting IS NULL THEN r.sealed_request END AS sealed_request
-          FROM lethe.requests r LEFT JOIN lethe.results s USING (request_key)
-         WHERE r.controller_id = $1 AND r.subject_request_id = $2";
-    /// What is left of one whose records were removed.
+        SELECT q.ord, r.request_key, r.controller_id, r.subject_request_id, r.api_version, r.request_type, r.status,
+               r.expected_completion_time, d.sealed_reporting, s.result_id, s.token_salt, s.lines, r.received_at, r.approval,
+               r.batch_id, r.slice_id, w.week IS NULL AS is_purged,
+               CASE WHEN d.sealed_reporting IS NULL THEN d.sealed_request END AS sealed_request
+          FROM unnest($1::text[], $2::uuid[]) WITH ORDINALITY AS q (controller_id, subject_request_id, ord)
+          JOIN lethe.requests r ON r.controller_id = q.controller_id AND r.subject_request_id = q.subject_request_id
+          LEFT JOIN lethe.detail_weeks w ON w.week = r.details_week
+          LEFT JOIN LATERAL (SELECT sealed_reporting, sealed_request FROM lethe.request_details d
+                              WHERE r.group_digest IS NOT NULL AND d.week = r.details_week
+                                AND d.request_key = r.request_key OFFSET 0) d ON true
+          LEFT JOIN lethe.results s ON s.request_key = r.request_key";
+    /// What is left of those whose records were removed.
     PAST_STATUS = "
-        SELECT request_key, controller_id, subject_request_id, api_version, request_type, status,
+        SELECT q.ord, request_key, controller_id, subject_request_id, api_version, request_type, status,
                expected_completion_time, NULL::bytea AS sealed_reporting, NULL::uuid AS result_id, NULL::bytea AS token_salt,
                NULL::bigint AS lines, received_at, 'not_needed' AS approval, NULL::bigint AS batch_id, NULL::bigint AS slice_id,
                true AS is_purged, NULL::bytea AS sealed_request
-          FROM lethe.past_requests WHERE controller_id = $1 AND subject_request_id = $2";
+          FROM unnest($1::text[], $2::uuid[]) WITH ORDINALITY AS q (controller_id, subject_request_id, ord)
+          JOIN lethe.past_requests USING (controller_id, subject_request_id)";
     /// Nothing sealed: whoever asks has named the group, and the rest is in clear.
     GROUP = "
         SELECT r.request_key, r.controller_id, r.subject_request_id, r.api_version, r.request_type, r.status,
                r.expected_completion_time, NULL::bytea AS sealed_reporting, s.result_id, s.token_salt, s.lines, r.received_at, r.approval,
-               r.batch_id, r.slice_id, r.sealed_request IS NULL AS is_purged, NULL::bytea AS sealed_request
-          FROM lethe.requests r LEFT JOIN lethe.results s USING (request_key)
+               r.batch_id, r.slice_id, w.week IS NULL AS is_purged, NULL::bytea AS sealed_request
+          FROM lethe.requests r
+          LEFT JOIN lethe.detail_weeks w ON w.week = r.details_week
+          LEFT JOIN lethe.results s ON s.request_key = r.request_key
          WHERE r.controller_id = $1 AND r.group_digest = $2 AND r.request_key > $3
          ORDER BY r.request_key LIMIT $4";
     FIND_UNAPPROVED = "
@@ -88,10 +97,17 @@ statements! {
            SET approval = 'approved', approved_at = $2, lane = $3, batch_id = $4, expected_completion_time = $5
          WHERE request_key = $1";
     RECEIPTS = "
-        SELECT store, as_of, rows_deleted, rows_arrived, verified_at, failure
-          FROM lethe.erasure_receipts WHERE request_key = $1 ORDER BY store";
+        SELECT e.store, e.as_of, e.rows_deleted, e.rows_arrived, e.verified_at, e.failure
+          FROM lethe.requests r
+          JOIN lethe.erasure_receipts e ON e.slice_id = r.slice_id AND e.request_key = r.request_key
+         WHERE r.request_key = $1 ORDER BY e.store";
     MPID_SOURCES = "
-        SELECT source, count(*) AS profiles FROM lethe.request_mpids WHERE request_key = $1 GROUP BY source ORDER BY source";
+        SELECT m.source, m.profiles::bigint
+          FROM lethe.requests r
+          JOIN lethe.request_details d ON d.week = r.details_week AND d.request_key = r.request_key
+         CROSS JOIN LATERAL (VALUES ('named', cardinality(d.named)), ('receipt', cardinality(d.at_receipt)),
+                                    ('release', cardinality(d.at_release))) AS m (source, profiles)
+         WHERE r.request_key = $1 AND m.profiles > 0 ORDER BY m.source";
     /// The work of a request that failed is tried again at once, as the first of its controller's.
     RETRY = "
         UPDATE lethe.slices s
@@ -258,7 +274,7 @@ pub struct RequestRow {
     pub expected_completion_time: Timestamp,
     /// What was personal in it is gone.
     pub is_purged: bool,
-    /// What status answers need of it, sealed; `None` in lists, after the purge, and for requests of old.
+    /// What status answers need of it, sealed; `None` in lists, without a group, after the purge, and for requests of old.
     pub sealed_reporting: Option<Vec<u8>>,
     /// The sealed request, for a request of old only.
     pub sealed_request: Option<Vec<u8>>,
@@ -299,11 +315,34 @@ pub(super) fn read_request(row: &Row) -> Result<RequestRow, DbError> {
 /// # Errors
 /// [`DbError`].
 pub async fn find(session: &Session, target: &Target) -> Result<Option<RequestRow>, DbError> {
-    let row = match session.query_opt(STATUS, &[&target.0, &target.1]).await? {
-        None => session.query_opt(PAST_STATUS, &[&target.0, &target.1]).await?,
-        row => row,
-    };
-    row.as_ref().map(read_request).transpose()
+    find_all(session, std::slice::from_ref(target)).await?.pop().flatten().transpose()
+}
+
+/// Requests by controller and id, in the order of the targets. A row that cannot be read is an error of that one alone.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn find_all(
+    session: &Session,
+    targets: &[Target],
+) -> Result<Vec<Option<Result<RequestRow, DbError>>>, DbError> {
+    let mut found: Vec<Option<Result<RequestRow, DbError>>> = targets.iter().map(|_| None).collect();
+    for statement in [STATUS, PAST_STATUS] {
+        let open: Vec<(usize, &Target)> =
+            targets.iter().enumerate().filter(|(place, _)| found.get(*place).is_some_and(Option::is_none)).collect();
+        if open.is_empty() {
+            break;
+        }
+        let controllers: Vec<&str> = open.iter().map(|(_, (controller, _))| controller.as_str()).collect();
+        let ids: Vec<SubjectRequestId> = open.iter().map(|(_, (_, id))| *id).collect();
+        for row in session.query(statement, &[&controllers, &ids]).await? {
+            let ord: i64 = row.get("ord");
+            let place = usize::try_from(ord - 1).ok().and_then(|ord| open.get(ord));
+            let slot = place.and_then(|(place, _)| found.get_mut(*place));
+            *slot.ok_or(DbError::Unexpected { place: "requests" })? = Some(read_request(&row));
+        }
+    }
+    Ok(found)
 }
 
 /// The requests of a group after the one with the key `after`, in the order of receipt.

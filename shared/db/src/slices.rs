@@ -18,35 +18,62 @@ use lethe_process::fault;
 statements! {
     MEMBERS = "
         SELECT r.request_key, r.subject_request_id, r.request_type,
-               ARRAY (SELECT m.mpid FROM lethe.request_mpids m WHERE m.request_key = r.request_key ORDER BY m.mpid) AS mpids
+               coalesce(d.named, '{}') || coalesce(d.at_receipt, '{}') || coalesce(d.at_release, '{}') AS mpids
           FROM lethe.slice_members r
+          -- Without its details a request cannot be executed, and must not end.
+         CROSS JOIN LATERAL (SELECT named, at_receipt, at_release FROM lethe.request_details d
+                              WHERE d.week = r.details_week AND d.request_key = r.request_key OFFSET 0) d
          WHERE r.slice_id = $1 AND r.status = 'in_progress' ORDER BY r.request_key";
-    /// The first rows that are deleted open the receipt; the verification or the first failure does, where none are.
-    RECORD_DELETED = "
-        INSERT INTO lethe.erasure_receipts AS e (request_key, store, as_of, rows_deleted)
-        SELECT request_key, $3, $4, rows FROM unnest($1::bigint[], $2::bigint[]) AS q (request_key, rows)
-        ON CONFLICT (request_key, store) DO UPDATE SET rows_deleted = e.rows_deleted + excluded.rows_deleted";
+    /// With a place for each request of the slice, completed or not.
     OPEN_RECEIPTS = "
-        INSERT INTO lethe.erasure_receipts (request_key, store, as_of)
-        SELECT key, $2, $3 FROM unnest($1::bigint[]) AS key
-         WHERE NOT EXISTS (SELECT FROM lethe.erasure_receipts e WHERE e.request_key = key AND e.store = $2)
-        ON CONFLICT (request_key, store) DO NOTHING";
+        WITH opened AS (
+            INSERT INTO lethe.slice_receipts (slice_id, store, as_of, request_keys, rows_deleted, rows_arrived, verified_at,
+                                              failures)
+            SELECT $1, $2, $3, keys, array_fill(0::bigint, size), array_fill(NULL::bigint, size),
+                   array_fill(NULL::timestamptz, size), array_fill(NULL::text, size)
+              FROM (SELECT array_agg(m.request_key ORDER BY m.request_key) AS keys, ARRAY[count(*)::integer] AS size
+                      FROM lethe.slice_members m WHERE m.slice_id = $1 HAVING count(*) > 0) members
+             WHERE NOT EXISTS (SELECT FROM lethe.slice_receipts e WHERE e.slice_id = $1 AND e.store = $2)
+            ON CONFLICT (slice_id, store) DO NOTHING
+            RETURNING request_keys)
+        SELECT request_keys FROM opened
+        UNION ALL
+        SELECT request_keys FROM lethe.slice_receipts WHERE slice_id = $1 AND store = $2";
+    /// Numbers and receipts meet by their places: a plan that is kept must not compare each with each.
+    RECORD_DELETED = "
+        UPDATE lethe.slice_receipts e
+           SET rows_deleted = ARRAY (SELECT u.before + u.rows
+                                       FROM unnest(e.rows_deleted, $3::bigint[]) WITH ORDINALITY AS u (before, rows, place)
+                                      ORDER BY u.place)
+         WHERE e.slice_id = $1 AND e.store = $2";
+    /// The first verification stays, and what arrived with it; a failure of before is over.
     VERIFY = "
-        INSERT INTO lethe.erasure_receipts AS e (request_key, store, as_of, rows_arrived, verified_at)
-        SELECT request_key, $3, $4, arrived, (SELECT lethe.now())
-          FROM unnest($1::bigint[], $2::bigint[]) AS q (request_key, arrived)
-        ON CONFLICT (request_key, store) DO UPDATE
-           SET verified_at = excluded.verified_at, rows_arrived = excluded.rows_arrived, failure = NULL
-         WHERE e.verified_at IS NULL";
+        UPDATE lethe.slice_receipts e
+           SET (verified_at, rows_arrived, failures) = (
+                SELECT array_agg(CASE WHEN is_new THEN instant.now ELSE u.verified_at END ORDER BY u.place),
+                       array_agg(CASE WHEN is_new THEN u.arrived ELSE u.before END ORDER BY u.place),
+                       array_agg(CASE WHEN is_new THEN NULL ELSE u.failure END ORDER BY u.place)
+                  FROM (SELECT lethe.now() AS now) AS instant
+                 CROSS JOIN unnest(e.verified_at, e.rows_arrived, e.failures, $3::bigint[])
+                            WITH ORDINALITY AS u (verified_at, before, failure, arrived, place)
+                 CROSS JOIN LATERAL (SELECT u.verified_at IS NULL AND u.arrived IS NOT NULL AS is_new) verified)
+         WHERE e.slice_id = $1 AND e.store = $2";
     RECORD_FAILURE = "
-        UPDATE lethe.erasure_receipts SET failure = $3
-         WHERE request_key = ANY ($1) AND store = $2 AND verified_at IS NULL AND failure IS DISTINCT FROM $3";
+        UPDATE lethe.slice_receipts e
+           SET failures = ARRAY (SELECT CASE WHEN u.verified_at IS NULL AND u.fails THEN $4 ELSE u.failure END
+                                   FROM unnest(e.verified_at, e.failures, $3::bool[])
+                                        WITH ORDINALITY AS u (verified_at, failure, fails, place)
+                                  ORDER BY u.place)
+         WHERE e.slice_id = $1 AND e.store = $2";
     /// Only requests whose every store has verified; the others stay in progress.
     COMPLETE_ERASED = "
         UPDATE lethe.requests r SET status = 'completed', completed_at = (SELECT lethe.now())
-         WHERE r.request_key = ANY ($3) AND r.slice_id = $1 AND r.status = 'in_progress' AND cardinality($2::text[]) > 0
-           AND (SELECT count(*) FROM lethe.erasure_receipts e
-                 WHERE e.request_key = r.request_key AND e.store = ANY ($2) AND e.verified_at IS NOT NULL) = cardinality($2)
+         WHERE r.request_key = ANY (ARRAY (
+                SELECT u.request_key FROM lethe.slice_receipts e
+                 CROSS JOIN LATERAL unnest(e.request_keys, e.verified_at) AS u (request_key, verified_at)
+                 WHERE e.slice_id = $1 AND e.store = ANY ($2) AND u.verified_at IS NOT NULL AND u.request_key = ANY ($3)
+                 GROUP BY u.request_key HAVING count(*) = cardinality($2::text[])))
+           AND r.slice_id = $1 AND r.status = 'in_progress'
         RETURNING r.request_key";
     COMPLETE_COMPILED = "
         UPDATE lethe.requests r SET status = 'completed', completed_at = (SELECT lethe.now())
@@ -84,7 +111,7 @@ pub struct Member {
     pub subject_request_id: SubjectRequestId,
     /// `erasure`, `access` or `portability`.
     pub request_type: String,
-    /// The profiles that it is executed on.
+    /// The profiles that it is executed on, in order.
     pub mpids: Vec<Mpid>,
 }
 
@@ -96,27 +123,53 @@ pub async fn members(session: &Session, slice_id: SliceId) -> Result<Vec<Member>
     let rows = session.query(MEMBERS, &[&slice_id]).await?;
     Ok(rows
         .iter()
-        .map(|row| Member {
-            request_key: row.get("request_key"),
-            subject_request_id: row.get("subject_request_id"),
-            request_type: row.get("request_type"),
-            mpids: row.get("mpids"),
+        .map(|row| {
+            let mut mpids: Vec<Mpid> = row.get("mpids");
+            mpids.sort_unstable();
+            Member {
+                request_key: row.get("request_key"),
+                subject_request_id: row.get("subject_request_id"),
+                request_type: row.get("request_type"),
+                mpids,
+            }
         })
         .collect())
 }
 
-/// Adds rows deleted to the receipts of a store, each request once; part of the transaction that deletes them.
+/// The receipts of a store for the requests of a slice.
+#[derive(Clone, Debug)]
+pub struct Receipts {
+    slice_id: SliceId,
+    /// The store.
+    pub store: &'static str,
+    /// In order; what is recorded of a request stands in its place.
+    keys: Vec<RequestKey>,
+}
+
+impl Receipts {
+    /// A value for each place.
+    fn places<T>(&self, value: impl Fn(RequestKey) -> T) -> Vec<T> {
+        self.keys.iter().map(|key| value(*key)).collect()
+    }
+}
+
+/// The receipts of a store, opened where there are none yet.
 ///
 /// # Errors
 /// [`DbError`].
-pub async fn record_deleted(
-    tx: &Tx,
-    claimed: &Claimed,
-    store: &str,
-    deleted: &BTreeMap<RequestKey, i64>,
-) -> Result<(), DbError> {
-    let (keys, rows): (Vec<RequestKey>, Vec<i64>) = deleted.iter().unzip();
-    tx.execute(RECORD_DELETED, &[&keys, &rows, &store, &claimed.as_of]).await?;
+pub async fn open_receipts(session: &Session, claimed: &Claimed, store: &'static str) -> Result<Receipts, DbError> {
+    let row = session.query_opt(OPEN_RECEIPTS, &[&claimed.slice_id, &store, &claimed.as_of]).await?;
+    let keys = row.map(|row| row.get("request_keys")).unwrap_or_default();
+    Ok(Receipts { slice_id: claimed.slice_id, store, keys })
+}
+
+/// Adds rows deleted to receipts; part of the transaction that deletes them, which holds the lease.
+///
+/// # Errors
+/// [`DbError`].
+pub async fn record_deleted(tx: &Tx, receipts: &Receipts, deleted: &BTreeMap<RequestKey, i64>) -> Result<(), DbError> {
+    let rows = receipts.places(|key| deleted.get(&key).copied().unwrap_or(0));
+    tx.execute(RECORD_DELETED, &[&receipts.slice_id, &receipts.store, &rows]).await?;
     Ok(())
 }
 
@@ -127,24 +180,24 @@ pub async fn record_deleted(
 pub async fn record_failure(
     db: &Db,
     claimed: &Claimed,
-    store: &str,
+    receipts: &Receipts,
     keys: &[RequestKey],
     class: &str,
 ) -> Result<(), DbError> {
+    let fails = receipts.places(|key| keys.contains(&key));
     let tx = db.begin("record_store_failure").await?;
     hold(&tx, claimed).await?;
-    tx.execute(OPEN_RECEIPTS, &[&keys, &store, &claimed.as_of]).await?;
-    tx.execute(RECORD_FAILURE, &[&keys, &store, &class]).await?;
+    tx.execute(RECORD_FAILURE, &[&receipts.slice_id, &receipts.store, &fails, &class]).await?;
     tx.commit().await
 }
 
 /// What a store, asked again, holds nothing more of.
 #[derive(Debug)]
 pub struct Verified {
-    /// The store.
-    pub store: &'static str,
+    /// The receipts of the store.
+    pub receipts: Receipts,
     /// The requests, each with the rows of its profiles that were received after the start of the execution.
-    pub arrived: Vec<(RequestKey, i64)>,
+    pub arrived: BTreeMap<RequestKey, i64>,
 }
 
 /// What a finished attempt led to.
@@ -158,7 +211,7 @@ pub struct Finished {
     pub endpoints: Vec<EndpointId>,
 }
 
-/// Records what the stores have verified, one entry for each of them, completes those of the members for which all have,
+/// Records what the stores have verified, completes those of the members for which all have,
 /// and the slice if none is left.
 ///
 /// # Errors
@@ -169,14 +222,14 @@ pub async fn finish_erasure(
     members: &[Member],
     verified: &[Verified],
 ) -> Result<Finished, DbError> {
-    let stores: Vec<&str> = verified.iter().map(|one| one.store).collect();
+    let stores: Vec<&str> = verified.iter().map(|one| one.receipts.store).collect();
     let members: Vec<RequestKey> = members.iter().map(|member| member.request_key).collect();
     super::retrying(|| async {
         let tx = db.begin("finish_erasure").await?;
         hold(&tx, claimed).await?;
-        for Verified { store, arrived } in verified {
-            let (keys, rows): (Vec<RequestKey>, Vec<i64>) = arrived.iter().copied().unzip();
-            tx.execute(VERIFY, &[&keys, &rows, store, &claimed.as_of]).await?;
+        for Verified { receipts, arrived } in verified {
+            let rows = receipts.places(|key| arrived.get(&key).copied());
+            tx.execute(VERIFY, &[&receipts.slice_id, &receipts.store, &rows]).await?;
         }
         let completed = tx.values(COMPLETE_ERASED, &[&claimed.slice_id, &stores, &members]).await?;
         let finished = finish(&tx, claimed, completed).await?;

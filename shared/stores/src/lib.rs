@@ -16,7 +16,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use jiff::Timestamp;
 
-use lethe_db::slices::{Claimed, Trouble};
+use lethe_db::slices::{Claimed, Receipts, Trouble};
 use lethe_db::{Db, DbError};
 use lethe_domain::disposition::Disposition;
 use lethe_domain::request::{ControllerId, Mpid, RequestKey};
@@ -87,6 +87,8 @@ impl StoreError {
 pub struct Erasure<'a> {
     /// The lease under which it happens: every write of a store holds it.
     pub claimed: &'a Claimed,
+    /// Where it is written down what was deleted, in the transaction that deletes it.
+    pub receipts: &'a Receipts,
     /// The profiles, each with the request whose receipt counts its rows.
     pub mpids: BTreeMap<Mpid, RequestKey>,
 }

@@ -257,7 +257,7 @@ async fn delete(
 /// Adds deleted rows to the receipts, in the transaction that deletes them.
 async fn record(tx: &Tx, erasure: &Erasure<'_>, deleted: &BTreeMap<RequestKey, i64>) -> Result<(), DbError> {
     if !deleted.is_empty() {
-        slices::record_deleted(tx, erasure.claimed, PostgresStore::NAME, deleted).await?;
+        slices::record_deleted(tx, erasure.receipts, deleted).await?;
     }
     let total: i64 = deleted.values().sum();
     metrics::counter!("lethe_rows_erased_total", "store" => PostgresStore::NAME)

@@ -79,8 +79,8 @@ impl Bench {
     pub(crate) async fn clean(&self) {
         self.world
             .run(
-                "TRUNCATE lethe.requests, lethe.request_mpids, lethe.batches, lethe.slices, lethe.endpoints, lethe.callbacks,
-                          lethe.callback_attempts, lethe.erasure_receipts, lethe.early_cancellations CASCADE;
+                "TRUNCATE lethe.requests, lethe.request_details, lethe.batches, lethe.slices, lethe.endpoints, lethe.callbacks,
+                          lethe.callback_attempts, lethe.slice_receipts, lethe.early_cancellations CASCADE;
                  TRUNCATE raw.requests, raw.request_mpids, raw.callbacks, raw.slices;
                  UPDATE lethe.lanes SET closed_through = '-infinity'",
             )
@@ -126,7 +126,14 @@ impl Bench {
         };
         let holder = uuid::Uuid::new_v4();
         let epoch = leader::acquire(&self.world.db, holder, Duration::from_secs(15)).await.unwrap();
-        calendar::store(&self.world.db, epoch.expect("nobody leads"), &calendar).await.unwrap();
+        calendar::store(
+            &self.world.db,
+            epoch.expect("nobody leads"),
+            &calendar,
+            jiff::SignedDuration::from_hours(7 * 24),
+        )
+        .await
+        .unwrap();
         leader::resign(&self.world.db.session().await.unwrap(), holder).await.unwrap();
     }
 

@@ -15,13 +15,15 @@ use tokio::sync::Mutex;
 use crate::world::{Route, World};
 
 /// Settings that make a life of weeks take seconds.
-const SETTINGS: [(&str, &str); 9] = [
+const SETTINGS: [(&str, &str); 10] = [
     ("LETHE_ERASURE_SCHEDULE", "*/4 * * * * *"),
     ("LETHE_ERASURE_WAITING_PERIOD", "5s"),
     ("LETHE_EXPEDITED_SCHEDULE", "*/3 * * * * *"),
     ("LETHE_ACCESS_SCHEDULE", "*/3 * * * * *"),
     ("LETHE_COMPLETION_MARGIN", "60s"),
     ("LETHE_CALLBACK_MAX_PROBE", "1s"),
+    // Weeks of details are as short, and are dropped while the harm goes on.
+    ("LETHE_RETENTION", "6s"),
     // What cannot be delivered for so long is given up; nothing of a run may be.
     ("LETHE_CALLBACK_GIVE_UP", "72h"),
     ("LETHE_DRAIN_TIMEOUT", "25s"),

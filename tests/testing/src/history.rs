@@ -35,9 +35,9 @@ const STATEMENTS: [&str; 9] = [
             LATERAL (SELECT made.oldest - n * interval '1 minute' AS t) at",
     "INSERT INTO lethe.requests (controller_id, subject_request_id, api_version, regulation, request_type, status, lane, batch_id,
                                  content_digest, submitted_time, received_at, expected_completion_time, in_progress_at,
-                                 completed_at, purged_at)
+                                 completed_at)
      SELECT '{controller}', gen_random_uuid(), '3.0', 'gdpr', 'erasure', 'completed', 'erasure', b.batch_id,
-            sha256(n::text::bytea), b.tick_at, b.tick_at, b.tick_at, b.tick_at, b.tick_at, b.tick_at
+            sha256(n::text::bytea), b.tick_at, b.tick_at, b.tick_at, b.tick_at, b.tick_at
        FROM generate_series(0, {requests} - 1) AS n
        JOIN (SELECT batch_id, tick_at, row_number() OVER (ORDER BY batch_id) - 1 AS place
                FROM lethe.batches, made WHERE batch_id > made.last) b ON b.place = n / (({requests} - 1) / {batches} + 1)

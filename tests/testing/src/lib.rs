@@ -11,6 +11,7 @@
 
 pub mod callbacks;
 pub mod cli;
+pub mod details;
 pub mod erasure;
 pub mod gateway;
 pub mod history;

@@ -1,9 +1,9 @@
 //! Erasing a slice: every store erases, is asked again, and only then are the requests complete.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use lethe_db::slices::{self, Claimed, Member, Trouble, Verified};
+use lethe_db::slices::{self, Claimed, Member, Receipts, Trouble, Verified};
 use lethe_db::{Db, DbError};
 use lethe_domain::request::{Mpid, RequestKey, Stage};
 use lethe_process::fault;
@@ -23,7 +23,7 @@ pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), DbError> {
 }
 
 /// Requests, each with the rows that were received after the start of the execution.
-type Arrived = Vec<(RequestKey, i64)>;
+type Arrived = BTreeMap<RequestKey, i64>;
 
 /// Why something of a slice was not erased.
 struct Failure {
@@ -51,8 +51,9 @@ impl SliceWork for Executor {
         let members = slices::members(&self.db.session().await?, claimed.slice_id).await?;
         let (mut failure, mut verified) = (None, Vec::new());
         for store in self.stores.iter() {
-            let (arrived, failed) = self.erase_from(store.as_ref(), claimed, &members).await?;
-            verified.push(Verified { store: store.name(), arrived });
+            let receipts = slices::open_receipts(&self.db.session().await?, claimed, store.name()).await?;
+            let (arrived, failed) = self.erase_from(store.as_ref(), claimed, &receipts, &members).await?;
+            verified.push(Verified { receipts, arrived });
             failure = failed.or(failure);
         }
         let finished = slices::finish_erasure(&self.db, claimed, &members, &verified).await?;
@@ -75,33 +76,34 @@ impl Executor {
         &self,
         store: &dyn DataStore,
         claimed: &Claimed,
+        receipts: &Receipts,
         members: &[Member],
     ) -> Result<(Arrived, Option<Failure>), DbError> {
-        let error = match self.erase_together(store, claimed, members).await {
+        let error = match self.erase_together(store, claimed, receipts, members).await {
             Ok(arrived) => return Ok((arrived, None)),
             Err(StoreError::Db(DbError::LeaseLost)) => return Err(DbError::LeaseLost),
             Err(error) => error,
         };
         let mut failure = Failure::of(&error);
         if is_everybodys(&error) || members.len() == 1 {
-            self.record_failure(store, claimed, members, &failure.class).await?;
-            return Ok((Vec::new(), Some(failure)));
+            self.record_failure(claimed, receipts, members, &failure.class).await?;
+            return Ok((Arrived::new(), Some(failure)));
         }
         tracing::warn!(
             store = store.name(),
             class = failure.class,
             "a slice was not erased as a whole; trying its requests one by one"
         );
-        let mut verified = Vec::new();
+        let mut verified = Arrived::new();
         for (place, member) in members.iter().enumerate() {
-            match self.erase_together(store, claimed, std::slice::from_ref(member)).await {
+            match self.erase_together(store, claimed, receipts, std::slice::from_ref(member)).await {
                 Ok(arrived) => verified.extend(arrived),
                 Err(StoreError::Db(DbError::LeaseLost)) => return Err(DbError::LeaseLost),
                 Err(error) => {
                     let found = Failure::of(&error);
                     let all = is_everybodys(&error);
                     let failed = if all { &members[place..] } else { std::slice::from_ref(member) };
-                    self.record_failure(store, claimed, failed, &found.class).await?;
+                    self.record_failure(claimed, receipts, failed, &found.class).await?;
                     // A failure that needs an operator must not be hidden by a later one.
                     if all || failure.trouble != Trouble::Operator {
                         failure = found;
@@ -118,21 +120,22 @@ impl Executor {
 
     async fn record_failure(
         &self,
-        store: &dyn DataStore,
         claimed: &Claimed,
+        receipts: &Receipts,
         members: &[Member],
         class: &str,
     ) -> Result<(), DbError> {
-        metrics::counter!("lethe_store_failures_total", "store" => store.name(), "class" => class.to_owned())
+        metrics::counter!("lethe_store_failures_total", "store" => receipts.store, "class" => class.to_owned())
             .increment(1);
         let keys: Vec<RequestKey> = members.iter().map(|member| member.request_key).collect();
-        slices::record_failure(&self.db, claimed, store.name(), &keys, class).await
+        slices::record_failure(&self.db, claimed, receipts, &keys, class).await
     }
 
     async fn erase_together(
         &self,
         store: &dyn DataStore,
         claimed: &Claimed,
+        receipts: &Receipts,
         members: &[Member],
     ) -> Result<Arrived, StoreError> {
         // A profile that two requests match is counted in the receipt of the first.
@@ -143,7 +146,7 @@ impl Executor {
             }
         }
         let mpids: Vec<Mpid> = owners.keys().copied().collect();
-        let erasure = Erasure { claimed, mpids: owners };
+        let erasure = Erasure { claimed, receipts, mpids: owners };
         store.erase(&erasure).await?;
         // Asked again: what counts is what is there, not what was said to be deleted.
         let mut held = BTreeMap::new();
@@ -155,13 +158,13 @@ impl Executor {
         if rows > 0 {
             return Err(StoreError::Remainder { rows });
         }
-        let mut arrived: HashMap<RequestKey, i64> = members.iter().map(|member| (member.request_key, 0)).collect();
+        let mut arrived: Arrived = members.iter().map(|member| (member.request_key, 0)).collect();
         for (mpid, held) in held {
             if let Some(count) = erasure.mpids.get(&mpid).and_then(|key| arrived.get_mut(key)) {
                 *count += held.later;
             }
         }
-        Ok(arrived.into_iter().collect())
+        Ok(arrived)
     }
 }
 

@@ -8,7 +8,7 @@ use clap::Args;
 use jiff::SignedDuration;
 use lethe_audit::Signatory;
 use lethe_db::put_off::Longest;
-use lethe_db::{callbacks, results};
+use lethe_db::{callbacks, details, results};
 use lethe_domain::crypto::Keys;
 use lethe_domain::request::Calendar;
 use lethe_process::settings::{ConfigError, HumanDuration};
@@ -91,6 +91,8 @@ pub(crate) struct Ready {
     pub(crate) interval: Duration,
     pub(crate) redrive_after: Duration,
     pub(crate) retention: Duration,
+    /// How long a week of details is.
+    pub(crate) details_span: SignedDuration,
     pub(crate) record_retention: Duration,
     pub(crate) give_up: Duration,
     /// What is put off for longer was put off by a clock that was ahead.
@@ -144,6 +146,7 @@ impl Options {
             interval: positive("LETHE_SCHEDULER_INTERVAL", self.interval)?,
             redrive_after: positive("LETHE_REDRIVE_AFTER", self.redrive_after)?,
             retention: self.retention.get(),
+            details_span: details::span(self.retention.signed()),
             record_retention: self.record_retention.get(),
             give_up: self.give_up.get(),
             longest,

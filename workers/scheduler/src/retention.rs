@@ -9,8 +9,8 @@ use lethe_db::{DbError, message_failures, records, requests};
 use crate::parts::{Part, Turn};
 use crate::scheduler::Scheduler;
 
-/// Requests of a purge: each takes its profiles with it, up to the cap and beyond.
-const PURGED_AT_ONCE: i64 = 200;
+/// Requests of a step of the purge: each that was cancelled takes its profiles with it, up to the cap and beyond.
+const PURGED_AT_ONCE: i64 = 500;
 /// Requests whose records go in one step, each with its callbacks and their attempts.
 const REMOVED_AT_ONCE: i64 = 200;
 /// Intake waits while cancellations are forgotten.
@@ -49,6 +49,12 @@ impl Part for Purge {
         if purged.requests > 0 {
             tracing::info!(requests = purged.requests, "the personal data of ended requests was purged");
             metrics::counter!("lethe_requests_purged_total").increment(purged.requests as u64);
+        }
+        if purged.moved > 0 {
+            tracing::info!(
+                requests = purged.moved,
+                "details are kept for longer: their requests have not ended long enough ago"
+            );
         }
         if purged.exhausted > 0 {
             tracing::warn!(

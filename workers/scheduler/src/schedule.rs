@@ -130,7 +130,8 @@ async fn round(
     let db = &scheduler.service.db;
     let Some(epoch) = scheduler.lead.epoch() else { return Ok(None) };
     if *calendar_of != Some(epoch) {
-        let (version, is_new) = calendar::store(db, epoch, &scheduler.ready.calendar).await?;
+        let (version, is_new) =
+            calendar::store(db, epoch, &scheduler.ready.calendar, scheduler.ready.details_span).await?;
         tracing::info!(version, is_new, "calendar in force");
         *calendar_of = Some(epoch);
     }

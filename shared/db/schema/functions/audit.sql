@@ -24,7 +24,7 @@ END $$;
 -- the rest is removed one day. Plans are kept: one that was made for a statement with one row must not compare each row of
 -- a large one with each.
 CREATE OR REPLACE FUNCTION lethe.audit_changed_requests() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_nestloop = off AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_nestloop = off SET enable_seqscan = off AS $$
 DECLARE
     illegal record;
 BEGIN
@@ -37,6 +37,19 @@ BEGIN
     IF FOUND THEN
         RAISE EXCEPTION 'a request cannot go from % to %', illegal.before, illegal.after USING ERRCODE = 'LT002';
     END IF;
+    -- Of the slices that something is completed of, by their numbers: never all receipts there are.
+    WITH receipts AS MATERIALIZED (
+        SELECT u.request_key,
+               json_agg(json_build_object('store', e.store, 'as_of', e.as_of, 'rows_deleted', u.rows_deleted,
+                                          'rows_arrived', u.rows_arrived, 'verified_at', u.verified_at)
+                        ORDER BY e.store) AS stores
+          FROM lethe.slice_receipts e
+         CROSS JOIN LATERAL unnest(e.request_keys, e.rows_deleted, e.rows_arrived, e.verified_at)
+                            AS u (request_key, rows_deleted, rows_arrived, verified_at)
+         WHERE e.slice_id = ANY (ARRAY (SELECT DISTINCT n.slice_id FROM new_rows n JOIN old_rows o USING (request_key)
+                                         WHERE o.status <> 'completed' AND n.status = 'completed'))
+           AND u.verified_at IS NOT NULL
+         GROUP BY u.request_key)
     INSERT INTO lethe.audit_entries (controller_id, slice_id, event, details, requests, recorded_at)
     SELECT controller_id, slice_id, event,
            json_strip_nulls(json_build_object('batch_id', batch_id, 'slice_id', slice_id, 'columns', columns::json)),
@@ -44,7 +57,7 @@ BEGIN
       FROM (SELECT n.controller_id, n.request_key, t.event, t.batch_id, t.slice_id, t.columns, t.line,
                    (row_number() OVER (PARTITION BY n.controller_id, t.event, t.batch_id, t.slice_id
                                        ORDER BY n.request_key) - 1) / 2000 AS part
-              FROM new_rows n JOIN old_rows o USING (request_key)
+              FROM new_rows n JOIN old_rows o USING (request_key) LEFT JOIN receipts USING (request_key)
               CROSS JOIN LATERAL (
                 SELECT 'requests.approved', n.batch_id, NULL::bigint,
                        '["subject_request_id","lane","expected_completion_time"]',
@@ -72,18 +85,16 @@ BEGIN
                        json_build_array(n.subject_request_id, n.request_type, n.regulation, n.api_version,
                                         encode(n.content_digest, 'hex'), n.lane, n.submitted_time, n.received_at,
                                         n.expected_completion_time, n.in_progress_at, n.completed_at,
-                                        (SELECT count(*) FROM lethe.request_mpids m WHERE m.request_key = n.request_key),
-                                        coalesce((SELECT json_agg(json_build_object(
-                                                             'store', e.store, 'as_of', e.as_of, 'rows_deleted', e.rows_deleted,
-                                                             'rows_arrived', e.rows_arrived, 'verified_at', e.verified_at)
-                                                         ORDER BY e.store)
-                                                    FROM lethe.erasure_receipts e
-                                                   WHERE e.request_key = n.request_key AND e.verified_at IS NOT NULL), '[]'))
+                                        (SELECT coalesce(cardinality(d.named), 0) + coalesce(cardinality(d.at_receipt), 0)
+                                                + coalesce(cardinality(d.at_release), 0)
+                                           FROM lethe.request_details d
+                                          WHERE d.week = n.details_week AND d.request_key = n.request_key),
+                                        coalesce(receipts.stores, '[]'))
                  WHERE o.status <> 'completed' AND n.status = 'completed'
                 UNION ALL
                 SELECT 'requests.purged', n.batch_id, NULL, '["subject_request_id","content_digest"]',
                        json_build_array(n.subject_request_id, encode(n.content_digest, 'hex'))
-                 WHERE o.sealed_request IS NOT NULL AND n.sealed_request IS NULL)
+                 WHERE o.details_week IS NOT NULL AND n.details_week IS NULL)
                 AS t (event, batch_id, slice_id, columns, line)) AS told
      GROUP BY controller_id, event, batch_id, slice_id, columns, part
      ORDER BY min(request_key), event;

@@ -116,11 +116,13 @@ BEGIN
            -- What found nothing, and cost nothing, is not worth a write.
            AND (places.new_ids IS NOT NULL OR places.back OR places.looked AND places.took > interval '1 ms'))
     SELECT c.callback_id, c.endpoint_id, c.url_no, c.request_status, c.expected_completion_time, c.attempts, instant,
-           r.controller_id, r.subject_request_id, r.api_version, r.sealed_reporting,
-           CASE WHEN r.sealed_reporting IS NULL THEN r.sealed_request END, k.signature_algorithm,
+           r.controller_id, r.subject_request_id, r.api_version, d.sealed_reporting,
+           CASE WHEN d.sealed_reporting IS NULL THEN d.sealed_request END, k.signature_algorithm,
            s.result_id, s.token_salt, s.lines, c.replays > 0
       FROM claimed c
       JOIN lethe.requests r ON r.request_key = c.request_key
+      LEFT JOIN LATERAL (SELECT * FROM lethe.request_details x
+                          WHERE x.week = r.details_week AND x.request_key = r.request_key OFFSET 0) d ON true
       JOIN lethe.controllers k ON k.controller_id = r.controller_id
       LEFT JOIN lethe.results s ON s.request_key = c.request_key;
 END $$;
@@ -142,11 +144,4 @@ BEGIN
              WHERE done.callback_id = ANY (finished) AND next.state = 'waiting'
              ORDER BY next.callback_id FOR UPDATE OF next) ready
      WHERE c.callback_id = ready.callback_id;
-END $$;
-
--- It goes with the sealed request, whoever removes that.
-CREATE OR REPLACE FUNCTION lethe.purge_reporting() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    NEW.sealed_reporting := NULL;
-    RETURN NEW;
 END $$;

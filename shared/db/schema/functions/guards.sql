@@ -24,7 +24,7 @@ BEGIN
         -- Ended, purged, and kept as a past request.
         needed := EXISTS (
             SELECT FROM old_rows o
-             WHERE o.sealed_request IS NOT NULL
+             WHERE EXISTS (SELECT FROM lethe.detail_weeks w WHERE w.week = o.details_week)
                 OR NOT EXISTS (SELECT FROM lethe.past_requests p
                                 WHERE p.controller_id = o.controller_id AND p.subject_request_id = o.subject_request_id
                                   AND p.request_key = o.request_key AND p.content_digest = o.content_digest

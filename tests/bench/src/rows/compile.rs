@@ -72,10 +72,12 @@ pub(crate) async fn lethe(bench: &Bench, controller: &str) -> (Run, Option<u64>)
              request AS (
                  INSERT INTO lethe.requests (controller_id, subject_request_id, api_version, regulation, request_type, status,
                                              lane, batch_id, slice_id, content_digest, submitted_time, received_at,
-                                             expected_completion_time)
+                                             expected_completion_time, details_week)
                  SELECT '{controller}', gen_random_uuid(), '3.0', 'gdpr', 'portability', 'pending', 'access', batch_id,
-                        slice_id, sha256('x'), now(), now(), now() FROM slice RETURNING request_key)
-             INSERT INTO lethe.request_mpids (request_key, mpid, source) SELECT request_key, 1, 'receipt' FROM request;
+                        slice_id, sha256('x'), now(), now(), now(), w.week
+                   FROM slice, lethe.open_week(now(), '7 days') w RETURNING request_key, details_week)
+             INSERT INTO lethe.request_details (week, request_key, controller_id, sealed_request, at_receipt)
+             SELECT details_week, request_key, '{controller}', 'x', '{{1}}' FROM request;
              UPDATE lethe.requests SET status = 'in_progress', in_progress_at = now();
              UPDATE lethe.slices SET first_request = (SELECT request_key FROM lethe.requests),
                                      last_request = (SELECT request_key FROM lethe.requests)"

@@ -136,12 +136,14 @@ async fn prepare(bench: &Bench, field: &Field, share: u64) -> Vec<i64> {
         requests AS (
             INSERT INTO lethe.requests (controller_id, subject_request_id, api_version, regulation, request_type, status,
                                         lane, batch_id, slice_id, content_digest, group_digest, submitted_time,
-                                        received_at, expected_completion_time)
+                                        received_at, expected_completion_time, details_week)
             SELECT $2, gen_random_uuid(), '3.0', 'gdpr', 'erasure', 'pending', 'erasure', $1, slice_id,
-                   sha256('x'), int8send(mpid), now(), now(), now()
-              FROM people JOIN numbered USING (slice) RETURNING request_key, group_digest)
-        INSERT INTO lethe.request_mpids (request_key, mpid, source)
-        SELECT request_key, ('x' || encode(group_digest, 'hex'))::bit(64)::bigint, 'receipt' FROM requests";
+                   sha256('x'), int8send(mpid), now(), now(), now(), w.week
+              FROM people JOIN numbered USING (slice), lethe.open_week(now(), '7 days') w
+            RETURNING request_key, group_digest, details_week)
+        INSERT INTO lethe.request_details (week, request_key, controller_id, sealed_request, at_receipt)
+        SELECT details_week, request_key, $2, 'x', ARRAY[('x' || encode(group_digest, 'hex'))::bit(64)::bigint]
+          FROM requests";
     let session = bench.world.db.session().await.unwrap();
     let (mpids, slice) = (field.mpids(share), i64::try_from(SLICE).unwrap());
     session.execute(made, &[&batch, &field.controller, &mpids, &slice]).await.unwrap();
@@ -153,7 +155,7 @@ async fn prepare(bench: &Bench, field: &Field, share: u64) -> Vec<i64> {
                FROM (SELECT slice_id, min(request_key) AS first, max(request_key) AS last
                        FROM lethe.requests GROUP BY slice_id) q
               WHERE s.slice_id = q.slice_id;
-             ANALYZE lethe.requests, lethe.request_mpids, lethe.slices",
+             ANALYZE lethe.requests, lethe.request_details, lethe.slices",
         )
         .await;
     bench.world.all("SELECT slice_id FROM lethe.slices ORDER BY slice_id", &[]).await

@@ -103,7 +103,10 @@ pub(crate) async fn lethe(bench: &Bench, controllers: &[String], made: &[Made], 
     bench.reaches(RECORDED, count).await;
     bench.is_sealed().await;
     let run = meter.stop(count as f64);
-    assert_eq!(bench.count("SELECT count(*) FROM lethe.request_mpids").await, i64::try_from(count).unwrap());
+    assert_eq!(
+        bench.count("SELECT sum(cardinality(at_receipt)) FROM lethe.request_details").await,
+        i64::try_from(count).unwrap()
+    );
     for worker in workers {
         Worker::stop(worker).await;
     }

@@ -20,7 +20,7 @@ const SIZE: &str = "
     SELECT sum(pg_total_relation_size(c.oid))::bigint FROM pg_class c
      WHERE c.relnamespace = 'lethe'::regnamespace AND c.relkind = 'r'";
 const COMPACT: &str = "
-    VACUUM (FULL) lethe.requests, lethe.request_mpids, lethe.callbacks, lethe.callback_attempts, lethe.erasure_receipts,
+    VACUUM (FULL) lethe.requests, lethe.request_details, lethe.callbacks, lethe.callback_attempts, lethe.slice_receipts,
                   lethe.audit_entries, lethe.audit_seals, lethe.audit_unsealed, lethe.slices, lethe.batches, lethe.endpoints";
 
 pub(crate) async fn facts(bench: &Bench, report: &mut Report) {

@@ -33,12 +33,12 @@ async fn release(bench: &Bench, controller: &str, slices: u64, mpids: &str) -> V
              requests AS (
                  INSERT INTO lethe.requests (controller_id, subject_request_id, api_version, regulation, request_type, status,
                                              lane, batch_id, slice_id, content_digest, submitted_time, received_at,
-                                             expected_completion_time)
+                                             expected_completion_time, details_week)
                  SELECT '{controller}', gen_random_uuid(), '3.0', 'gdpr', 'erasure', 'pending', 'erasure', batch_id, slice_id,
-                        sha256('x'), now(), now(), now()
-                   FROM made RETURNING request_key)
-             INSERT INTO lethe.request_mpids (request_key, mpid, source)
-             SELECT request_key, mpid, 'named' FROM requests, {mpids} AS mpid;
+                        sha256('x'), now(), now(), now(), w.week
+                   FROM made, lethe.open_week(now(), '7 days') w RETURNING request_key, details_week)
+             INSERT INTO lethe.request_details (week, request_key, controller_id, sealed_request, named)
+             SELECT details_week, request_key, '{controller}', 'x', ARRAY (SELECT mpid FROM {mpids} AS mpid) FROM requests;
              UPDATE lethe.requests SET status = 'in_progress', in_progress_at = now()
               WHERE controller_id = '{controller}' AND status = 'pending';
              UPDATE lethe.slices s SET first_request = r.request_key, last_request = r.request_key

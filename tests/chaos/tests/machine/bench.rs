@@ -42,7 +42,7 @@ impl Bench {
         let intake = Mutex::new(Arc::new(IntakeContext::new(keys.clone(), 1_000)));
         let bench = Self { world, controller, intake, keys, parser };
         let epoch = leader::acquire(&bench.world.db, Uuid::nil(), LEADERSHIP).await.unwrap().unwrap();
-        calendar::store(&bench.world.db, epoch, &every_minute()).await.unwrap();
+        calendar::store(&bench.world.db, epoch, &every_minute(), jiff::SignedDuration::from_hours(24)).await.unwrap();
         bench
     }
 

@@ -342,7 +342,8 @@ impl Pair<'_> {
         let ours = slice.is_held && slice.claims == *generation && !slice.done;
         let members = slices::members(&db.session().await.unwrap(), claimed.slice_id).await.unwrap();
         let keys: Vec<_> = members.iter().map(|member| member.request_key).collect();
-        let verified = Verified { store: "postgres", arrived: keys.iter().map(|key| (*key, 0)).collect() };
+        let receipts = slices::open_receipts(&db.session().await.unwrap(), claimed, "postgres").await.unwrap();
+        let verified = Verified { receipts, arrived: keys.iter().map(|key| (*key, 0)).collect() };
         let finished = slices::finish_erasure(db, claimed, &members, &[verified]).await;
         if !ours {
             assert!(matches!(finished, Err(DbError::LeaseLost)), "{finished:?}");
@@ -425,8 +426,8 @@ async fn play(bench: &Bench, steps: &[Step]) {
     bench
         .world
         .run(
-            "TRUNCATE lethe.requests, lethe.request_mpids, lethe.batches, lethe.slices, lethe.callbacks, lethe.early_cancellations,
-                      lethe.erasure_receipts, lethe.callback_attempts CASCADE;
+            "TRUNCATE lethe.requests, lethe.request_details, lethe.batches, lethe.slices, lethe.callbacks, lethe.early_cancellations,
+                      lethe.slice_receipts, lethe.callback_attempts CASCADE;
              UPDATE lethe.clock SET shift = '0'; UPDATE lethe.lanes SET closed_through = '-infinity';
              UPDATE lethe.leaders SET expires_at = '-infinity'",
         )

@@ -234,7 +234,8 @@ impl Storm {
         let db = &self.bench.world.db;
         let members = slices::members(&db.session().await?, claimed.slice_id).await?;
         let keys: Vec<RequestKey> = members.iter().map(|member| member.request_key).collect();
-        let verified = Verified { store: "postgres", arrived: keys.iter().map(|key| (*key, 0)).collect() };
+        let receipts = slices::open_receipts(&db.session().await?, claimed, "postgres").await?;
+        let verified = Verified { receipts, arrived: keys.iter().map(|key| (*key, 0)).collect() };
         Ok(slices::finish_erasure(db, claimed, &members, &[verified]).await?.completed)
     }
 
