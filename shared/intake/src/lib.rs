@@ -196,21 +196,26 @@ impl Intake {
         lethe_db::batches::cancellations_handled(&self.db.session().await?, batches).await
     }
 
-    /// Where a request stands.
-    ///
-    /// # Errors
-    /// [`DbError`].
-    pub async fn status(&self, target: &Target) -> Result<Answer, DbError> {
-        match requests::find(&self.db.session().await?, target).await? {
-            None => Ok(Answer::error(&ApiError::unknown_request(), ApiVersion::V3)),
-            Some(row) => {
-                let (sealed, whole) = (row.sealed_reporting.as_deref(), row.sealed_request.as_deref());
-                let id = row.subject_request_id;
-                let reporting = Reporting::open(&self.shared.keys, &row.controller_id, id, sealed, whole)?;
-                let group_id = reporting.and_then(|reporting| reporting.group_id);
-                Ok(Answer::json(200, row.api_version, &self.status_answer(&row, group_id)))
-            }
+    /// Where requests stand; one outcome for each target.
+    pub async fn statuses(&self, targets: &[Target]) -> Vec<Result<Answer, Unanswered>> {
+        let found = async { requests::find_all(&self.db.session().await?, targets).await }.await;
+        match found {
+            Ok(found) => found
+                .into_iter()
+                .map(|found| match found {
+                    None => Ok(Answer::error(&ApiError::unknown_request(), ApiVersion::V3)),
+                    Some(row) => row.and_then(|row| self.status(&row)).map_err(Unanswered::from),
+                })
+                .collect(),
+            Err(error) => vec![Err(Unanswered::from(error)); targets.len()],
         }
+    }
+
+    fn status(&self, row: &RequestRow) -> Result<Answer, DbError> {
+        let (sealed, whole) = (row.sealed_reporting.as_deref(), row.sealed_request.as_deref());
+        let reporting = Reporting::open(&self.shared.keys, &row.controller_id, row.subject_request_id, sealed, whole)?;
+        let group_id = reporting.and_then(|reporting| reporting.group_id);
+        Ok(Answer::json(200, row.api_version, &self.status_answer(row, group_id)))
     }
 
     /// The requests of a group, at most [`LIST_LIMIT`], and the cursor to go on with.

@@ -26,6 +26,15 @@ struct Previous {
     until: Timestamp,
 }
 
+/// Which keys sign: what they have signed may be given again for as long as that does not change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Turn {
+    /// The previous ones, until the set instant.
+    Previous,
+    /// The present ones.
+    Present,
+}
+
 impl Signer {
     /// Signs with `keys` only.
     #[must_use]
@@ -45,6 +54,15 @@ impl Signer {
         match &self.previous {
             Some(previous) if now < previous.until && previous.keys.certificate(algorithm).is_some() => &previous.keys,
             _ => &self.keys,
+        }
+    }
+
+    /// Whose turn it is to sign.
+    #[must_use]
+    pub fn turn(&self) -> Turn {
+        match &self.previous {
+            Some(previous) if Timestamp::now() < previous.until => Turn::Previous,
+            _ => Turn::Present,
         }
     }
 

@@ -1,23 +1,34 @@
 //! From answers to HTTP responses: signatures, headers.
 
-use std::sync::Arc;
-
 use axum::body::Body;
 use axum::http::header::{CONTENT_TYPE, HeaderName, LINK};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::Response;
 use lethe_domain::opendsr::ApiVersion;
 use lethe_intake::{Answer, Unanswered};
-use lethe_signing::Processor;
-use lethe_signing::signature::{self, Signer};
-use lethe_signing::signing_keys::SigningError;
 
 use crate::authentication::Caller;
 use crate::groups::Outcome;
 use crate::refusal::{JSON, from_database};
+use crate::state::Gateway;
+
+/// Whether the same answer may be given again, to the byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Given {
+    /// It is of this call only.
+    Once,
+    /// Whoever asks again may get it again.
+    Again,
+}
 
 /// The signed answer to an authenticated caller. `version` is that of the path: it decides on the names of the headers.
-pub(crate) async fn signed(processor: &Processor, caller: &Caller, version: ApiVersion, outcome: Outcome) -> Response {
+pub(crate) async fn signed(
+    gateway: &Gateway,
+    caller: &Caller,
+    version: ApiVersion,
+    outcome: Outcome,
+    given: Given,
+) -> Response {
     let (answer, headers) = match outcome {
         Ok(answer) => (answer, Vec::new()),
         Err(Unanswered::Later(error) | Unanswered::Poison(error)) => {
@@ -28,7 +39,8 @@ pub(crate) async fn signed(processor: &Processor, caller: &Caller, version: ApiV
     // What is too large is answered without a signature (contract 9), however it was found out.
     let signature = match answer.status {
         413 => None,
-        _ => Some(sign(&processor.signer, caller, &answer.body).await),
+        _ if given == Given::Again => Some(gateway.signatures.again(caller.algorithm, &answer.body).await),
+        _ => Some(gateway.signatures.once(caller.algorithm, &answer.body).await),
     };
     let mut response = Response::new(Body::from(answer.body));
     *response.status_mut() = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -37,7 +49,7 @@ pub(crate) async fn signed(processor: &Processor, caller: &Caller, version: ApiV
     headers.insert(CONTENT_TYPE, JSON);
     match signature {
         Some(Ok(signature)) => {
-            insert(headers, version.domain_header(), &processor.domain);
+            insert(headers, version.domain_header(), &gateway.processor.domain);
             insert(headers, version.signature_header(), &signature);
         }
         // What was done is done: an unsigned answer tells more than none.
@@ -45,11 +57,6 @@ pub(crate) async fn signed(processor: &Processor, caller: &Caller, version: ApiV
         None => {}
     }
     response
-}
-
-async fn sign(signer: &Arc<Signer>, caller: &Caller, body: &[u8]) -> Result<String, SigningError> {
-    let (signer, algorithm, body) = (signer.clone(), caller.algorithm, body.to_vec());
-    signature::off_thread(move || signer.sign(algorithm, &body)).await
 }
 
 fn insert(headers: &mut HeaderMap, name: &str, value: &str) {

@@ -15,9 +15,9 @@ use lethe_domain::opendsr::{ApiError, ApiVersion, MAX_BODY};
 use lethe_intake::{Answer, Unanswered};
 use url::form_urlencoded;
 
-use crate::answers::{link_to_next, signed};
+use crate::answers::{Given, link_to_next, signed};
 use crate::authentication::Caller;
-use crate::groups::Outcome;
+use crate::groups::{AskStatus, Outcome, Submit};
 use crate::refusal::Refusal;
 use crate::schemas::{ErrorAnswer, SubjectRequestV3};
 use crate::state::Gateway;
@@ -50,8 +50,8 @@ pub(crate) async fn submit(
     request: Request,
 ) -> Result<Response, Refusal> {
     let body = read_json(&gateway, request).await?;
-    let outcome = gateway.groups.receive(&caller.controller_id, version, body).await;
-    Ok(signed(&gateway.processor, &caller, version, outcome).await)
+    let outcome = gateway.submits.take(&caller.controller_id, Submit { body, version }).await;
+    Ok(signed(&gateway, &caller, version, outcome, Given::Once).await)
 }
 
 /// Where a request stands.
@@ -71,13 +71,10 @@ pub(crate) async fn status(
     id: Result<Path<String>, PathRejection>,
 ) -> Response {
     let outcome = match target(&caller, id) {
-        Ok(target) => {
-            let intake = gateway.intake.acting_for(&caller.controller_id);
-            intake.status(&target).await.map_err(Unanswered::from)
-        }
+        Ok((controller_id, id)) => gateway.statuses.take(&controller_id, AskStatus(id)).await,
         Err(refusal) => Ok(Answer::error(&refusal, version)),
     };
-    signed(&gateway.processor, &caller, version, outcome).await
+    signed(&gateway, &caller, version, outcome, Given::Again).await
 }
 
 /// The requests of a group, in the order of receipt. `Link: rel="next"` leads to the next thousand.
@@ -101,7 +98,7 @@ pub(crate) async fn group(
         |name| form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == name).map(|(_, value)| value);
     let Some(group_id) = parameter("group_id").filter(|value| (1..=256).contains(&value.chars().count())) else {
         let refusal = ApiError::new(400, "group_id is required (1 to 256 characters): requests are listed by group");
-        return signed(&gateway.processor, &caller, version, Ok(Answer::error(&refusal, version))).await;
+        return signed(&gateway, &caller, version, Ok(Answer::error(&refusal, version)), Given::Again).await;
     };
     let cursor = parameter("cursor");
     let intake = gateway.intake.acting_for(&caller.controller_id);
@@ -109,7 +106,7 @@ pub(crate) async fn group(
         intake.group(&caller.controller_id, &group_id, cursor.as_deref()).await.map_err(Unanswered::from);
     let next = outcome.as_ref().ok().and_then(|answer| answer.cursor.as_deref());
     let next = next.map(|cursor| next_page(&gateway, version, &group_id, cursor));
-    let mut response = signed(&gateway.processor, &caller, version, outcome).await;
+    let mut response = signed(&gateway, &caller, version, outcome, Given::Again).await;
     if let Some(url) = next {
         link_to_next(&mut response, &url);
     }
@@ -151,7 +148,7 @@ pub(crate) async fn cancel(
         }
         Err(refusal) => Ok(Answer::error(&refusal, version)),
     };
-    signed(&gateway.processor, &caller, version, outcome).await
+    signed(&gateway, &caller, version, outcome, Given::Once).await
 }
 
 /// What is not text at all is not a UUID either.

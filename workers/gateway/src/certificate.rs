@@ -10,7 +10,7 @@ use lethe_audit::certificate::{Document, IssueError, NoCertificate, issue};
 use lethe_domain::opendsr::{ApiError, ApiVersion};
 use lethe_intake::{Answer, Unanswered};
 
-use crate::answers::signed;
+use crate::answers::{Given, signed};
 use crate::authentication::Caller;
 use crate::calls::target;
 use crate::refusal::Refusal;
@@ -50,7 +50,7 @@ pub(crate) async fn certificate(
         }
         Err(refusal) => Ok(Answer::error(&refusal, version)),
     };
-    Ok(signed(&gateway.processor, &caller, version, outcome).await)
+    Ok(signed(&gateway, &caller, version, outcome, Given::Once).await)
 }
 
 fn why_none(reason: NoCertificate) -> ApiError {

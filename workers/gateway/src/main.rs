@@ -16,6 +16,7 @@ mod refusal;
 mod routes;
 mod schemas;
 mod serve;
+mod signatures;
 mod state;
 mod tls;
 

@@ -27,6 +27,7 @@ use crate::groups::Groups;
 use crate::limits::Limits;
 use crate::options::{Bounds, Ready};
 use crate::routes::router;
+use crate::signatures::Signatures;
 use crate::state::{Files, Gateway};
 
 /// What is left of the time to drain once connections are cut.
@@ -55,7 +56,9 @@ pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), ServeError
     let intake = ready.receiving.intake(service.db.clone(), service.publisher.clone());
     let gateway = Arc::new(Gateway {
         db: service.db.clone(),
-        groups: Groups::new(intake.clone()),
+        submits: Groups::new(intake.clone()),
+        statuses: Groups::new(intake.clone()),
+        signatures: Signatures::new(ready.receiving.processor.signer.clone()),
         intake,
         callers: Callers::new(service.db.clone(), bounds.calls)?,
         limits: Limits::new(&bounds),

@@ -16,9 +16,10 @@ use lethe_signing::Processor;
 use tokio::sync::Semaphore;
 
 use crate::authentication::{Caller, Callers, Credentials};
-use crate::groups::Groups;
+use crate::groups::{AskStatus, Groups, Submit};
 use crate::limits::Limits;
 use crate::refusal::Refusal;
+use crate::signatures::Signatures;
 
 /// Everything that calls work with.
 pub(crate) struct Gateway {
@@ -27,7 +28,9 @@ pub(crate) struct Gateway {
     /// Signs certificates.
     pub(crate) signatory: Arc<Signatory>,
     pub(crate) intake: Intake,
-    pub(crate) groups: Groups,
+    pub(crate) submits: Groups<Submit>,
+    pub(crate) statuses: Groups<AskStatus>,
+    pub(crate) signatures: Signatures,
     pub(crate) callers: Callers,
     pub(crate) limits: Limits,
     pub(crate) files: Files,

@@ -10,6 +10,7 @@ use lethe_db::{DbError, calendar};
 use lethe_domain::crypto::Keys;
 use lethe_domain::disposition::Disposition;
 use lethe_domain::opendsr::{ApiVersion, Parser};
+use lethe_domain::request::ControllerId;
 use lethe_intake::{Answer, Incoming, Intake, Unanswered, parse_target};
 use lethe_runtime::poison::Counted;
 use lethe_runtime::service::Service;
@@ -17,7 +18,7 @@ use lethe_runtime::wake::CancellationMarker;
 use tokio::task::JoinSet;
 
 use crate::options::Ready;
-use crate::responder::{Responder, Sent};
+use crate::responder::{Answered, Responder, Sent};
 
 /// Consumes until the service is told to stop.
 pub(crate) async fn run(service: Service, ready: Ready) -> Result<(), DbError> {
@@ -164,20 +165,43 @@ impl Cancellations {
 
 struct Queries(Arc<Responder>);
 
+/// What a query asks for.
+enum Asked {
+    Group(String, Option<String>),
+    Status(Target),
+}
+
 impl Queries {
-    async fn ask(intake: &Intake, Sent { controller_id, message }: &Sent<'_>) -> Result<Answer, DbError> {
+    /// What is not a query is answered at once.
+    fn read(Sent { controller_id, message }: Sent<'_>) -> Result<(ControllerId, Asked), Answered> {
         let asked = if message.routing_key.split('.').next_back() == Some("group") {
-            match Parser::group_query(&message.body) {
-                Ok((group_id, cursor)) => return intake.group(controller_id, &group_id, cursor.as_deref()).await,
-                Err(refusal) => Err(refusal),
-            }
+            Parser::group_query(&message.body).map(|(group_id, cursor)| Asked::Group(group_id, cursor))
         } else {
-            parse_target(controller_id, &message.body)
+            parse_target(&controller_id, &message.body).map(Asked::Status)
         };
-        match asked {
-            Ok(target) => intake.status(&target).await,
-            Err(refusal) => Ok(Answer::error(&refusal, ApiVersion::V3)),
+        asked.map(|asked| (controller_id, asked)).map_err(|refusal| Ok(Answer::error(&refusal, ApiVersion::V3)))
+    }
+
+    /// All statuses in one look; each group by itself.
+    async fn ask(intake: &Intake, open: Vec<&(ControllerId, Asked)>) -> Vec<Answered> {
+        let targets: Vec<Target> = open
+            .iter()
+            .filter_map(|(_, asked)| match asked {
+                Asked::Status(target) => Some(target.clone()),
+                Asked::Group(..) => None,
+            })
+            .collect();
+        let mut statuses = intake.statuses(&targets).await.into_iter();
+        let mut answers = Vec::with_capacity(open.len());
+        for (controller_id, asked) in open {
+            answers.push(match asked {
+                Asked::Status(_) => statuses.next().unwrap_or_else(|| Err(Unanswered::forgotten())),
+                Asked::Group(group_id, cursor) => {
+                    intake.group(controller_id, group_id, cursor.as_deref()).await.map_err(Unanswered::from)
+                }
+            });
         }
+        answers
     }
 }
 
@@ -187,11 +211,9 @@ impl GroupHandler for Queries {
             Ok(checked) => checked,
             Err(error) => return all_later(group, &error),
         };
-        let mut found = Vec::new();
-        for sent in sent.open() {
-            found.push(Self::ask(&self.0.intake, sent).await.map_err(Unanswered::from));
-        }
-        let answers = sent.with(found, |_| Err(Unanswered::forgotten())).settle(|(_, answer)| answer);
+        let asked = sent.step(Self::read);
+        let found = Self::ask(&self.0.intake, asked.open().collect()).await;
+        let answers = asked.with(found, |_| Err(Unanswered::forgotten())).settle(|(_, answer)| answer);
         self.0.finish(group, &senders, answers).await
     }
 }
