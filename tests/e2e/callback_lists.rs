@@ -22,7 +22,7 @@ async fn filled() -> World {
                                          content_digest, submitted_time, received_at, expected_completion_time)
              SELECT CASE WHEN n % 20 = 0 AND n < 8000 THEN 'acme' ELSE 'other' END, gen_random_uuid(), '3.0', 'erasure',
                     'pending', 'erasure', w.week, sha256('x'), now(), now() - (12000 - n) * interval '1 s', now()
-               FROM lethe.open_week(now(), '7 days') w, generate_series(1, 12000) AS n;
+               FROM lethe.week_of(now()) w, generate_series(1, 12000) AS n;
              INSERT INTO lethe.callbacks (callback_id, request_key, url_no, sequence, endpoint_id, request_status,
                                           expected_completion_time, state, next_attempt_at, created_at, attempts)
              SELECT gen_random_uuid(), request_key, 0, sequence,
@@ -118,9 +118,10 @@ async fn every_list_of_endpoints_is_served_by_an_index() {
 #[tokio::test]
 async fn a_replay_waits_for_a_purge_that_is_under_way_and_sends_nothing_of_it() {
     // Of one request, and of a whole week.
-    for purge in
-        ["UPDATE lethe.requests SET details_week = NULL", "SELECT lethe.drop_week(max(week)) FROM lethe.detail_weeks"]
-    {
+    for purge in [
+        "UPDATE lethe.requests SET details_week = NULL",
+        "SELECT lethe.drop_week(max(week), '-10 years') FROM lethe.detail_weeks",
+    ] {
         a_replay_waits_for(purge).await;
     }
 }
@@ -134,7 +135,7 @@ async fn a_replay_waits_for(statement: &str) {
              INSERT INTO lethe.requests (controller_id, subject_request_id, api_version, request_type, status, lane, details_week,
                                          content_digest, submitted_time, received_at, expected_completion_time)
              SELECT 'acme', gen_random_uuid(), '3.0', 'erasure', 'pending', 'erasure', w.week, sha256('x'), now(), now(), now()
-               FROM lethe.open_week(now(), '7 days') w;
+               FROM lethe.week_of(now()) w;
              INSERT INTO lethe.callbacks (callback_id, request_key, url_no, sequence, endpoint_id, request_status,
                                           expected_completion_time, state, next_attempt_at, created_at)
              SELECT gen_random_uuid(), request_key, 0, 0, endpoint_id, 'pending', now(), 'delivered', now(), now()

@@ -17,7 +17,7 @@ async fn received(world: &World, instant: &str) {
             "INSERT INTO lethe.requests (controller_id, subject_request_id, api_version, request_type, status, lane, details_week,
                                          content_digest, submitted_time, received_at, expected_completion_time)
              SELECT 'acme', gen_random_uuid(), '3.0', 'erasure', 'pending', 'erasure', w.week, sha256('x'), now(), now(), now()
-               FROM lethe.open_week({instant}, '7 days') w;
+               FROM lethe.week_of({instant}) w;
              INSERT INTO lethe.request_details (week, request_key, controller_id, sealed_request)
              SELECT details_week, request_key, controller_id, 'x' FROM lethe.requests ORDER BY request_key DESC LIMIT 1"
         ))
@@ -30,7 +30,7 @@ async fn code_of(world: &World, sql: &str) -> Option<String> {
 }
 
 const LONG_AGO: &str = "now() - interval '60 days'";
-const DROP_FIRST: &str = "SELECT lethe.drop_week(min(week)) FROM lethe.detail_weeks";
+const DROP_FIRST: &str = "SELECT lethe.drop_week(min(week), '-10 years') FROM lethe.detail_weeks";
 const RETENTION: Retention = Retention { after_end: Duration::from_hours(24 * 30), for_callbacks: Duration::ZERO };
 
 async fn term(world: &World) -> Term {
@@ -43,7 +43,7 @@ async fn many_who_need_a_week_at_once_open_one() {
     let world = World::new().await;
     let open = async || {
         let row = world.db.session().await.unwrap();
-        let week = row.raw().query_one("SELECT week FROM lethe.open_week(now(), '7 days')", &[]).await.unwrap();
+        let week = row.raw().query_one("SELECT week FROM lethe.open_week(now())", &[]).await.unwrap();
         week.get::<_, i64>(0)
     };
     let opened = futures_util::join!(open(), open(), open(), open());
@@ -52,10 +52,8 @@ async fn many_who_need_a_week_at_once_open_one() {
     assert_eq!(world.one::<i64>(partitions, &[]).await, 1);
     let monday = "SELECT to_char(starts_at AT TIME ZONE 'UTC', 'D HH24:MI:SS') FROM lethe.detail_weeks";
     assert_eq!(world.one::<String>(monday, &[]).await, "2 00:00:00");
-    // What nobody can mean: no more tables than a few years have weeks.
-    world
-        .run("SELECT lethe.open_week(now() + n * interval '10 years', '7 days') FROM generate_series(1, 50) AS n")
-        .await;
+    // What nobody can mean makes no tables without end, whoever asks: the gateway may.
+    world.run("SELECT lethe.open_week(now() + n * interval '10 years') FROM generate_series(-50, 50) AS n").await;
     assert_eq!(world.one::<i64>(partitions, &[]).await, 2);
 }
 
@@ -69,10 +67,27 @@ async fn a_week_is_not_dropped_with_a_request_that_has_not_ended() {
         assert_eq!(code_of(&world, DROP_FIRST).await.as_deref(), Some("LT003"), "{status}");
     }
     world.run("UPDATE lethe.requests SET status = 'completed', completed_at = now() - interval '50 days'").await;
+    // Nor with a callback that is to be sent, say because an operator has it sent once more.
+    world
+        .run(
+            "INSERT INTO lethe.callbacks (callback_id, request_key, url_no, sequence, endpoint_id, request_status,
+                                          expected_completion_time, state, next_attempt_at, created_at)
+             SELECT gen_random_uuid(), request_key, 0, 0, 1, 'pending', now(), 'ready', now(), now() FROM lethe.requests",
+        )
+        .await;
+    assert_eq!(code_of(&world, DROP_FIRST).await.as_deref(), Some("LT003"));
+    world.run("UPDATE lethe.callbacks SET state = 'delivered'").await;
+    // Nor before it is over.
+    let early = "SELECT lethe.drop_week(min(week), interval '80 days') FROM lethe.detail_weeks";
+    assert_eq!(world.one::<Option<i64>>(early, &[]).await, None);
     assert_eq!(code_of(&world, DROP_FIRST).await, None);
     let left = "SELECT count(*) FROM pg_class WHERE relname ~ '^request_details_w'";
     assert_eq!(world.one::<i64>(left, &[]).await, 0, "the table is gone, and its file with it");
-    assert_eq!(world.one::<Option<i64>>("SELECT lethe.drop_week(1)", &[]).await, None, "there is none any more");
+    assert_eq!(
+        world.one::<Option<i64>>("SELECT lethe.drop_week(1, '-10 years')", &[]).await,
+        None,
+        "there is none any more"
+    );
 }
 
 /// Pending for months, say because nobody approves of it.
@@ -124,6 +139,15 @@ async fn nothing_is_added_to_a_week_that_goes() {
     };
     let (dropped, ()) = tokio::join!(code_of(&world, DROP_FIRST), finish);
     assert_eq!(dropped.as_deref(), Some("LT003"));
+    // Nor does anybody add what belongs to no request of that controller and week.
+    world.run("SELECT lethe.week_of(now())").await;
+    for (key, controller) in [("1000000", "acme"), ("1", "other")] {
+        let foreign = format!(
+            "INSERT INTO lethe.request_details (week, request_key, controller_id, sealed_request)
+             SELECT max(week), {key}, '{controller}', 'x' FROM lethe.detail_weeks"
+        );
+        assert_eq!(code_of(&world, &foreign).await.as_deref(), Some("LT003"), "{key} {controller}");
+    }
     // The one who drops is waited for as well; then there is no such week.
     world.run("UPDATE lethe.requests SET status = 'cancelled', cancelled_at = now() WHERE status = 'pending'").await;
     let dropping = world.db.begin("dropping").await.unwrap();
@@ -135,6 +159,21 @@ async fn nothing_is_added_to_a_week_that_goes() {
     let adding = format!("BEGIN; {add}; COMMIT");
     let (added, ()) = tokio::join!(code_of(&world, &adding), finish);
     assert_eq!(added.as_deref(), Some("40001"), "the transaction is tried again, and finds another week");
+}
+
+/// A matcher that stood still since it learnt of a week, while the clock was moved.
+#[tokio::test]
+async fn an_intake_that_knows_a_week_which_is_gone_finds_another_one() {
+    let world = World::new().await;
+    world.controller("acme").await;
+    let _workers = Worker::several(&world, &["scheduler", "identity-matcher"], &[]).await;
+    let publisher = Publisher::connect(&world).await;
+    publisher.request("acme", &Request::erasure("ada@example.com")).await;
+    world.run("UPDATE lethe.requests SET status = 'cancelled', cancelled_at = now()").await;
+    assert_eq!(code_of(&world, DROP_FIRST).await, None);
+    let request = Request::erasure("eve@example.com");
+    assert_eq!(publisher.request("acme", &request).await.status, 201);
+    assert!(has_details(&world, &request.id).await);
 }
 
 /// A dump reads every table for hours.

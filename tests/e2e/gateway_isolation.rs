@@ -147,7 +147,7 @@ async fn every_table_is_closed_to_the_gateway_or_under_a_policy_or_shared_on_pur
         [
             "lethe.find_api_key(text)",
             "lethe.find_result(bytea)",
-            "lethe.open_week(timestamp with time zone,interval)",
+            "lethe.open_week(timestamp with time zone)",
             "lethe.record_download(bytea,bigint,bigint,integer)"
         ]
     );
@@ -229,7 +229,8 @@ async fn under_the_gateways_role_only_the_rows_of_the_acting_controller_exist() 
             "INSERT INTO lethe.request_details (week, request_key, controller_id, sealed_request)
              SELECT max(week), {other_key}, 'other', 'x' FROM lethe.detail_weeks"
         ),
-        "SELECT lethe.drop_week(1)".to_owned(),
+        "SELECT lethe.drop_week(1, '0')".to_owned(),
+        "SELECT lethe.week_of(now())".to_owned(),
         "DELETE FROM lethe.detail_weeks".to_owned(),
         "INSERT INTO lethe.endpoints (controller_id, scheme, host, port) VALUES ('other', 'https', 'x', 443)".to_owned(),
         "UPDATE lethe.requests SET controller_id = 'other'".to_owned(),

@@ -29,14 +29,14 @@ async fn world_with_history() -> (World, Kept) {
                                          content_digest, details_week, submitted_time, received_at, expected_completion_time)
              SELECT CASE n % 40 WHEN 0 THEN 'quiet' ELSE 'acme' END, gen_random_uuid(), '3.0', 'erasure', 'pending', 'erasure',
                     (SELECT max(batch_id) FROM lethe.batches) - n % 3, sha256('x'), w.week, now(), now(), now()
-               FROM lethe.open_week(now(), '7 days') w, generate_series(1, 120) AS n;
+               FROM lethe.week_of(now()) w, generate_series(1, 120) AS n;
              INSERT INTO lethe.slices (batch_id, controller_id, stage, request_count, mpid_count, first_request, last_request)
              SELECT batch_id, controller_id, 'erasure', count(*), 1, min(request_key), max(request_key) FROM lethe.requests
               WHERE batch_id = (SELECT max(batch_id) - 2 FROM lethe.batches) GROUP BY 1, 2;
              UPDATE lethe.requests r SET status = 'in_progress', slice_id = s.slice_id FROM lethe.slices s
               WHERE s.state = 'ready' AND s.batch_id = r.batch_id AND s.controller_id = r.controller_id;
              SET session_replication_role = replica;
-             UPDATE lethe.requests r SET details_week = w.week FROM lethe.open_week(now() - interval '7 days', '7 days') w
+             UPDATE lethe.requests r SET details_week = w.week FROM lethe.week_of(now() - interval '7 days') w
               WHERE r.status = 'completed';
              UPDATE lethe.requests r SET slice_id = s.slice_id FROM lethe.slices s
               WHERE r.status = 'completed' AND s.batch_id = r.batch_id AND s.controller_id = r.controller_id

@@ -39,14 +39,15 @@ async fn the_retention_ends_whatever_is_undelivered_and_its_callbacks_are_given_
 async fn finished(world: &World, all: i32, blocked: i32) {
     world
         .run(&format!(
-            "INSERT INTO lethe.calendars (erasure_schedule, expedited_schedule, access_schedule, waiting_period, completion_margin)
-             VALUES ('* * * * *', '* * * * *', '* * * * *', '0', '0');
+            "INSERT INTO lethe.calendars (erasure_schedule, expedited_schedule, access_schedule, waiting_period, completion_margin,
+                                          details_span)
+             VALUES ('* * * * *', '* * * * *', '* * * * *', '0', '0', '1 hour');
              INSERT INTO lethe.batches (lane, tick_at, runs_at, calendar_version, state)
              SELECT 'erasure', t, t, 1, 'completed' FROM (SELECT lethe.now() - interval '2 days') AS at (t);
              INSERT INTO lethe.requests (controller_id, subject_request_id, api_version, request_type, status, lane, batch_id,
                                          content_digest, details_week, submitted_time, received_at, expected_completion_time)
              SELECT 'acme', gen_random_uuid(), '3.0', 'erasure', 'pending', 'erasure', batch_id, sha256('x'), w.week, now(), now(), now()
-               FROM lethe.open_week(lethe.now() - interval '25 hours', '1 hour') w, lethe.batches, generate_series(1, {all});
+               FROM lethe.week_of(lethe.now() - interval '25 hours') w, lethe.batches, generate_series(1, {all});
              INSERT INTO lethe.request_details (week, request_key, controller_id, sealed_request)
              SELECT details_week, request_key, controller_id, 'x' FROM lethe.requests;
              UPDATE lethe.requests SET status = 'in_progress';

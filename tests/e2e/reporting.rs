@@ -29,7 +29,7 @@ async fn large(world: &World, requests: i32, bytes: i32) -> Vec<u8> {
                                            group_digest, details_week)
                SELECT 'acme', gen_random_uuid(), '3.0', 'erasure', 'pending', 'erasure', sha256('x'), now(), now(), now(), $1,
                       w.week
-                 FROM lethe.open_week(now(), '7 days') w, generate_series(1, $2::int) AS n
+                 FROM lethe.week_of(now()) w, generate_series(1, $2::int) AS n
                RETURNING subject_request_id";
     let rows = session.raw().query(sql, &[&digest, &requests]).await.unwrap();
     let parser = lethe_domain::opendsr::Parser {
@@ -150,7 +150,7 @@ async fn what_was_received_before_is_reported_all_the_same() {
     assert!(list.as_array().unwrap().iter().all(|one| one["group_id"] == "g"));
     drop(workers);
     // Once the week is gone.
-    world.run("SELECT lethe.drop_week(week) FROM lethe.detail_weeks").await;
+    world.run("SELECT lethe.drop_week(week, '-10 years') FROM lethe.detail_weeks").await;
     let list = acme.get("/v3/requests?group_id=g").await.json();
     assert!(list.as_array().unwrap().iter().all(|one| one["group_id"].is_null()), "{list}");
 }

@@ -39,9 +39,10 @@ statements! {
              WHERE request_key = ANY (ARRAY (SELECT r.request_key FROM lethe.callbacks c
                                                JOIN lethe.requests r USING (request_key)
                                               WHERE c.callback_id = ANY ($1) AND c.lease_token = $2
-                                                AND NOT EXISTS (SELECT FROM lethe.request_details d
-                                                                 WHERE d.week = r.details_week
-                                                                   AND d.request_key = r.request_key)))
+                                                -- Counted, so that it is asked one by one.
+                                                AND (SELECT count(*) FROM lethe.request_details d
+                                                      WHERE d.week = r.details_week
+                                                        AND d.request_key = r.request_key) = 0))
                AND state IN ('waiting', 'ready') ORDER BY callback_id FOR UPDATE)
         UPDATE lethe.callbacks c
            SET state = 'exhausted', finished_at = lethe.now(), lease_token = NULL, lease_expires_at = NULL,

@@ -11,13 +11,15 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use jiff::{SignedDuration, Timestamp};
+use tokio_postgres::Row;
 
 use super::pool::Session;
 use super::{DbError, Tx, statements};
 use lethe_domain::request::{ControllerId, Mpid, RequestKey};
 
 statements! {
-    OPEN_WEEK = "SELECT week, starts_at, ends_at FROM lethe.open_week($1, make_interval(secs => $2))";
+    OPEN_WEEK = "SELECT week, starts_at, ends_at FROM lethe.open_week($1)";
+    WEEK_OF = "SELECT week, starts_at, ends_at FROM lethe.week_of($1)";
     /// Lists of profiles are written as texts: arrays of arrays would have to be of one length.
     INSERT_DETAILS = "
         INSERT INTO lethe.request_details (week, request_key, controller_id, sealed_request, sealed_reporting, named, at_receipt)
@@ -57,10 +59,18 @@ impl Week {
     }
 }
 
-/// The week of an instant, opened where it is not there.
-pub(super) async fn open_week(session: &Session, instant: Timestamp, span: SignedDuration) -> Result<Week, DbError> {
-    let row = session.query_one(OPEN_WEEK, &[&instant, &span.as_secs_f64()]).await?;
-    Ok(Week { week: row.get("week"), starts_at: row.get("starts_at"), ends_at: row.get("ends_at") })
+/// The week of an instant that is to come, opened where it is not there.
+pub(super) async fn open_week(session: &Session, instant: Timestamp) -> Result<Week, DbError> {
+    Ok(read_week(&session.query_one(OPEN_WEEK, &[&instant]).await?))
+}
+
+/// The same of any instant: for what moves on.
+pub(super) async fn week_of(session: &Session, instant: Timestamp) -> Result<Week, DbError> {
+    Ok(read_week(&session.query_one(WEEK_OF, &[&instant]).await?))
+}
+
+fn read_week(row: &Row) -> Week {
+    Week { week: row.get("week"), starts_at: row.get("starts_at"), ends_at: row.get("ends_at") }
 }
 
 /// The weeks that are known, and when each was read.

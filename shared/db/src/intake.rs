@@ -7,7 +7,8 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
+use tokio_postgres::error::SqlState;
 
 use super::batches::{Intake, begin_intake, open_batch};
 use super::calendar::CalendarCache;
@@ -175,15 +176,13 @@ impl IntakeContext {
                 prepared.push(Prepared { submission, digest, sealed, reporting });
             }
         }
-        let recorded = super::retrying(|| async {
-            let recorded = self.record_distinct(db, &prepared).await;
-            if recorded.as_ref().is_err_and(DbError::is_conflict) {
-                // A week that is known may have been dropped.
-                self.weeks.forget();
-            }
-            recorded
-        })
-        .await?;
+        let mut recorded = super::retrying(|| self.record_distinct(db, &prepared)).await;
+        // A week that was known has been dropped meanwhile: its partition is gone, or will be.
+        if recorded.as_ref().is_err_and(|error| error.is_conflict() || is_without_partition(error)) {
+            self.weeks.forget();
+            recorded = super::retrying(|| self.record_distinct(db, &prepared)).await;
+        }
+        let recorded = recorded?;
         let mut outcomes = Vec::with_capacity(group.len());
         let mut answered: HashSet<Id> = HashSet::new();
         for (id, digest) in digested {
@@ -223,7 +222,10 @@ impl IntakeContext {
         for (prepared, matched) in group.iter().zip(&matched) {
             let lane = prepared.submission.request.lane();
             let slot = calendar.calendar.slot(lane, received_at)?;
-            let week = self.week(&tx, &mut weeks, slot, calendar.details_span).await?;
+            // Nobody knows when one over the cap will run: it moves on until then.
+            let place =
+                if matched.over_cap { received_at } else { details::place(slot.runs_at, calendar.details_span) };
+            let week = self.week(&tx, &mut weeks, place).await?;
             // Over the cap there is no batch yet: the approval opens one.
             let batch = if matched.over_cap {
                 None
@@ -255,14 +257,13 @@ impl IntakeContext {
         matching::find(tx, &wanted).await
     }
 
-    /// The week in which the details of a request of a slot are kept; `opened` are those that this transaction has read.
-    async fn week(&self, tx: &Tx, opened: &mut Vec<Week>, slot: Slot, span: SignedDuration) -> Result<i64, DbError> {
-        let place = details::place(slot.runs_at, span);
+    /// The week that holds an instant; `opened` are those that this transaction has read.
+    async fn week(&self, tx: &Tx, opened: &mut Vec<Week>, place: Timestamp) -> Result<i64, DbError> {
         if let Some(week) = opened.iter().find(|week| week.holds(place)).copied().or_else(|| self.weeks.find(tx, place))
         {
             return Ok(week.week);
         }
-        let week = details::open_week(tx, place, span).await?;
+        let week = details::open_week(tx, place).await?;
         opened.push(week);
         Ok(week.week)
     }
@@ -290,6 +291,10 @@ impl IntakeContext {
         opened.insert(key, batch);
         Ok(batch)
     }
+}
+
+fn is_without_partition(error: &DbError) -> bool {
+    error.code().is_some_and(|code| *code == SqlState::CHECK_VIOLATION)
 }
 
 /// Where the callbacks of a group go.

@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 
@@ -38,7 +38,7 @@ statements! {
                now
           FROM walked w CROSS JOIN instant
           LEFT JOIN LATERAL (SELECT request_key, completed_at, cancelled_at FROM lethe.requests r
-                              WHERE r.request_key = w.request_key OFFSET 0) r ON true
+                              WHERE r.request_key = w.request_key AND r.details_week = $4 OFFSET 0) r ON true
          ORDER BY w.request_key";
     /// The same of those that were cancelled, with a batch or without.
     OF_CANCELLED = "
@@ -82,11 +82,12 @@ statements! {
                                                at_receipt, at_release)
             SELECT $2, request_key, controller_id, sealed_request, sealed_reporting, named, at_receipt, at_release FROM moved)
         UPDATE lethe.requests SET details_week = $2 WHERE request_key = ANY (ARRAY (SELECT request_key FROM locked))";
-    SPAN = "
-        SELECT extract(epoch FROM details_span)::float8 FROM lethe.calendars ORDER BY version DESC LIMIT 1";
-    DROP = "SELECT lethe.drop_week($1)";
-    /// A week of many millions is read as a whole once.
-    TAKE_TIME = "SELECT set_config('statement_timeout', '10min', true)";
+    /// In key order, as everyone who locks several of them, whichever weeks they go to.
+    LOCK_TO_MOVE = "SELECT request_key FROM lethe.requests WHERE request_key = ANY ($1) ORDER BY request_key FOR UPDATE";
+    DROP = "SELECT lethe.drop_week($1, make_interval(secs => $2))";
+    /// A week of many millions is read as a whole once; not for a process that is gone.
+    TAKE_TIME = "
+        SELECT set_config('statement_timeout', '1h', true), set_config('client_connection_check_interval', '1s', true)";
 }
 
 /// How long what is personal stays.
@@ -116,6 +117,8 @@ const HELD: Duration = Duration::from_mins(1);
 /// How far the purge has come.
 #[derive(Debug, Default)]
 pub struct Walk {
+    /// The lead that it is of: another one may have gone on meanwhile.
+    epoch: Option<i64>,
     weeks: HashMap<i64, (RequestKey, Option<Instant>)>,
     cancelled: (Option<(Timestamp, RequestKey)>, Option<Instant>),
 }
@@ -140,6 +143,9 @@ impl Walk {
     /// # Errors
     /// [`DbError::LeadershipLost`], [`DbError::ClockAhead`].
     pub async fn step(&mut self, db: &Db, term: &Term, retention: Retention, limit: i64) -> Result<Purged, DbError> {
+        if self.epoch != Some(term.epoch()) {
+            *self = Self { epoch: Some(term.epoch()), ..Self::default() };
+        }
         self.wake(retention);
         let mut purged = Purged::default();
         if self.cancelled.1.is_none() {
@@ -165,15 +171,15 @@ impl Walk {
             self.weeks.insert(week, (last, None));
             return Ok(purged);
         }
-        match super::retrying(|| drop_week(db, term, week)).await {
+        match super::retrying(|| drop_week(db, term, retention, week)).await {
             Ok(requests) => {
                 self.weeks.remove(&week);
                 purged.requests += requests;
             }
-            // Somebody reads it: a dump, say. Or something has not ended after all.
-            Err(error) if is_held(&error) || is_needed(&error) => {
+            // Somebody reads it: a dump, say. Or something is needed after all. It must not keep the next ones from their end.
+            Err(error) if error.code().is_some() => {
                 tracing::warn!(%error, week, "a week of details cannot be dropped yet; it is tried again");
-                let place = if is_needed(&error) { RequestKey(0) } else { last };
+                let place = if is_held(&error) { last } else { RequestKey(0) };
                 self.weeks.insert(week, (place, Some(Instant::now())));
             }
             Err(error) => return Err(error),
@@ -230,7 +236,8 @@ impl Walked {
 
 /// Whether nothing needs the details of this request any more but callbacks that are given up with it.
 fn is_due(row: &Row) -> bool {
-    row.get("is_over") && (!row.get::<_, bool>("has_callbacks") || row.get::<_, bool>("is_past_the_end"))
+    lethe_process::fault::defect("open_weeks_dropped")
+        || row.get("is_over") && (!row.get::<_, bool>("has_callbacks") || row.get::<_, bool>("is_past_the_end"))
 }
 
 /// Purges those of the next cancelled requests that are due.
@@ -281,6 +288,8 @@ async fn of_week(
         rows.iter().filter(|row| is_due(row) && row.get("has_callbacks")).map(|row| row.get("request_key")).collect();
     let needed: Vec<&Row> = rows.iter().filter(|row| !is_due(row)).collect();
     if late.is_empty() && needed.is_empty() {
+        // What was found to be over is not looked at again.
+        leader::assert_clock(&tx, term).await?;
         tx.rollback().await;
         return Ok(walked);
     }
@@ -297,7 +306,8 @@ async fn of_week(
 
 /// Moves details to the weeks from which they are dropped in time.
 async fn move_on(tx: &Tx, retention: Retention, from: i64, rows: &[&Row]) -> Result<u64, DbError> {
-    let span = SignedDuration::from_secs_f64(tx.value::<f64>(SPAN, &[]).await?);
+    let keys: Vec<RequestKey> = rows.iter().map(|row| row.get("request_key")).collect();
+    tx.query(LOCK_TO_MOVE, &[&keys]).await?;
     let mut keys_by_week: HashMap<i64, Vec<RequestKey>> = HashMap::new();
     let mut weeks: Vec<details::Week> = Vec::new();
     for row in rows {
@@ -305,7 +315,7 @@ async fn move_on(tx: &Tx, retention: Retention, from: i64, rows: &[&Row]) -> Res
         let week = match weeks.iter().find(|week| week.holds(place)) {
             Some(week) => *week,
             None => {
-                let week = details::open_week(tx, place, span).await?;
+                let week = details::week_of(tx, place).await?;
                 weeks.push(week);
                 week
             }
@@ -330,21 +340,17 @@ fn stays_for(row: &Row, retention: Retention) -> Timestamp {
 }
 
 fn is_held(error: &DbError) -> bool {
-    error.code().is_some_and(|code| *code == SqlState::LOCK_NOT_AVAILABLE) || error.is_too_much()
-}
-
-/// The database has found something in the week that has not ended.
-fn is_needed(error: &DbError) -> bool {
-    error.code().is_some_and(|code| code.code() == "LT003")
+    error.code().is_some_and(|code| *code == SqlState::LOCK_NOT_AVAILABLE)
 }
 
 /// Drops a week that was walked through; the number of requests whose details were in it.
-async fn drop_week(db: &Db, term: &Term, week: i64) -> Result<usize, DbError> {
+async fn drop_week(db: &Db, term: &Term, retention: Retention, week: i64) -> Result<usize, DbError> {
     let tx = db.begin("drop_week").await?;
-    leader::assert_term(&tx, term).await?;
     tx.query(TAKE_TIME, &[]).await?;
-    let requests: Option<i64> = tx.value(DROP, &[&week]).await?;
+    let requests: Option<i64> = tx.value(DROP, &[&week, &retention.after_end.as_secs_f64()]).await?;
     lethe_process::fault::point("purge.before_commit");
+    // Last: it holds the lead, and reading a week takes long.
+    leader::assert_term(&tx, term).await?;
     leader::assert_clock(&tx, term).await?;
     tx.commit().await?;
     Ok(requests.and_then(|requests| usize::try_from(requests).ok()).unwrap_or(0))

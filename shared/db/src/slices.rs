@@ -42,7 +42,7 @@ statements! {
     /// Numbers and receipts meet by their places: a plan that is kept must not compare each with each.
     RECORD_DELETED = "
         UPDATE lethe.slice_receipts e
-           SET rows_deleted = ARRAY (SELECT u.before + u.rows
+           SET rows_deleted = ARRAY (SELECT u.before + coalesce(u.rows, 0)
                                        FROM unnest(e.rows_deleted, $3::bigint[]) WITH ORDINALITY AS u (before, rows, place)
                                       ORDER BY u.place)
          WHERE e.slice_id = $1 AND e.store = $2";
@@ -158,9 +158,14 @@ impl Receipts {
 /// # Errors
 /// [`DbError`].
 pub async fn open_receipts(session: &Session, claimed: &Claimed, store: &'static str) -> Result<Receipts, DbError> {
-    let row = session.query_opt(OPEN_RECEIPTS, &[&claimed.slice_id, &store, &claimed.as_of]).await?;
-    let keys = row.map(|row| row.get("request_keys")).unwrap_or_default();
-    Ok(Receipts { slice_id: claimed.slice_id, store, keys })
+    let params: [&(dyn tokio_postgres::types::ToSql + Sync); 3] = [&claimed.slice_id, &store, &claimed.as_of];
+    let mut row = session.query_opt(OPEN_RECEIPTS, &params).await?;
+    if row.is_none() {
+        // Another one has opened them while the statement was under way; the next one sees them.
+        row = session.query_opt(OPEN_RECEIPTS, &params).await?;
+    }
+    let row = row.ok_or(DbError::Unexpected { place: "slice_receipts" })?;
+    Ok(Receipts { slice_id: claimed.slice_id, store, keys: row.get("request_keys") })
 }
 
 /// Adds rows deleted to receipts; part of the transaction that deletes them, which holds the lease.

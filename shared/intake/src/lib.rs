@@ -198,17 +198,20 @@ impl Intake {
 
     /// Where requests stand; one outcome for each target.
     pub async fn statuses(&self, targets: &[Target]) -> Vec<Result<Answer, Unanswered>> {
-        let found = async { requests::find_all(&self.db.session().await?, targets).await }.await;
-        match found {
-            Ok(found) => found
-                .into_iter()
-                .map(|found| match found {
+        let (mut parts, mut outcomes) = (Parts::new(targets), Vec::with_capacity(targets.len()));
+        while let Some(part) = parts.take() {
+            let found = async { requests::find_all(&self.db.session().await?, part).await }.await;
+            match found {
+                Ok(found) => outcomes.extend(found.into_iter().map(|found| match found {
                     None => Ok(Answer::error(&ApiError::unknown_request(), ApiVersion::V3)),
                     Some(row) => row.and_then(|row| self.status(&row)).map_err(Unanswered::from),
-                })
-                .collect(),
-            Err(error) => vec![Err(Unanswered::from(error)); targets.len()],
+                })),
+                // One of them makes the others fail.
+                Err(error) if error.may_be_one_item() && part.len() > 1 => parts.halve(part),
+                Err(error) => outcomes.extend(vec![Err(Unanswered::from(error)); part.len()]),
+            }
         }
+        outcomes
     }
 
     fn status(&self, row: &RequestRow) -> Result<Answer, DbError> {

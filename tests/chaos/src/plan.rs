@@ -113,7 +113,7 @@ pub const SENDERS: usize = 4;
 pub const HTTP_SENDER: usize = SENDERS;
 
 /// Makes the plan of a seed: `requests` requests within `span`.
-pub fn make(seed: u64, requests: usize, span: Duration, addresses: &Addresses) -> Plan {
+pub fn make(seed: u64, requests: usize, poisoned: usize, span: Duration, addresses: &Addresses) -> Plan {
     let mut random = StdRng::seed_from_u64(seed);
     let people = people::generate(requests.div_ceil(CONTROLLERS.len()) + 40, &mut random);
     let mut maker =
@@ -135,7 +135,7 @@ pub fn make(seed: u64, requests: usize, span: Duration, addresses: &Addresses) -
         maker.request(person, erased, addresses);
     }
     maker.hurdles(addresses);
-    maker.poison();
+    maker.poison(poisoned);
     maker.plan
 }
 
@@ -339,8 +339,8 @@ impl Maker {
     }
 
     /// Requests that the database refuses, whatever else stands in their group.
-    fn poison(&mut self) {
-        for _ in 0..4 {
+    fn poison(&mut self, number: usize) {
+        for _ in 0..number {
             let mut case = self.case(0, Kind::Erasure, "3.0", vec![], None);
             (case.is_poison, case.matches) = (true, vec![]);
             let body = body(&case, None, 1, None, POISON_TIME);

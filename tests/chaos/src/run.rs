@@ -11,7 +11,7 @@ use serde::Deserialize;
 use tokio::sync::mpsc;
 
 use crate::checker::{self, Evidence, Trail, Violation};
-use crate::defects::OUT_OF_THE_TRAIL;
+use crate::defects::{OPEN_WEEKS_DROPPED, OUT_OF_THE_TRAIL};
 use crate::driver::{self, Driver, Harm, Repertoire, Span};
 use crate::fleet::Fleet;
 use crate::latecomers::Latecomers;
@@ -87,7 +87,6 @@ impl Options {
             "no_lease_check" => vec![Harm::ZombieAt(first("access-compiler"), "compile.before_file".to_owned(), 1)],
             "deaf_consumers" => vec![Harm::CancelConsumers("dsr.erasure-execution")],
             "lost_commits_believed" => vec![Harm::FailoverWithLoss(1_500)],
-            "no_split" => vec![Harm::KillAll("identity-matcher")],
             _ => vec![Harm::ClockJump],
         });
         Repertoire { each: self.each, own_servers: self.servers.is_some(), only }
@@ -99,7 +98,9 @@ pub async fn run(options: &Options) -> Report {
     let began = Instant::now();
     let (completed, says_completed) = mpsc::unbounded_channel();
     let receivers = Receivers::start(options.seed, completed).await;
-    let mut plan = plan::make(options.seed, options.requests, options.span, &receivers.addresses);
+    // Where they spoil all of their group, there is one in each group.
+    let poisoned = if options.defect.as_deref() == Some("no_split") { 40 } else { 4 };
+    let mut plan = plan::make(options.seed, options.requests, poisoned, options.span, &receivers.addresses);
     // Senders that publish again would hide what is lost.
     if options.defect.as_deref() == Some("ack_before_commit") {
         plan.letters.iter_mut().for_each(|letter| letter.is_careful &= letter.sender == HTTP_SENDER);
@@ -110,6 +111,9 @@ pub async fn run(options: &Options) -> Report {
     if options.defect.as_deref() == Some(OUT_OF_THE_TRAIL) {
         world.leave_out_of_the_trail().await;
     }
+    if options.defect.as_deref() == Some(OPEN_WEEKS_DROPPED) {
+        world.let_weeks_go().await;
+    }
     let sampler = checker::sample(plan.clone(), world.clone(), says_completed);
     let fleet = Fleet::start(world.clone(), options.each, options.defect.as_deref()).await;
     let driver = Driver::new(world.clone(), fleet.clone(), options.each);
@@ -117,9 +121,21 @@ pub async fn run(options: &Options) -> Report {
     if options.defect.as_deref() == Some("lost_commits_believed") {
         driver.standby().await;
     }
+    // A bad message must meet neighbours in its group: the matchers begin once all of it is queued.
+    let held = if options.defect.as_deref() == Some("no_split") {
+        driver::slots("identity-matcher", options.each)
+    } else {
+        0..0
+    };
+    for index in held.clone() {
+        fleet.signal(index, "STOP").await;
+    }
     let post = Post::open(plan.clone(), world.clone(), fleet.clone());
     let late = Latecomers::start(options.seed, plan.clone(), world.clone(), post.clone());
     driver.run(driver::schedule(options.seed, options.span, &options.repertoire()), options.span).await;
+    for index in held {
+        fleet.signal(index, "CONT").await;
+    }
 
     receivers.calm();
     late.stop();

@@ -118,6 +118,17 @@ impl World {
         self.tests.run(sql).await;
     }
 
+    /// Plants `open_weeks_dropped`: the database lets a week go whatever is in it.
+    pub async fn let_weeks_go(&self) {
+        let sql = "
+            DO $$
+            BEGIN
+                EXECUTE replace(pg_get_functiondef('lethe.drop_week(bigint, interval)'::regprocedure),
+                                'r.status IN (''pending'', ''in_progress'')', 'false');
+            END $$";
+        self.tests.run(sql).await;
+    }
+
     /// The failing store works again.
     pub async fn mend_store(&self) {
         self.patiently("ALTER TABLE subject_data.profiles DISABLE TRIGGER failing_store", &[]).await;

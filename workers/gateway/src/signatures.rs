@@ -43,7 +43,10 @@ impl Signatures {
         }
         metrics::counter!("lethe_http_signatures_total", "remembered" => "false").increment(1);
         let signature = self.once(algorithm, body).await?;
-        self.known.insert(key, signature.clone()).await;
+        // It may have been the turn of others meanwhile.
+        if self.signer.turn() == key.0 {
+            self.known.insert(key, signature.clone()).await;
+        }
         Ok(signature)
     }
 }

@@ -12,7 +12,8 @@ CREATE TABLE lethe.slice_receipts (
     failures     text[] NOT NULL,
     PRIMARY KEY (slice_id, store),
     CHECK (cardinality(request_keys) = ALL (ARRAY[cardinality(rows_deleted), cardinality(rows_arrived),
-                                                  cardinality(verified_at), cardinality(failures)]))
+                                                  cardinality(verified_at), cardinality(failures)])),
+    CHECK (array_position(rows_deleted, NULL) IS NULL)
 );
 
 INSERT INTO lethe.slice_receipts (slice_id, store, as_of, request_keys, rows_deleted, rows_arrived, verified_at, failures)

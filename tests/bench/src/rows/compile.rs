@@ -75,7 +75,7 @@ pub(crate) async fn lethe(bench: &Bench, controller: &str) -> (Run, Option<u64>)
                                              expected_completion_time, details_week)
                  SELECT '{controller}', gen_random_uuid(), '3.0', 'gdpr', 'portability', 'pending', 'access', batch_id,
                         slice_id, sha256('x'), now(), now(), now(), w.week
-                   FROM slice, lethe.open_week(now(), '7 days') w RETURNING request_key, details_week)
+                   FROM slice, lethe.week_of(now()) w RETURNING request_key, details_week)
              INSERT INTO lethe.request_details (week, request_key, controller_id, sealed_request, at_receipt)
              SELECT details_week, request_key, '{controller}', 'x', '{{1}}' FROM request;
              UPDATE lethe.requests SET status = 'in_progress', in_progress_at = now();

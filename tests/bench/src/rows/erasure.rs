@@ -139,7 +139,7 @@ async fn prepare(bench: &Bench, field: &Field, share: u64) -> Vec<i64> {
                                         received_at, expected_completion_time, details_week)
             SELECT $2, gen_random_uuid(), '3.0', 'gdpr', 'erasure', 'pending', 'erasure', $1, slice_id,
                    sha256('x'), int8send(mpid), now(), now(), now(), w.week
-              FROM people JOIN numbered USING (slice), lethe.open_week(now(), '7 days') w
+              FROM people JOIN numbered USING (slice), lethe.week_of(now()) w
             RETURNING request_key, group_digest, details_week)
         INSERT INTO lethe.request_details (week, request_key, controller_id, sealed_request, at_receipt)
         SELECT details_week, request_key, $2, 'x', ARRAY[('x' || encode(group_digest, 'hex'))::bit(64)::bigint]

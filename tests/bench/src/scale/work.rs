@@ -36,7 +36,7 @@ async fn release(bench: &Bench, controller: &str, slices: u64, mpids: &str) -> V
                                              expected_completion_time, details_week)
                  SELECT '{controller}', gen_random_uuid(), '3.0', 'gdpr', 'erasure', 'pending', 'erasure', batch_id, slice_id,
                         sha256('x'), now(), now(), now(), w.week
-                   FROM made, lethe.open_week(now(), '7 days') w RETURNING request_key, details_week)
+                   FROM made, lethe.week_of(now()) w RETURNING request_key, details_week)
              INSERT INTO lethe.request_details (week, request_key, controller_id, sealed_request, named)
              SELECT details_week, request_key, '{controller}', 'x', ARRAY (SELECT mpid FROM {mpids} AS mpid) FROM requests;
              UPDATE lethe.requests SET status = 'in_progress', in_progress_at = now()
