@@ -455,7 +455,8 @@ CREATE TABLE lethe.slice_receipts (
     verified_at timestamp with time zone[] NOT NULL,
     failures text[] NOT NULL,
     CONSTRAINT slice_receipts_check CHECK ((cardinality(request_keys) = ALL (ARRAY[cardinality(rows_deleted), cardinality(rows_arrived), cardinality(verified_at), cardinality(failures)]))),
-    CONSTRAINT slice_receipts_pkey PRIMARY KEY (slice_id, store)
+    CONSTRAINT slice_receipts_pkey PRIMARY KEY (slice_id, store),
+    CONSTRAINT slice_receipts_rows_deleted_check CHECK ((array_position(rows_deleted, NULL::bigint) IS NULL))
 );
 
 CREATE TABLE lethe.slices (
@@ -513,14 +514,32 @@ CREATE TABLE subject_data.profile_identities (
     identity_type text NOT NULL,
     identity_value text NOT NULL,
     mpid bigint NOT NULL,
-    sha256 bytea NOT NULL GENERATED ALWAYS AS (lethe.identity_sha256(identity_type, identity_value)) STORED,
-    sha1 bytea NOT NULL GENERATED ALWAYS AS (lethe.identity_sha1(identity_type, identity_value)) STORED,
-    md5 bytea NOT NULL GENERATED ALWAYS AS (lethe.identity_md5(identity_type, identity_value)) STORED,
-    CONSTRAINT profile_identities_pkey PRIMARY KEY (controller_id, mpid, identity_type, sha256)
+    by_sha256 uuid NOT NULL GENERATED ALWAYS AS ((encode(SUBSTRING(sha256(decode(replace(((identity_type || ' '::text) || encode(sha256(decode(replace(
+CASE identity_type
+    WHEN 'email'::text THEN lower((btrim(identity_value, ' 	
+'::text) COLLATE "C"))
+    ELSE btrim(identity_value, ' 	
+'::text)
+END, '\'::text, '\\'::text), 'escape'::text)), 'hex'::text)), '\'::text, '\\'::text), 'escape'::text)) FROM 1 FOR 16), 'hex'::text))::uuid) STORED,
+    by_sha1 uuid NOT NULL GENERATED ALWAYS AS ((encode(SUBSTRING(sha256(decode(replace(((identity_type || ' '::text) || encode(public.digest(decode(replace(
+CASE identity_type
+    WHEN 'email'::text THEN lower((btrim(identity_value, ' 	
+'::text) COLLATE "C"))
+    ELSE btrim(identity_value, ' 	
+'::text)
+END, '\'::text, '\\'::text), 'escape'::text), 'sha1'::text), 'hex'::text)), '\'::text, '\\'::text), 'escape'::text)) FROM 1 FOR 16), 'hex'::text))::uuid) STORED,
+    by_md5 uuid NOT NULL GENERATED ALWAYS AS ((encode(SUBSTRING(sha256(decode(replace(((identity_type || ' '::text) || md5(decode(replace(
+CASE identity_type
+    WHEN 'email'::text THEN lower((btrim(identity_value, ' 	
+'::text) COLLATE "C"))
+    ELSE btrim(identity_value, ' 	
+'::text)
+END, '\'::text, '\\'::text), 'escape'::text))), '\'::text, '\\'::text), 'escape'::text)) FROM 1 FOR 16), 'hex'::text))::uuid) STORED,
+    CONSTRAINT profile_identities_pkey PRIMARY KEY (controller_id, mpid, by_sha256)
 ) PARTITION BY LIST (controller_id);
-CREATE INDEX profile_identities_md5_identity_type_idx ON ONLY subject_data.profile_identities USING btree (md5, identity_type);
-CREATE INDEX profile_identities_sha1_identity_type_idx ON ONLY subject_data.profile_identities USING btree (sha1, identity_type);
-CREATE INDEX profile_identities_sha256_identity_type_idx ON ONLY subject_data.profile_identities USING btree (sha256, identity_type);
+CREATE INDEX profile_identities_by_md5_mpid_controller_id_idx ON ONLY subject_data.profile_identities USING btree (by_md5) INCLUDE (mpid, controller_id);
+CREATE INDEX profile_identities_by_sha1_mpid_controller_id_idx ON ONLY subject_data.profile_identities USING btree (by_sha1) INCLUDE (mpid, controller_id);
+CREATE INDEX profile_identities_by_sha256_mpid_controller_id_idx ON ONLY subject_data.profile_identities USING btree (by_sha256) INCLUDE (mpid, controller_id);
 ALTER TABLE subject_data.profile_identities ENABLE ROW LEVEL SECURITY;
 CREATE POLICY own ON subject_data.profile_identities FOR ALL USING ((controller_id = lethe.acting_controller()));
 
@@ -1086,7 +1105,7 @@ BEGIN
     END LOOP;
 END $function$;
 
-CREATE OR REPLACE FUNCTION lethe.drop_week(which bigint)
+CREATE OR REPLACE FUNCTION lethe.drop_week(which bigint, retention interval)
  RETURNS bigint
  LANGUAGE plpgsql
  SET enable_seqscan TO 'on'
@@ -1097,13 +1116,27 @@ DECLARE
     dropped lethe.detail_weeks;
     total   bigint;
 BEGIN
+    -- The table is locked against everybody for as long as its drop takes. Whoever reads it for long is not waited for: all others
+    -- would wait as well. Asked first, and given back: to read a week in vain takes long.
+    BEGIN
+        PERFORM set_config('lock_timeout', '200ms', true);
+        EXECUTE format('LOCK TABLE lethe.request_details_w%s IN ACCESS EXCLUSIVE MODE', which);
+        RAISE EXCEPTION 'given back' USING ERRCODE = 'LT004';
+    EXCEPTION
+        WHEN SQLSTATE 'LT004' THEN NULL;
+        WHEN undefined_table THEN RETURN NULL;
+    END;
     -- First the week, which waits for those who hold it; the next statements see what they have added.
-    DELETE FROM lethe.detail_weeks w WHERE w.week = which RETURNING w.* INTO dropped;
+    DELETE FROM lethe.detail_weeks w WHERE w.week = which AND w.ends_at <= lethe.now() - retention
+    RETURNING w.* INTO dropped;
     IF NOT FOUND THEN
         RETURN NULL;
     END IF;
     IF EXISTS (SELECT FROM lethe.request_details d JOIN lethe.requests r ON r.request_key = d.request_key
-                WHERE d.week = which AND r.status IN ('pending', 'in_progress'))
+                WHERE d.week = which AND r.details_week = which
+                  AND (r.status IN ('pending', 'in_progress')
+                       OR (SELECT count(*) FROM lethe.callbacks c
+                            WHERE c.request_key = d.request_key AND c.state IN ('waiting', 'ready')) > 0))
     THEN
         RAISE EXCEPTION 'details of week % are needed', which USING ERRCODE = 'LT003';
     END IF;
@@ -1115,8 +1148,6 @@ BEGIN
           FROM lethe.request_details d WHERE d.week = which GROUP BY d.controller_id ORDER BY d.controller_id
         RETURNING (details ->> 'requests')::bigint AS requests)
     SELECT coalesce(sum(requests), 0) INTO total FROM told;
-    -- The table is locked against everybody for as long as this takes. Whoever reads it for long is not waited for: all others
-    -- would wait as well.
     PERFORM set_config('lock_timeout', '200ms', true);
     EXECUTE format('DROP TABLE lethe.request_details_w%s', which);
     RETURN total;
@@ -1209,6 +1240,7 @@ CREATE OR REPLACE FUNCTION lethe.hold_weeks()
  LANGUAGE plpgsql
  SECURITY DEFINER
  SET search_path TO 'pg_catalog', 'pg_temp'
+ SET enable_seqscan TO 'off'
 AS $function$
 DECLARE
     held integer;
@@ -1218,8 +1250,23 @@ BEGIN
     IF held < (SELECT count(DISTINCT n.week) FROM new_rows n) THEN
         RAISE EXCEPTION 'a week of details has been dropped' USING ERRCODE = '40001';
     END IF;
+    IF EXISTS (SELECT FROM new_rows n
+                WHERE (SELECT count(*) FROM lethe.requests r
+                        WHERE r.request_key = n.request_key AND r.controller_id = n.controller_id
+                          AND r.details_week = n.week) = 0)
+    THEN
+        RAISE EXCEPTION 'details of no request' USING ERRCODE = 'LT003';
+    END IF;
     RETURN NULL;
 END $function$;
+
+CREATE OR REPLACE FUNCTION lethe.identity_key(identity_type text, digest bytea)
+ RETURNS uuid
+ LANGUAGE sql
+ IMMUTABLE PARALLEL SAFE STRICT
+AS $function$
+    SELECT encode(substring(sha256(convert_to(identity_type || ' ' || encode(digest, 'hex'), 'UTF8')) FOR 16), 'hex')::uuid
+$function$;
 
 CREATE OR REPLACE FUNCTION lethe.identity_md5(identity_type text, value text)
  RETURNS bytea
@@ -1263,34 +1310,14 @@ AS $function$
     SELECT clock_timestamp() + drift + shift FROM lethe.clock
 $function$;
 
-CREATE OR REPLACE FUNCTION lethe.open_week(instant timestamp with time zone, span interval, OUT week bigint, OUT starts_at timestamp with time zone, OUT ends_at timestamp with time zone)
+CREATE OR REPLACE FUNCTION lethe.open_week(instant timestamp with time zone, OUT week bigint, OUT starts_at timestamp with time zone, OUT ends_at timestamp with time zone)
  RETURNS record
- LANGUAGE plpgsql
+ LANGUAGE sql
  SECURITY DEFINER
  SET search_path TO 'pg_catalog', 'pg_temp'
 AS $function$
-DECLARE
-    wanted timestamptz := least(instant, lethe.now() + interval '2 years');
-BEGIN
-    FOR attempt IN 1 .. 10 LOOP
-        SELECT w.week, w.starts_at, w.ends_at INTO open_week.week, open_week.starts_at, open_week.ends_at
-          FROM lethe.detail_weeks w WHERE wanted >= w.starts_at AND wanted < w.ends_at ORDER BY w.week LIMIT 1;
-        IF FOUND THEN
-            RETURN;
-        END IF;
-        -- From a Monday on.
-        starts_at := date_bin(span, wanted, timestamptz '1970-01-05 00:00:00+00');
-        ends_at := starts_at + span;
-        -- Whoever opens the same one is waited for.
-        INSERT INTO lethe.detail_weeks AS w (starts_at, ends_at) VALUES (open_week.starts_at, open_week.ends_at)
-        ON CONFLICT ON CONSTRAINT detail_weeks_starts_at_ends_at_key DO NOTHING RETURNING w.week INTO open_week.week;
-        EXIT WHEN FOUND;
-    END LOOP;
-    EXECUTE format('CREATE TABLE lethe.request_details_w%s (LIKE lethe.request_details INCLUDING ALL, CHECK (week = %s))',
-                   week, week);
-    EXECUTE format('ALTER TABLE lethe.request_details ATTACH PARTITION lethe.request_details_w%s FOR VALUES IN (%s)',
-                   week, week);
-END $function$;
+    SELECT w.week, w.starts_at, w.ends_at FROM lethe.week_of(greatest(instant, lethe.now())) w
+$function$;
 
 CREATE OR REPLACE FUNCTION lethe.record_download(wanted bytea, first_byte bigint, last_byte bigint, most integer)
  RETURNS SETOF bigint
@@ -1387,6 +1414,34 @@ CREATE OR REPLACE FUNCTION lethe.wall_clock()
 AS $function$
     SELECT clock_timestamp() + drift FROM lethe.clock
 $function$;
+
+CREATE OR REPLACE FUNCTION lethe.week_of(instant timestamp with time zone, OUT week bigint, OUT starts_at timestamp with time zone, OUT ends_at timestamp with time zone)
+ RETURNS record
+ LANGUAGE plpgsql
+AS $function$
+DECLARE
+    wanted timestamptz := least(instant, lethe.now() + interval '2 years');
+    span   interval := (SELECT c.details_span FROM lethe.calendars c ORDER BY c.version DESC LIMIT 1);
+BEGIN
+    FOR attempt IN 1 .. 10 LOOP
+        SELECT w.week, w.starts_at, w.ends_at INTO week_of.week, week_of.starts_at, week_of.ends_at
+          FROM lethe.detail_weeks w WHERE wanted >= w.starts_at AND wanted < w.ends_at ORDER BY w.week LIMIT 1;
+        IF FOUND THEN
+            RETURN;
+        END IF;
+        -- From a Monday on.
+        starts_at := date_bin(coalesce(span, '7 days'), wanted, timestamptz '1970-01-05 00:00:00+00');
+        ends_at := starts_at + coalesce(span, '7 days');
+        -- Whoever opens the same one is waited for.
+        INSERT INTO lethe.detail_weeks AS w (starts_at, ends_at) VALUES (week_of.starts_at, week_of.ends_at)
+        ON CONFLICT ON CONSTRAINT detail_weeks_starts_at_ends_at_key DO NOTHING RETURNING w.week INTO week_of.week;
+        EXIT WHEN FOUND;
+    END LOOP;
+    EXECUTE format('CREATE TABLE lethe.request_details_w%s (LIKE lethe.request_details INCLUDING ALL, CHECK (week = %s))',
+                   week, week);
+    EXECUTE format('ALTER TABLE lethe.request_details ATTACH PARTITION lethe.request_details_w%s FOR VALUES IN (%s)',
+                   week, week);
+END $function$;
 
 CREATE OR REPLACE FUNCTION lethe.writers(of_controller text)
  RETURNS text[]

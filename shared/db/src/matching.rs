@@ -7,7 +7,7 @@ use tokio_postgres::types::ToSql;
 
 use super::pool::Session;
 use super::{DbError, statements};
-use lethe_domain::opendsr::Identity;
+use lethe_domain::opendsr::{Identity, IdentityFormat};
 use lethe_domain::request::{ControllerId, Mpid};
 
 statements! {
@@ -17,26 +17,27 @@ statements! {
     /// only plain comparisons may choose rows of an index.
     MATCH_SHA256 = "
         SELECT q.ord, found.mpid
-          FROM unnest($2::int[], $3::text[], $4::bytea[]) AS q (ord, identity_type, digest)
+          FROM unnest($2::int[], $3::uuid[]) AS q (ord, key)
          CROSS JOIN LATERAL (
             SELECT p.mpid FROM subject_data.profile_identities p
-             WHERE p.controller_id = $1 AND p.identity_type = q.identity_type AND p.sha256 = q.digest LIMIT $5) found";
+             WHERE p.controller_id = $1 AND p.by_sha256 = q.key LIMIT $4) found";
     MATCH_SHA1 = "
         SELECT q.ord, found.mpid
-          FROM unnest($2::int[], $3::text[], $4::bytea[]) AS q (ord, identity_type, digest)
+          FROM unnest($2::int[], $3::uuid[]) AS q (ord, key)
          CROSS JOIN LATERAL (
             SELECT p.mpid FROM subject_data.profile_identities p
-             WHERE p.controller_id = $1 AND p.identity_type = q.identity_type AND p.sha1 = q.digest LIMIT $5) found";
+             WHERE p.controller_id = $1 AND p.by_sha1 = q.key LIMIT $4) found";
     MATCH_MD5 = "
         SELECT q.ord, found.mpid
-          FROM unnest($2::int[], $3::text[], $4::bytea[]) AS q (ord, identity_type, digest)
+          FROM unnest($2::int[], $3::uuid[]) AS q (ord, key)
          CROSS JOIN LATERAL (
             SELECT p.mpid FROM subject_data.profile_identities p
-             WHERE p.controller_id = $1 AND p.identity_type = q.identity_type AND p.md5 = q.digest LIMIT $5) found";
+             WHERE p.controller_id = $1 AND p.by_md5 = q.key LIMIT $4) found";
 }
 
-/// The index that knows a digest.
-const PROBES: [(&str, usize); 3] = [(MATCH_SHA256, 32), (MATCH_SHA1, 20), (MATCH_MD5, 16)];
+/// The index that knows the keys of a kind of digest.
+const PROBES: [(&str, IdentityFormat); 3] =
+    [(MATCH_SHA256, IdentityFormat::Sha256), (MATCH_SHA1, IdentityFormat::Sha1), (MATCH_MD5, IdentityFormat::Md5)];
 
 /// What is looked for: the identities of one request.
 #[derive(Clone, Copy, Debug)]
@@ -88,20 +89,19 @@ async fn find_of(
     let named = |one: &Wanted<'_>| i64::try_from(one.named.len()).unwrap_or(0);
     let limit_of = |one: &Wanted<'_>| one.cap.map_or(i64::MAX, |cap| i64::from(cap) + 1 + named(one));
     let limit: i64 = wanted.iter().map(|(_, one)| limit_of(one)).max().unwrap_or(0);
-    for (statement, length) in PROBES {
-        let (mut ords, mut types, mut digests) = (Vec::new(), Vec::new(), Vec::new());
+    for (statement, kind) in PROBES {
+        let (mut ords, mut keys) = (Vec::new(), Vec::new());
         for (ord, identity) in wanted.iter().flat_map(|(ord, one)| one.identities.iter().map(move |one| (*ord, one))) {
-            let digest = identity.digest().ok_or(DbError::Unexpected { place: "an identity's digest" })?;
-            if digest.len() == length {
+            let (of, key) = identity.key().ok_or(DbError::Unexpected { place: "an identity's digest" })?;
+            if of == kind {
                 ords.push(ord);
-                types.push(identity.identity_type.as_str());
-                digests.push(digest);
+                keys.push(key);
             }
         }
         if ords.is_empty() {
             continue;
         }
-        let params: [&(dyn ToSql + Sync); 5] = [controller_id, &ords, &types, &digests, &limit];
+        let params: [&(dyn ToSql + Sync); 4] = [controller_id, &ords, &keys, &limit];
         let rows = session.stream(statement, &params).await?;
         futures_util::pin_mut!(rows);
         while let Some(row) = rows.try_next().await? {

@@ -20,7 +20,7 @@ mod embedded {
 /// The schema version that workers must have been built for, at least, to work with the schema of this release. Raise it
 /// when a migration removes or changes what workers of earlier releases use, or lets a column hold a name (a status, a
 /// stage, an algorithm) that they do not know.
-pub const OLDEST_WORKERS: i32 = 28;
+pub const OLDEST_WORKERS: i32 = 29;
 
 /// What the migrations of this release leave to be done, in this order.
 const STEPS: &[Step] = &[

@@ -1,7 +1,10 @@
 //! Identities: their types and the formats they come in (contract 4).
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use uuid::Uuid;
 
 use super::identity_type::{IdentityFormat, IdentityType};
 use super::nobody::DeniedValues;
@@ -93,14 +96,17 @@ impl Identity {
 }
 
 impl Identity {
-    /// What it is found by: the digest that it is, or the SHA-256 of its value. `None` for what [`Self::new`] never makes.
+    /// What it is found by: the key of the digest that it is, or of the SHA-256 of its value, and which of the two it is. Sixteen
+    /// bytes of the SHA-256 over its type and that digest in hex, as `lethe.identity_key` has it. `None` for what
+    /// [`Self::new`] never makes.
     #[must_use]
-    pub fn digest(&self) -> Option<Vec<u8>> {
-        if self.format == IdentityFormat::Raw {
-            return Some(crypto::sha256(self.value.as_bytes()).to_vec());
-        }
-        let digits = self.value.as_bytes().chunks(2);
-        digits.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect()
+    pub fn key(&self) -> Option<(IdentityFormat, Uuid)> {
+        let (kind, digest) = match self.format {
+            IdentityFormat::Raw => (IdentityFormat::Sha256, Cow::Owned(IdentityFormat::Sha256.encode(&self.value))),
+            format => (format, Cow::Borrowed(self.value.as_str())),
+        };
+        let over = crypto::sha256(format!("{} {digest}", self.identity_type.as_str()).as_bytes());
+        Some((kind, Uuid::from_slice(over.get(..16)?).ok()?))
     }
 }
 

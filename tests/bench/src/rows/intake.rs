@@ -285,9 +285,8 @@ impl LookUp {
         let statement = |number: i32| {
             format!(
                 "SELECT q.ord, i.mpid
-                   FROM unnest($1::int[], $2::text[], $3::bytea[]) AS q (ord, identity_type, sha256)
-                   JOIN subject_data.profile_identities_p{number} i
-                     ON i.identity_type = q.identity_type AND i.sha256 = q.sha256"
+                   FROM unnest($1::int[], $2::uuid[]) AS q (ord, key)
+                   JOIN subject_data.profile_identities_p{number} i ON i.by_sha256 = q.key"
             )
         };
         Self(rows.iter().map(|row| (row.get("controller_id"), statement(row.get("partition_no")))).collect())
@@ -295,18 +294,17 @@ impl LookUp {
 
     /// Requests by their place in the group, each with a profile; every pair once.
     pub(crate) async fn find(&self, session: &Session, group: &[&RawRequest]) -> Vec<(usize, i64)> {
-        let mut of_controllers = HashMap::<&str, (Vec<i32>, Vec<&str>, Vec<&[u8]>)>::new();
+        let mut of_controllers = HashMap::<&str, (Vec<i32>, Vec<uuid::Uuid>)>::new();
         for (ord, request) in group.iter().enumerate() {
-            let (ords, types, digests) = of_controllers.entry(&request.controller).or_default();
-            for (kind, digest) in &request.digests {
+            let (ords, keys) = of_controllers.entry(&request.controller).or_default();
+            for key in &request.keys {
                 ords.push(i32::try_from(ord).unwrap());
-                types.push(kind);
-                digests.push(digest);
+                keys.push(*key);
             }
         }
-        let queries = of_controllers.iter().map(|(controller, (ords, types, digests))| async move {
+        let queries = of_controllers.iter().map(|(controller, (ords, keys))| async move {
             let statement = session.prepared(&self.0[*controller]).await.unwrap();
-            session.raw().query(&statement, &[ords as &(dyn ToSql + Sync), types, digests]).await.unwrap()
+            session.raw().query(&statement, &[ords as &(dyn ToSql + Sync), keys]).await.unwrap()
         });
         let rows = futures_util::future::join_all(queries).await;
         let mut pairs: Vec<(usize, i64)> =

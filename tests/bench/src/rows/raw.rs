@@ -2,6 +2,7 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use lethe_domain::opendsr::{IdentityFormat, IdentityType};
 use lethe_domain::signature_algorithm::SignatureAlgorithm;
 use lethe_signing::signature::Signer;
 use lethe_signing::signing_keys::SigningKeys;
@@ -16,8 +17,8 @@ pub(crate) struct RawRequest {
     pub(crate) id: Uuid,
     pub(crate) controller: String,
     pub(crate) body: Vec<u8>,
-    /// SHA-256 of its identities, in the order of [`IDENTITIES`].
-    pub(crate) digests: Vec<(&'static str, Vec<u8>)>,
+    /// What its identities are found by, in the order of [`IDENTITIES`].
+    pub(crate) keys: Vec<Uuid>,
     pub(crate) reply_to: Option<String>,
 }
 
@@ -36,16 +37,19 @@ impl RawRequest {
     /// Reads the id and the identities, and nothing else.
     pub(crate) fn read(body: Vec<u8>, controller: &str, reply_to: Option<String>) -> Self {
         let read: Body = serde_json::from_slice(&body).unwrap();
-        let digests = IDENTITIES
+        let keys = IDENTITIES
             .iter()
             .filter_map(|(kind, _, _)| {
-                Some((
-                    *kind,
-                    lethe_domain::crypto::sha256(read.subject_identities.get(*kind)?.value.as_bytes()).to_vec(),
-                ))
+                let value = read.subject_identities.get(*kind)?.value.clone();
+                let identity = lethe_domain::opendsr::Identity {
+                    identity_type: IdentityType::named(kind).unwrap(),
+                    format: IdentityFormat::Raw,
+                    value,
+                };
+                Some(identity.key().unwrap().1)
             })
             .collect();
-        Self { id: read.subject_request_id, controller: controller.to_owned(), body, digests, reply_to }
+        Self { id: read.subject_request_id, controller: controller.to_owned(), body, keys, reply_to }
     }
 }
 
