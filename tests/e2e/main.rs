@@ -52,4 +52,5 @@ mod shares;
 mod sql;
 mod totals;
 mod trouble;
+mod upgrade;
 mod writers;
