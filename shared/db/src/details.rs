@@ -48,7 +48,7 @@ pub(super) fn place(runs_at: Timestamp, span: SignedDuration) -> Timestamp {
 /// A week that is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Week {
-    pub(super) week: i64,
+    pub(super) number: i64,
     starts_at: Timestamp,
     ends_at: Timestamp,
 }
@@ -70,7 +70,7 @@ pub(super) async fn week_of(session: &Session, instant: Timestamp) -> Result<Wee
 }
 
 fn read_week(row: &Row) -> Week {
-    Week { week: row.get("week"), starts_at: row.get("starts_at"), ends_at: row.get("ends_at") }
+    Week { number: row.get("week"), starts_at: row.get("starts_at"), ends_at: row.get("ends_at") }
 }
 
 /// The weeks that are known, and when each was read.

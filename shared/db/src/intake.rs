@@ -261,11 +261,11 @@ impl IntakeContext {
     async fn week(&self, tx: &Tx, opened: &mut Vec<Week>, place: Timestamp) -> Result<i64, DbError> {
         if let Some(week) = opened.iter().find(|week| week.holds(place)).copied().or_else(|| self.weeks.find(tx, place))
         {
-            return Ok(week.week);
+            return Ok(week.number);
         }
         let week = details::open_week(tx, place).await?;
         opened.push(week);
-        Ok(week.week)
+        Ok(week.number)
     }
 
     /// The open batch of a slot; the first request of a slot opens it.

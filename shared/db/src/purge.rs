@@ -312,15 +312,12 @@ async fn move_on(tx: &Tx, retention: Retention, from: i64, rows: &[&Row]) -> Res
     let mut weeks: Vec<details::Week> = Vec::new();
     for row in rows {
         let place = stays_for(row, retention);
-        let week = match weeks.iter().find(|week| week.holds(place)) {
-            Some(week) => *week,
-            None => {
-                let week = details::week_of(tx, place).await?;
-                weeks.push(week);
-                week
-            }
-        };
-        keys_by_week.entry(week.week).or_default().push(row.get("request_key"));
+        let known = weeks.iter().find(|week| week.holds(place)).copied();
+        let week = if let Some(week) = known { week } else { details::week_of(tx, place).await? };
+        if known.is_none() {
+            weeks.push(week);
+        }
+        keys_by_week.entry(week.number).or_default().push(row.get("request_key"));
     }
     let mut moved = 0;
     for (week, keys) in keys_by_week.into_iter().filter(|(week, _)| *week != from) {

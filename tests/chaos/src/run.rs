@@ -108,11 +108,10 @@ pub async fn run(options: &Options) -> Report {
     let plan = Arc::new(plan);
     let world = Arc::new(World::new(options.servers.clone()).await);
     world.furnish(&plan).await;
-    if options.defect.as_deref() == Some(OUT_OF_THE_TRAIL) {
-        world.leave_out_of_the_trail().await;
-    }
-    if options.defect.as_deref() == Some(OPEN_WEEKS_DROPPED) {
-        world.let_weeks_go().await;
+    match options.defect.as_deref() {
+        Some(OUT_OF_THE_TRAIL) => world.leave_out_of_the_trail().await,
+        Some(OPEN_WEEKS_DROPPED) => world.let_weeks_go().await,
+        _ => {}
     }
     let sampler = checker::sample(plan.clone(), world.clone(), says_completed);
     let fleet = Fleet::start(world.clone(), options.each, options.defect.as_deref()).await;
@@ -122,11 +121,8 @@ pub async fn run(options: &Options) -> Report {
         driver.standby().await;
     }
     // A bad message must meet neighbours in its group: the matchers begin once all of it is queued.
-    let held = if options.defect.as_deref() == Some("no_split") {
-        driver::slots("identity-matcher", options.each)
-    } else {
-        0..0
-    };
+    let is_held = options.defect.as_deref() == Some("no_split");
+    let held = if is_held { driver::slots("identity-matcher", options.each) } else { 0..0 };
     for index in held.clone() {
         fleet.signal(index, "STOP").await;
     }
