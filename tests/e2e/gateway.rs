@@ -276,3 +276,50 @@ async fn a_group_is_listed_to_its_end() {
     check(&empty, 200, "OpenDSR", "an empty group");
     assert_eq!(empty.json(), json!([]));
 }
+
+/// Calls that come together share one look at the database.
+#[tokio::test]
+async fn calls_that_come_together_get_each_its_own_answer() {
+    let world = World::new().await;
+    world.controller("acme").await;
+    world.controller("other").await;
+    let (_scheduler, gateway) = Gateway::with_scheduler(
+        &world,
+        &[("LETHE_RATE_PER_CONTROLLER", "100000"), ("LETHE_RATE_PER_ADDRESS", "100000")],
+    )
+    .await;
+    let (acme, other) = (gateway.caller(&world, "acme"), gateway.caller(&world, "other"));
+    let mut asked = Vec::new();
+    for number in 0..60 {
+        let group = format!("group {number}");
+        let request = Request::erasure("ada@example.com").group(&group);
+        acme.request(&request).await;
+        asked.push((request.id.clone(), Some(group)));
+        asked.push((uuid::Uuid::new_v4().to_string(), None));
+    }
+    // One of them cannot be read: that is nobody else's trouble.
+    let broken = asked[0].0.clone();
+    world
+        .run(&format!(
+            "UPDATE lethe.request_details d SET sealed_reporting = 'broken' FROM lethe.requests r
+              WHERE r.request_key = d.request_key AND r.subject_request_id = '{broken}'"
+        ))
+        .await;
+    let (acme, other) = (&acme, &other);
+    let calls = asked.iter().map(|(id, group)| async move {
+        let (own, strangers) = futures_util::join!(acme.status(id), other.status(id));
+        (id, group, own, strangers)
+    });
+    for (id, group, own, strangers) in futures_util::future::join_all(calls).await {
+        assert!(own.is_signed() && strangers.is_signed());
+        assert_eq!(strangers.status, 404, "another controller's: {id}");
+        match group {
+            _ if *id == broken => assert!(own.status >= 500, "{}", own.text()),
+            None => assert_eq!(own.status, 404, "{id}"),
+            Some(group) => {
+                let answer = own.json();
+                assert_eq!((&answer["subject_request_id"], &answer["group_id"]), (&json!(id), &json!(group)));
+            }
+        }
+    }
+}

@@ -60,15 +60,46 @@ async fn until_the_set_instant_the_previous_key_signs_and_from_then_on_the_new_o
         let expected = if is_new { &new } else { &previous.der };
         assert_eq!(certificate(&gateway, "/opendsr_cert.pem").await, *expected);
     }
-    // Without a restart.
+    // Without a restart, and whatever the previous key has signed already.
     let settings = rotation(&previous, from_now(SignedDuration::from_secs(4)));
     let gateway = Gateway::start(&world, &borrowed(&settings)).await;
+    let before = gateway.caller(&world, "acme").get(path).await;
+    assert!(previous.verifies(RSA, signature(&before), &before.body));
     eventually("the new chain is handed out", seconds(20), async || {
         certificate(&gateway, "/opendsr_cert.pem").await == new
     })
     .await;
     let answer = gateway.caller(&world, "acme").get(path).await;
+    assert_eq!(answer.body, before.body);
     assert!(signing::verifies(RSA, signature(&answer), &answer.body));
+}
+
+/// Whoever polls is told the same, to the byte, until something changes.
+#[tokio::test]
+async fn an_answer_that_is_given_again_is_signed_once() {
+    let world = World::new().await;
+    let ec = SigningPair::write(&world.folder, "ec", SignatureAlgorithm::EcdsaP256, 2090);
+    let owned = [("LETHE_SIGNING_EC_KEY_FILE", text(&ec.key)), ("LETHE_SIGNING_EC_CERT_FILE", text(&ec.certificate))];
+    world.controller_with("acme", |new| new.algorithm = SignatureAlgorithm::EcdsaP256).await;
+    let (_scheduler, gateway) = Gateway::with_scheduler(&world, &borrowed(&owned)).await;
+    let acme = gateway.caller(&world, "acme");
+    let request = Request::erasure("ada@example.com");
+    acme.request(&request).await;
+    // An ECDSA signature differs each time that one is made.
+    let (first, second) = (acme.status(&request.id).await, acme.status(&request.id).await);
+    assert_eq!((signature(&first), &first.body), (signature(&second), &second.body));
+    acme.delete(&format!("/v3/requests/{}", request.id)).await;
+    let third = acme.status(&request.id).await;
+    assert_eq!(third.json()["request_status"], "cancelled");
+    for answer in [&second, &third] {
+        assert!(ec.verifies(SignatureAlgorithm::EcdsaP256, signature(answer), &answer.body));
+    }
+    let metrics = gateway.worker.get("/metrics").await.unwrap().1;
+    for line in
+        [r#"lethe_http_signatures_total{remembered="true"} 1"#, r#"lethe_http_signatures_total{remembered="false"} 2"#]
+    {
+        assert!(metrics.lines().any(|one| one == line), "{metrics}");
+    }
 }
 
 #[tokio::test]
