@@ -1,7 +1,10 @@
 //! Whatever loops and commands ask again and again is served by an index: asserted by what the plans read, since a machine may
 //! be slow and an index is not (DESIGN rule 18).
 
-use lethe_db::{audit, batches, leader, overview, purge, put_off, records, release, request_lists, results};
+use lethe_db::{
+    audit, batches, callbacks, leader, overview, purge, put_off, records, release, request_lists, requests, results,
+    slices,
+};
 use lethe_domain::request::{BatchId, RequestKey, RequestStatus, Stage};
 use lethe_testing::World;
 use lethe_testing::cli::json;
@@ -113,6 +116,19 @@ async fn lists(world: &World, how: &How) {
     for only in [None, Some(BatchId(1))] {
         is_served(world, how, batches::STATEMENTS, "LIST", &[&only, &20_i64]).await;
     }
+    // Calls for statuses in groups, and the work on slices.
+    let some =
+        "SELECT subject_request_id FROM lethe.requests WHERE controller_id = 'acme' ORDER BY request_key LIMIT 64";
+    let ids: Vec<uuid::Uuid> = world.all(some, &[]).await;
+    let theirs = vec!["acme"; ids.len()];
+    for name in ["STATUS", "PAST_STATUS"] {
+        is_served(world, how, requests::STATEMENTS, name, &[&theirs, &ids]).await;
+    }
+    let slice: i64 = world.one("SELECT max(slice_id) FROM lethe.slices WHERE state = 'completed'", &[]).await;
+    is_served(world, how, slices::STATEMENTS, "MEMBERS", &[&slice]).await;
+    is_served(world, how, slices::STATEMENTS, "COMPLETE_ERASED", &[&slice, &vec!["postgres"], &vec![1_i64]]).await;
+    let delivered: Vec<uuid::Uuid> = world.all("SELECT callback_id FROM lethe.callbacks LIMIT 64", &[]).await;
+    is_served(world, how, callbacks::STATEMENTS, "EXHAUST_PURGED", &[&delivered, &uuid::Uuid::new_v4()]).await;
     // Of a batch of 500 the requests, and of each its profiles and receipts.
     for name in ["EXECUTED_MPIDS", "EXECUTED_ROWS"] {
         is_served(world, how, batches::STATEMENTS, name, &[&BatchId(1)]).await;
@@ -168,12 +184,14 @@ async fn plans_from_before_there_was_anything_read_no_more() {
 
 /// Beside row-level security only plain comparisons choose rows of an index (ADR 0020).
 #[tokio::test]
-async fn a_certificate_is_found_by_an_index_under_the_role_of_the_gateway() {
+async fn certificates_and_statuses_are_found_by_indexes_under_the_role_of_the_gateway() {
     let (world, _) = world_with_history().await;
     world.run("ANALYZE").await;
     let request: i64 = world
         .one("SELECT max(request_key) FROM lethe.requests WHERE controller_id = 'acme' AND slice_id IS NOT NULL", &[])
         .await;
+    let of_request = "SELECT subject_request_id FROM lethe.requests WHERE request_key = $1";
+    let id: uuid::Uuid = world.one(of_request, &[&request]).await;
     let acting = "SET LOCAL ROLE lethe_gateway; SET LOCAL lethe.controller_id = 'acme'; SET LOCAL plan_cache_mode = ";
     for mode in ["force_custom_plan", "force_generic_plan"] {
         let read = explained(
@@ -186,6 +204,10 @@ async fn a_certificate_is_found_by_an_index_under_the_role_of_the_gateway() {
         )
         .await;
         assert!(read.rows <= 10, "{mode}: {}", read.plan);
+        let values = format!("ARRAY['acme'], ARRAY['{id}'::uuid]");
+        let settings = format!("{acting}{mode}");
+        let read = explained(&world, requests::STATEMENTS, "STATUS", "text[], uuid[]", &values, &settings).await;
+        assert!(read.rows <= 20, "{mode}: {}", read.plan);
     }
 }
 

@@ -163,9 +163,15 @@ impl Walk {
         let due = db.session().await?.query_opt(DUE, &[&retention.after_end.as_secs_f64(), &resting]).await?;
         let Some(week) = due.map(|row| row.get::<_, i64>("week")) else { return Ok(purged) };
         let after = self.weeks.get(&week).map_or(RequestKey(0), |(place, _)| *place);
-        let walked = super::retrying(|| of_week(db, term, retention, limit, (week, after))).await?;
-        purged = purged.with(&walked);
         purged.more = true;
+        let walked = match super::retrying(|| of_week(db, term, retention, limit, (week, after))).await {
+            Err(error) if error.code().is_some() => {
+                self.put_off(week, after, &error);
+                return Ok(purged);
+            }
+            walked => walked?,
+        };
+        purged = purged.with(&walked);
         let last = walked.last.map_or(after, |(_, key)| key);
         if !walked.is_last(limit) {
             self.weeks.insert(week, (last, None));
@@ -176,15 +182,19 @@ impl Walk {
                 self.weeks.remove(&week);
                 purged.requests += requests;
             }
-            // Somebody reads it: a dump, say. Or something is needed after all. It must not keep the next ones from their end.
+            // Somebody reads it: a dump, say. Or something is needed after all: then it is walked through once more.
             Err(error) if error.code().is_some() => {
-                tracing::warn!(%error, week, "a week of details cannot be dropped yet; it is tried again");
-                let place = if is_held(&error) { last } else { RequestKey(0) };
-                self.weeks.insert(week, (place, Some(Instant::now())));
+                self.put_off(week, if is_held(&error) { last } else { RequestKey(0) }, &error);
             }
             Err(error) => return Err(error),
         }
         Ok(purged)
+    }
+
+    /// Leaves a week for a while, so that it does not keep the next ones from their end.
+    fn put_off(&mut self, week: i64, place: RequestKey, error: &DbError) {
+        tracing::warn!(%error, week, "a week of details cannot be dropped yet; it is tried again");
+        self.weeks.insert(week, (place, Some(Instant::now())));
     }
 
     /// Begins anew with what was walked through a while ago.
