@@ -277,7 +277,7 @@ async fn a_group_is_listed_to_its_end() {
     assert_eq!(empty.json(), json!([]));
 }
 
-/// Calls that come together share one look at the database.
+/// Calls that come together share one look at the database: whatever is wrong with one of them, and whoever asks.
 #[tokio::test]
 async fn calls_that_come_together_get_each_its_own_answer() {
     let world = World::new().await;

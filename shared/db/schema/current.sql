@@ -1248,7 +1248,8 @@ BEGIN
     PERFORM 1 FROM lethe.detail_weeks w WHERE w.week IN (SELECT n.week FROM new_rows n) ORDER BY w.week FOR KEY SHARE;
     GET DIAGNOSTICS held = ROW_COUNT;
     IF held < (SELECT count(DISTINCT n.week) FROM new_rows n) THEN
-        RAISE EXCEPTION 'a week of details has been dropped' USING ERRCODE = '40001';
+        -- As for a week whose partition is gone already.
+        RAISE EXCEPTION 'a week of details has been dropped' USING ERRCODE = 'check_violation';
     END IF;
     IF EXISTS (SELECT FROM new_rows n
                 WHERE (SELECT count(*) FROM lethe.requests r

@@ -177,8 +177,8 @@ impl IntakeContext {
             }
         }
         let mut recorded = super::retrying(|| self.record_distinct(db, &prepared)).await;
-        // A week that was known has been dropped meanwhile: its partition is gone, or will be.
-        if recorded.as_ref().is_err_and(|error| error.is_conflict() || is_without_partition(error)) {
+        // A week that was known has been dropped meanwhile.
+        if recorded.as_ref().is_err_and(is_without_week) {
             self.weeks.forget();
             recorded = super::retrying(|| self.record_distinct(db, &prepared)).await;
         }
@@ -293,7 +293,8 @@ impl IntakeContext {
     }
 }
 
-fn is_without_partition(error: &DbError) -> bool {
+/// PostgreSQL has no partition for a row, or the trigger of the details has found that there is none any more.
+fn is_without_week(error: &DbError) -> bool {
     error.code().is_some_and(|code| *code == SqlState::CHECK_VIOLATION)
 }
 

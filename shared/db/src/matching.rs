@@ -12,7 +12,7 @@ use lethe_domain::request::{ControllerId, Mpid};
 
 statements! {
     /// One probe of one index per identity, whatever the size: the lateral query with its limit leaves the planner no
-    /// other way. One controller at a time, so that its partition is chosen, and locked, alone. Digests come from us: a
+    /// other way. One controller at a time, so that its partition is chosen, and locked, alone. Keys come from us: a
     /// call of an SQL function for each probe costs many times the probe, and beside the row-level security of the gateway
     /// only plain comparisons may choose rows of an index.
     MATCH_SHA256 = "

@@ -220,7 +220,7 @@ impl Fleet {
     /// Tells all to stop, and waits for it; those that do not drain in time are named.
     pub async fn stop(&self) -> Vec<String> {
         self.is_over.store(true, Ordering::SeqCst);
-        let mut stubborn = Vec::new();
+        let mut undrained = Vec::new();
         for index in 0..self.slots.len() {
             self.signal(index, "TERM").await;
         }
@@ -228,12 +228,12 @@ impl Fleet {
             let mut slot = slot.lock().await;
             let Some(worker) = slot.worker.as_mut() else { continue };
             match tokio::time::timeout(Duration::from_secs(40), worker.wait()).await {
-                Ok(status) if status.code() == Some(1) => stubborn.push(format!("{} did not drain", slot.name)),
-                Ok(status) => stubborn.extend(slot.fault_of(status)),
-                Err(_) => stubborn.push(format!("{} did not end within 40 s of SIGTERM", slot.name)),
+                Ok(status) if status.code() == Some(1) => undrained.push(format!("{} did not drain", slot.name)),
+                Ok(status) => undrained.extend(slot.fault_of(status)),
+                Err(_) => undrained.push(format!("{} did not end within 40 s of SIGTERM", slot.name)),
             }
             slot.worker = None;
         }
-        stubborn
+        undrained
     }
 }

@@ -112,7 +112,7 @@ pub const SENDERS: usize = 4;
 /// This sender calls the gateway.
 pub const HTTP_SENDER: usize = SENDERS;
 
-/// Makes the plan of a seed: `requests` requests within `span`.
+/// Makes the plan of a seed: `requests` requests within `span`, and beside them `poisoned` that the database refuses.
 pub fn make(seed: u64, requests: usize, poisoned: usize, span: Duration, addresses: &Addresses) -> Plan {
     let mut random = StdRng::seed_from_u64(seed);
     let people = people::generate(requests.div_ceil(CONTROLLERS.len()) + 40, &mut random);

@@ -148,8 +148,8 @@ pub async fn run(options: &Options) -> Report {
     post.close();
     let trail = Trail::read(&world).await;
     let metrics = fleet.metrics().await;
-    let stubborn = fleet.stop().await;
-    violations.extend(stubborn.into_iter().map(|what| Violation::of(0, what)));
+    let undrained = fleet.stop().await;
+    violations.extend(undrained.into_iter().map(|what| Violation::of(0, what)));
     violations.extend(fleet.deserters.lock().unwrap().drain(..).map(|what| Violation::of(0, what)));
     violations.extend(driver.found());
 

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use aws_lc_rs::digest::{SHA256, digest};
+use lethe_domain::crypto::{self, Digest};
 use lethe_domain::signature_algorithm::SignatureAlgorithm;
 use lethe_signing::signature::{self, Signer, Turn};
 use lethe_signing::signing_keys::SigningError;
@@ -13,7 +13,7 @@ use moka::future::Cache;
 const REMEMBERED: u64 = 20_000;
 
 /// What a signature was made for: by which keys, how, and over which bytes.
-type Key = (Turn, SignatureAlgorithm, [u8; 32]);
+type Key = (Turn, SignatureAlgorithm, Digest);
 
 /// Signs answers.
 pub(crate) struct Signatures {
@@ -34,9 +34,7 @@ impl Signatures {
 
     /// The signature over an answer that may be given again: one that was made before, as long as the same keys sign.
     pub(crate) async fn again(&self, algorithm: SignatureAlgorithm, body: &[u8]) -> Result<Arc<str>, SigningError> {
-        let mut over = [0; 32];
-        over.copy_from_slice(digest(&SHA256, body).as_ref());
-        let key = (self.signer.turn(), algorithm, over);
+        let key = (self.signer.turn(), algorithm, crypto::sha256(body));
         if let Some(signature) = self.known.get(&key).await {
             metrics::counter!("lethe_http_signatures_total", "remembered" => "true").increment(1);
             return Ok(signature);

@@ -80,7 +80,8 @@ BEGIN
     PERFORM 1 FROM lethe.detail_weeks w WHERE w.week IN (SELECT n.week FROM new_rows n) ORDER BY w.week FOR KEY SHARE;
     GET DIAGNOSTICS held = ROW_COUNT;
     IF held < (SELECT count(DISTINCT n.week) FROM new_rows n) THEN
-        RAISE EXCEPTION 'a week of details has been dropped' USING ERRCODE = '40001';
+        -- As for a week whose partition is gone already.
+        RAISE EXCEPTION 'a week of details has been dropped' USING ERRCODE = 'check_violation';
     END IF;
     IF EXISTS (SELECT FROM new_rows n
                 WHERE (SELECT count(*) FROM lethe.requests r
@@ -200,79 +201,7 @@ ALTER TABLE lethe.requests DROP COLUMN sealed_request, DROP COLUMN sealed_report
 CREATE INDEX requests_cancelled_to_purge ON lethe.requests (cancelled_at, request_key)
     WHERE cancelled_at IS NOT NULL AND details_week IS NOT NULL;
 
--- The state machine once more, where nobody can get around it (docs/reference/state-machine.md); and each change of a status
--- enters the trail by the statement that makes it. What ends a request is told with all that a report may ask for later:
--- the rest is removed one day. Plans are kept: one that was made for a statement with one row must not compare each row of
--- a large one with each.
-CREATE OR REPLACE FUNCTION lethe.audit_changed_requests() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_nestloop = off AS $$
-DECLARE
-    illegal record;
-BEGIN
-    SELECT o.status AS before, n.status AS after INTO illegal
-      FROM new_rows n LEFT JOIN old_rows o USING (request_key)
-     WHERE n.status IS DISTINCT FROM o.status
-       AND ((o.status, n.status) IN (('pending', 'in_progress'), ('pending', 'cancelled'), ('in_progress', 'completed')))
-           IS NOT TRUE
-     LIMIT 1;
-    IF FOUND THEN
-        RAISE EXCEPTION 'a request cannot go from % to %', illegal.before, illegal.after USING ERRCODE = 'LT002';
-    END IF;
-    INSERT INTO lethe.audit_entries (controller_id, slice_id, event, details, requests, recorded_at)
-    SELECT controller_id, slice_id, event,
-           json_strip_nulls(json_build_object('batch_id', batch_id, 'slice_id', slice_id, 'columns', columns::json)),
-           json_agg(line ORDER BY request_key), (SELECT lethe.now())
-      FROM (SELECT n.controller_id, n.request_key, t.event, t.batch_id, t.slice_id, t.columns, t.line,
-                   (row_number() OVER (PARTITION BY n.controller_id, t.event, t.batch_id, t.slice_id
-                                       ORDER BY n.request_key) - 1) / 2000 AS part
-              FROM new_rows n JOIN old_rows o USING (request_key)
-              CROSS JOIN LATERAL (
-                SELECT 'requests.approved', n.batch_id, NULL::bigint,
-                       '["subject_request_id","lane","expected_completion_time"]',
-                       json_build_array(n.subject_request_id, n.lane, n.expected_completion_time)
-                 WHERE o.approval <> 'approved' AND n.approval = 'approved'
-                UNION ALL
-                SELECT 'requests.held_back', o.batch_id, NULL, '["subject_request_id"]',
-                       json_build_array(n.subject_request_id)
-                 WHERE o.approval <> 'needed' AND n.approval = 'needed'
-                UNION ALL
-                SELECT 'requests.cancelled', n.batch_id, NULL,
-                       '["subject_request_id","type","regulation","api_version","content_digest","received_at","expected_completion_time","cancellation_received_at","cancelled_at"]',
-                       json_build_array(n.subject_request_id, n.request_type, n.regulation, n.api_version,
-                                        encode(n.content_digest, 'hex'), n.received_at, n.expected_completion_time,
-                                        n.cancellation_received_at, n.cancelled_at)
-                 WHERE o.status <> 'cancelled' AND n.status = 'cancelled'
-                UNION ALL
-                SELECT 'requests.released', n.batch_id, n.slice_id, '["subject_request_id"]',
-                       json_build_array(n.subject_request_id)
-                 WHERE o.status <> 'in_progress' AND n.status = 'in_progress'
-                UNION ALL
-                -- Profiles and receipts are told here: a certificate proves by this line what was done (ADR 0012).
-                SELECT 'requests.completed', n.batch_id, n.slice_id,
-                       '["subject_request_id","type","regulation","api_version","content_digest","lane","submitted_time","received_at","expected_completion_time","in_progress_at","completed_at","profiles","stores"]',
-                       json_build_array(n.subject_request_id, n.request_type, n.regulation, n.api_version,
-                                        encode(n.content_digest, 'hex'), n.lane, n.submitted_time, n.received_at,
-                                        n.expected_completion_time, n.in_progress_at, n.completed_at,
-                                        (SELECT coalesce(cardinality(d.named), 0) + coalesce(cardinality(d.at_receipt), 0)
-                                                + coalesce(cardinality(d.at_release), 0)
-                                           FROM lethe.request_details d
-                                          WHERE d.week = n.details_week AND d.request_key = n.request_key),
-                                        coalesce((SELECT json_agg(json_build_object(
-                                                             'store', e.store, 'as_of', e.as_of, 'rows_deleted', e.rows_deleted,
-                                                             'rows_arrived', e.rows_arrived, 'verified_at', e.verified_at)
-                                                         ORDER BY e.store)
-                                                    FROM lethe.erasure_receipts e
-                                                   WHERE e.request_key = n.request_key AND e.verified_at IS NOT NULL), '[]'))
-                 WHERE o.status <> 'completed' AND n.status = 'completed'
-                UNION ALL
-                SELECT 'requests.purged', n.batch_id, NULL, '["subject_request_id","content_digest"]',
-                       json_build_array(n.subject_request_id, encode(n.content_digest, 'hex'))
-                 WHERE o.details_week IS NOT NULL AND n.details_week IS NULL)
-                AS t (event, batch_id, slice_id, columns, line)) AS told
-     GROUP BY controller_id, event, batch_id, slice_id, columns, part
-     ORDER BY min(request_key), event;
-    RETURN NULL;
-END $$;
+-- The trigger that tells of profiles and of the purge follows with the receipts (V0028): until then no request can be changed.
 
 -- Claims the due callbacks of endpoints, of each as many as are wanted, within its limit and its breaker. A claim goes on from
 -- the place of the last one; what lies before it is looked at as soon as there is room for it, unless that took long the last
